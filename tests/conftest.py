@@ -1,0 +1,36 @@
+"""Shapes are checked in every test: jaxtyping reads the annotations of minikeye, beartype enforces them."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Before the first import of minikeye. Its kernels are left out: triton.jit reads the source of the very function it
+# decorates and must not be handed a wrapper.
+_PARTS = sorted({path.stem for path in (ROOT / "minikeye").iterdir() if path.suffix == ".py" or path.is_dir()})
+install_import_hook(
+    [f"minikeye.{part}" for part in _PARTS if not part.startswith("_")],
+    "beartype.beartype",
+)
+
+# The tensors of the tests are tiny: a second thread costs more than it brings, and one thread adds in one order.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeds() -> None:
+    """Every test starts from the same state of all three random generators."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - the global generator is what libraries use
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A seeded generator of its own, for tests that draw their inputs."""
+    return torch.Generator().manual_seed(0)
