@@ -1,0 +1,162 @@
+"""Checkpoints in the released layout: sharded safetensors, an index of them, config.json.
+
+Module names are the released names, so a state dict is a checkpoint; what is left to do is shards, checks and
+atomic writing. Released keys that are not part of the function are ignored by name, never in silence by pattern.
+"""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from minikeye.config import KeyeConfig
+from minikeye.model import KeyeVL
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+# SigLIP's pooling head and rotary buffers: older releases carry them, the model never reads them.
+IGNORED = re.compile(r"visual\.vision_model\.head\.|rotary_emb\.inv_freq$")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that does not hold exactly the model's tensors. The message lists every difference."""
+
+
+def save(model: KeyeVL, folder: str | Path, max_shard_bytes: int = 5 * 2**30, dtype: torch.dtype | None = None) -> None:
+    """Write config.json, safetensors shards of at most `max_shard_bytes` and their index.
+
+    Everything is written beside the target and renamed at the end: a kill leaves the old folder or the new one.
+    dtype: convert on writing. Raises CheckpointError for a tensor larger than a shard.
+    """
+    tensors = {n: t.detach().to("cpu", dtype or t.dtype).contiguous() for n, t in model.state_dict().items()}
+    shards = plan_shards({n: t.numel() * t.element_size() for n, t in tensors.items()}, max_shard_bytes)
+    target = Path(folder)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        where = {}
+        for n, names in enumerate(shards, 1):
+            file = f"model-{n:05d}-of-{len(shards):05d}.safetensors"
+            save_file({name: tensors[name] for name in names}, temporary / file, metadata={"format": "pt"})
+            where |= dict.fromkeys(names, file)
+        size = sum(t.numel() * t.element_size() for t in tensors.values())
+        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(where.items()))}
+        (temporary / INDEX).write_text(json.dumps(index, indent=1) + "\n")
+        (temporary / "config.json").write_text(json.dumps(model.config.to_dict(), indent=2) + "\n")
+        _replace_folder(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def plan_shards(sizes: dict[str, int], limit: int) -> list[list[str]]:
+    """Names in order, cut into shards of at most `limit` bytes."""
+    shards: list[list[str]] = [[]]
+    room = limit
+    for name, size in sizes.items():
+        if size > limit:
+            raise CheckpointError(f"{name} has {size} bytes, more than a shard of {limit}: allow larger shards")
+        if size > room:
+            shards.append([])
+            room = limit
+        shards[-1].append(name)
+        room -= size
+    return shards
+
+
+def _replace_folder(new: Path, target: Path) -> None:
+    """Swap the folders by renames; the old one goes only when the new one is in place."""
+    if not target.exists():
+        os.replace(new, target)
+        return
+    old = target.with_name(f".{target.name}-old")
+    shutil.rmtree(old, ignore_errors=True)
+    os.replace(target, old)
+    os.replace(new, target)
+    shutil.rmtree(old)
+
+
+def load(folder: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> KeyeVL:
+    """The model in `folder`, or in the hub repository of that name.
+
+    dtype: of the weights in memory; default float32 on a CPU, as stored elsewhere. Raises FileNotFoundError where there
+    is no checkpoint, CheckpointError listing all tensors that are missing, extra, misshapen or not float.
+    """
+    folder = local_folder(folder)
+    config = KeyeConfig.from_folder(folder)
+    with torch.device("meta"):
+        model = KeyeVL(config)
+    files = tensor_files(folder)
+    check(folder, files, {n: tuple(t.shape) for n, t in model.state_dict().items()})
+    device = torch.device(device or "cpu")
+    dtype = dtype or (torch.float32 if device.type == "cpu" else None)
+    tensors: dict[str, Tensor] = {}
+    for file in sorted(set(files.values())):
+        with safe_open(folder / file, "pt", device=str(device)) as shard:
+            for name in shard.keys():  # noqa: SIM118 (not a dict)
+                if not IGNORED.search(name):
+                    tensors[name] = shard.get_tensor(name).to(dtype)  # None keeps the stored dtype
+    model.load_state_dict(tensors, assign=True)
+    return model.eval()
+
+
+def local_folder(name: str | Path) -> Path:
+    """The folder itself, or the local copy of a hub repository, downloaded where it is not there yet."""
+    if Path(name).is_dir():
+        return Path(name)
+    if isinstance(name, Path) or str(name).count("/") != 1:
+        raise FileNotFoundError(f"no folder {name}: give a checkpoint folder or a hub id such as owner/name")
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+
+
+def tensor_files(folder: Path) -> dict[str, str]:
+    """Which file holds which tensor, from the index or the single file."""
+    if (folder / INDEX).is_file():
+        try:
+            files = json.loads((folder / INDEX).read_text())["weight_map"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{folder / INDEX} is not a safetensors index: {error}") from error
+        if absent := sorted({f for f in files.values() if not (folder / f).is_file()}):
+            raise FileNotFoundError(f"{folder / INDEX} names files that are not there: {', '.join(absent)}")
+        return files
+    if (folder / SINGLE).is_file():
+        with _open(folder / SINGLE) as shard:
+            return dict.fromkeys(shard.keys(), SINGLE)
+    raise FileNotFoundError(f"{folder} holds neither {INDEX} nor {SINGLE}: minikeye reads safetensors only")
+
+
+def check(folder: Path, files: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> None:
+    """Compare what the shards hold with what the model needs; one error for all differences. Reads headers only."""
+    problems = []
+    held = {}
+    for file in sorted(set(files.values())):
+        with _open(folder / file) as shard:
+            for name in shard.keys():  # noqa: SIM118 (not a dict)
+                tensor = shard.get_slice(name)
+                held[name] = tuple(tensor.get_shape()), tensor.get_dtype()
+    for name, shape in shapes.items():
+        if name not in held:
+            problems.append(f"missing: {name} {list(shape)}")
+        elif held[name][0] != shape:
+            problems.append(f"misshapen: {name} is {list(held[name][0])}, the config needs {list(shape)}")
+        elif held[name][1] not in ("F64", "F32", "F16", "BF16"):
+            problems.append(f"wrong dtype: {name} is {held[name][1]}, expected F32, F16 or BF16")
+    problems += [f"extra: {n} {list(s)}" for n, (s, _) in held.items() if n not in shapes and not IGNORED.search(n)]
+    if problems:
+        shown = "\n  ".join(problems[:40]) + (f"\n  ... and {len(problems) - 40} more" if len(problems) > 40 else "")
+        raise CheckpointError(f"{folder} does not hold this model ({len(problems)} differences):\n  {shown}")
+
+
+def _open(path: Path):
+    try:
+        return safe_open(path, "pt")
+    except Exception as error:  # safetensors raises its own untyped errors for truncated and foreign files
+        raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error

@@ -1,0 +1,298 @@
+"""Every number of a Keye-VL-2.0 model, and the `config.json` it travels in.
+
+Presets: `KeyeConfig.keye_vl_2_30b_a3b()` is the released model (report, section 2; 31,122,082,160 parameters),
+`mini` the shipped checkpoint, `nano` trains on a laptop CPU in a minute. Same code for all three: only numbers differ.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """Native-resolution SigLIP tower and the 2x2-merge projector (report, section 2.1)."""
+
+    width: int = 1152  # channels of a patch token
+    layers: int = 27
+    heads: int = 16
+    mlp_width: int = 4304
+    patch_size: int = 14  # pixels, side of one patch
+    merge: int = 2  # patches, side of the square that becomes one visual token
+    image_size: int = 384  # pixels, side the position table was learned at: (384 // 14)^2 = 729 rows
+    packing_positions: int = 32_768  # rows of a second table that ships in the checkpoint and is never read
+    rope_theta: float = 10_000.0  # base of the 2D RoPE
+    norm_eps: float = 1e-6  # LayerNorm of the tower
+    projector_norm_eps: float = 1e-5  # LayerNorm over the merged width
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def position_side(self) -> int:
+        """Side of the learned position grid, in patches."""
+        return self.image_size // self.patch_size
+
+    def __post_init__(self) -> None:
+        _require(self.width % self.heads == 0, f"vision width {self.width} must be a multiple of heads {self.heads}")
+        _require(self.head_width % 4 == 0, f"vision head width {self.head_width} must be a multiple of 4 for 2D RoPE")
+
+
+@dataclass(frozen=True)
+class IndexerConfig:
+    """Lightning indexer of DSA (report, section 2.3). One key head is shared by all query heads."""
+
+    heads: int = 16  # H^I, query heads
+    width: int = 64  # channels of an index query or key
+    topk: int = 2048  # k, keys a query attends to
+    q_chunk_size: int = 512  # queries scored at a time in the released kernel; kept for config.json
+    kv_chunk_size: int = 512  # keys scored at a time in the released kernel; kept for config.json
+    norm_eps: float = 1e-6  # RMSNorm of q, LayerNorm of k
+
+    def __post_init__(self) -> None:
+        _require(self.topk >= 1, f"topk must be at least 1, got {self.topk}")
+        _require(self.width % 2 == 0, f"indexer width {self.width} must be even for RoPE")
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Qwen3-MoE decoder (report, section 2; Qwen3-30B-A3B-Thinking-2507)."""
+
+    vocab: int = 151_936  # rows of the embedding and of the untied head
+    width: int = 2048
+    layers: int = 48
+    heads: int = 32  # query heads
+    kv_heads: int = 4  # key/value heads, the groups G of grouped-query attention
+    head_width: int = 128
+    experts: int = 128
+    experts_per_token: int = 8
+    expert_width: int = 768  # hidden channels of one SwiGLU expert
+    rope_theta: float = 1e7
+    mrope_section: tuple[int, int, int] = (16, 24, 24)  # rotary frequencies for time, row, column; contiguous
+    norm_eps: float = 1e-6
+    max_positions: int = 262_144  # tokens of context
+
+    @property
+    def group_heads(self) -> int:
+        """r: query heads that share one key/value head."""
+        return self.heads // self.kv_heads
+
+    def __post_init__(self) -> None:
+        _require(self.heads % self.kv_heads == 0, f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}")
+        _require(
+            2 * sum(self.mrope_section) == self.head_width,
+            f"mrope_section {self.mrope_section} must sum to half of head_width {self.head_width}",
+        )
+        _require(
+            1 <= self.experts_per_token <= self.experts,
+            f"experts_per_token {self.experts_per_token} must lie in 1..{self.experts}",
+        )
+
+
+@dataclass(frozen=True)
+class VideoConfig:
+    """How many frames and tokens a video becomes (report, section 2.2; released serving code)."""
+
+    fps: float = 2.0  # frames per second to sample
+    min_frame_tokens: int = 64  # visual tokens of a frame, at least
+    max_frame_tokens: int = 256  # visual tokens of a frame, at most
+    video_tokens: int = 184_320  # visual tokens of all videos of a prompt together (180K)
+    min_image_tokens: int = 4
+    max_image_tokens: int = 20_480
+    adaptive: Literal["off", "paper", "released"] = "off"  # scale the budget by duration; the two tables differ
+
+    def __post_init__(self) -> None:
+        _require(
+            1 <= self.min_frame_tokens <= self.max_frame_tokens,
+            f"frame tokens must satisfy 1 <= min <= max, got {self.min_frame_tokens} and {self.max_frame_tokens}",
+        )
+        _require(
+            self.adaptive in ("off", "paper", "released"),
+            f"adaptive must be 'off', 'paper' or 'released', got {self.adaptive!r}",
+        )
+
+
+@dataclass(frozen=True)
+class KeyeConfig:
+    """The whole model: vision tower, decoder, indexer, and the video budget of its processor."""
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    indexer: IndexerConfig = field(default_factory=IndexerConfig)
+    video: VideoConfig = field(default_factory=VideoConfig)
+    image_token_id: int = 151_655  # placeholder that a visual token of an image replaces
+    video_token_id: int = 151_656  # placeholder that a visual token of a video frame replaces
+
+    def __post_init__(self) -> None:
+        section, spare = self.indexer_section, self.indexer.width // 2
+        _require(
+            sum(section) == spare and min(section) > 0,
+            f"mrope_section {self.text.mrope_section} scaled from head_width {self.text.head_width} to indexer width "
+            f"{self.indexer.width} gives {section}, which must be positive and sum to {spare}",
+        )
+
+    @property
+    def indexer_section(self) -> tuple[int, int, int]:
+        """M-RoPE sections of the indexer: the decoder's, scaled by indexer width / head width ([8, 12, 12])."""
+        scaled = [n * self.indexer.width // self.text.head_width for n in self.text.mrope_section]
+        return (scaled[0], scaled[1], scaled[2])
+
+    @property
+    def token_pixels(self) -> int:
+        """Pixels along one side of one visual token (28)."""
+        return self.vision.patch_size * self.vision.merge
+
+    @classmethod
+    def keye_vl_2_30b_a3b(cls) -> "KeyeConfig":
+        """The released Keye-VL-2.0-30B-A3B."""
+        return cls()
+
+    @classmethod
+    def mini(cls) -> "KeyeConfig":
+        """The shipped checkpoint: frames of 56x56 or 56x84 pixels, about 10 tokens a frame, 1,024 frames."""
+        return cls(
+            vision=VisionConfig(width=192, layers=4, heads=6, mlp_width=768, image_size=56, packing_positions=1),
+            text=TextConfig(
+                vocab=320,
+                width=256,
+                layers=6,
+                heads=8,
+                kv_heads=2,
+                head_width=64,
+                experts=8,
+                experts_per_token=2,
+                expert_width=192,
+                rope_theta=1e6,
+                mrope_section=(8, 12, 12),
+                max_positions=16_384,
+            ),
+            indexer=IndexerConfig(heads=4, width=32, topk=256),
+            video=VideoConfig(min_frame_tokens=4, max_frame_tokens=8, video_tokens=8 * 1024, max_image_tokens=8),
+            image_token_id=261,
+            video_token_id=262,
+        )
+
+    @classmethod
+    def nano(cls) -> "KeyeConfig":
+        """For tests and for training in a notebook: frames of 28x28 pixels, one token each."""
+        return cls(
+            vision=VisionConfig(width=48, layers=2, heads=4, mlp_width=96, image_size=28, packing_positions=1),
+            text=TextConfig(
+                vocab=320,
+                width=64,
+                layers=2,
+                heads=4,
+                kv_heads=2,
+                head_width=32,
+                experts=4,
+                experts_per_token=2,
+                expert_width=48,
+                rope_theta=1e5,
+                mrope_section=(4, 6, 6),
+                max_positions=4096,
+            ),
+            indexer=IndexerConfig(heads=2, width=16, topk=16),
+            video=VideoConfig(min_frame_tokens=1, max_frame_tokens=4, video_tokens=1024, max_image_tokens=4),
+            image_token_id=261,
+            video_token_id=262,
+        )
+
+    @classmethod
+    def from_dict(cls, d: dict[str, Any]) -> "KeyeConfig":
+        """Read a released `config.json`: text part nested (`text_config`) or flat, DSA numbers in `sa_config`.
+
+        A key that is absent takes the released model's value; keys minikeye does not use are ignored, and
+        `unused_keys(d)` lists them. Raises ValueError for a value of the wrong kind or numbers that do not fit.
+        """
+        for key in ("text_config", "vision_config", "video_config", "sa_config"):
+            if not isinstance(d, dict) or not isinstance(d.get(key, {}), dict):
+                raise ValueError(f"config and its {key} must be dictionaries, got {d!r:.200}")
+        vision, text = d.get("vision_config", {}), d.get("text_config", d)
+        rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
+        flat_text = {**text, "mrope_section": rope.get("mrope_section", TextConfig.mrope_section)}
+        flat_text.setdefault("rope_theta", rope.get("rope_theta", TextConfig.rope_theta))
+        return cls(
+            vision=_read(VisionConfig, _VISION_KEYS, vision),
+            text=_read(TextConfig, _TEXT_KEYS, flat_text),
+            indexer=_read(IndexerConfig, _INDEXER_KEYS, text.get("sa_config", d.get("sa_config", {}))),
+            video=_read(VideoConfig, _VIDEO_KEYS, d.get("video_config", {})),
+            image_token_id=d.get("image_token_id", cls.image_token_id),
+            video_token_id=d.get("video_token_id", cls.video_token_id),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The released `config.json`, text part nested. `KeyeConfig.from_dict(c.to_dict()) == c`."""
+        text = _write(_TEXT_KEYS, self.text)
+        text["rope_scaling"] = {"type": "default", "mrope_section": list(text.pop("mrope_section"))}
+        return {
+            "architectures": ["KeyeVL2MoeForConditionalGeneration"],
+            "model_type": "KeyeVL2",
+            "image_token_id": self.image_token_id,
+            "video_token_id": self.video_token_id,
+            "vision_config": _write(_VISION_KEYS, self.vision),
+            "text_config": {**text, "sa_config": {**_write(_INDEXER_KEYS, self.indexer), "indexer_num_kv_heads": 1}},
+            "video_config": _write(_VIDEO_KEYS, self.video),
+        }
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> "KeyeConfig":
+        """Read `folder/config.json`. Raises FileNotFoundError or ValueError, naming the file."""
+        path = Path(folder) / "config.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"expected a config.json in {folder}, found none: give the checkpoint's folder")
+        try:
+            return cls.from_dict(json.loads(path.read_text()))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+def _keys(kind: type, renamed: dict[str, str]) -> dict[str, str]:
+    """minikeye's field -> the key of the released config.json; a field that is not renamed keeps its name."""
+    return {f.name: renamed.get(f.name, f.name) for f in fields(kind)}
+
+
+_BOTH = {"width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads"}
+_TOWER = {"mlp_width": "intermediate_size", "merge": "spatial_merge_size", "norm_eps": "layer_norm_eps"}
+_HEADS = {"kv_heads": "num_key_value_heads", "head_width": "head_dim", "norm_eps": "rms_norm_eps"}
+_SIZES = {"vocab": "vocab_size", "max_positions": "max_position_embeddings", "expert_width": "moe_intermediate_size"}
+_MIXTURE = {"experts": "num_experts", "experts_per_token": "num_experts_per_tok"}
+_VISION_KEYS = _keys(VisionConfig, _BOTH | _TOWER)
+_TEXT_KEYS = _keys(TextConfig, _BOTH | _HEADS | _SIZES | _MIXTURE)
+_INDEXER_KEYS = _keys(IndexerConfig, {"heads": "indexer_num_heads", "width": "indexer_head_dim"})
+_VIDEO_KEYS = _keys(VideoConfig, {})
+_OTHER_KEYS = {"architectures", "model_type", "image_token_id", "video_token_id", "vision_config", "text_config"}
+_OTHER_KEYS |= {"video_config", "sa_config", "rope_scaling", "rope_parameters", "indexer_num_kv_heads"}
+
+
+def unused_keys(d: dict[str, Any]) -> list[str]:
+    """Dotted names of the keys of a `config.json` that minikeye does not read, sorted."""
+    parts = [("", d, _TEXT_KEYS), ("text_config.", d.get("text_config", {}), _TEXT_KEYS)]
+    parts.append(("vision_config.", d.get("vision_config", {}), _VISION_KEYS))
+    sparse = d.get("text_config", d).get("sa_config", d.get("sa_config", {}))
+    parts.append(("sa_config.", sparse, _INDEXER_KEYS))
+    return sorted(p + k for p, part, keys in parts for k in part if k not in {*keys.values(), *_OTHER_KEYS})
+
+
+def _read(kind: type, keys: dict[str, str], d: dict[str, Any]) -> Any:
+    values = {name: d[key] for name, key in keys.items() if key in d}
+    for name, value in values.items():
+        default = getattr(kind, name)
+        fits = isinstance(value, (int, float)) if isinstance(default, float) else isinstance(value, type(default))
+        if isinstance(default, tuple):
+            fits = isinstance(value, (list, tuple)) and [type(n) for n in value] == [type(n) for n in default]
+        if not fits or isinstance(value, bool):
+            raise ValueError(f"config key {keys[name]!r} must be like {default!r}, got {value!r}")
+        values[name] = type(default)(value)  # JSON writes 1e7 as 10000000 and a tuple as a list
+    return kind(**values)
+
+
+def _write(keys: dict[str, str], config: Any) -> dict[str, Any]:
+    values = asdict(config)
+    return {key: list(v) if isinstance(v := values[name], tuple) else v for name, key in keys.items()}
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)

@@ -1,0 +1,236 @@
+"""The whole model: decoder layers, the decoder, and KeyeVL, which puts visual tokens among the text.
+
+Axes: b batch, t query position, s key position, d width, p patch, n visual token, v vocabulary, k selected key.
+Report, section 2; module names are those of the released checkpoint, so a state dict is a checkpoint.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from minikeye import ops
+from minikeye.attention import MODES, Attention, Mode, Observer, Step
+from minikeye.cache import Cache, LayerCache
+from minikeye.config import KeyeConfig
+from minikeye.moe import MixtureOfExperts
+from minikeye.record import Record, Recorder
+from minikeye.vision import Projector, VisionTower
+
+
+class DecoderLayer(nn.Module):
+    """Pre-RMSNorm block: attention, then a mixture of experts."""
+
+    def __init__(self, config: KeyeConfig):
+        super().__init__()
+        text = config.text
+        self.input_layernorm = nn.RMSNorm(text.width, eps=text.norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = nn.RMSNorm(text.width, eps=text.norm_eps)
+        self.mlp = MixtureOfExperts(text)
+
+    def forward(
+        self, x: Float[Tensor, "b t d"], step: Step, layer: int, cache: LayerCache | None = None
+    ) -> Float[Tensor, "b t d"]:
+        attended, trace = self.self_attn(self.input_layernorm(x), step, cache)
+        x = x + attended
+        y, probabilities, chosen = self.mlp(self.post_attention_layernorm(x))
+        if step.observer is not None:
+            step.observer.attention(layer, trace)
+            step.observer.routing(layer, probabilities, chosen)
+        return x + y
+
+
+class Decoder(nn.Module):
+    """Token embedding, the stack of layers, the last norm."""
+
+    def __init__(self, config: KeyeConfig):
+        super().__init__()
+        text = config.text
+        self.embed_tokens = nn.Embedding(text.vocab, text.width)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(text.layers))
+        self.norm = nn.RMSNorm(text.width, eps=text.norm_eps)
+
+    def forward(self, x: Float[Tensor, "b t d"], step: Step, cache: Cache | None = None) -> Float[Tensor, "b t d"]:
+        for n, layer in enumerate(self.layers):
+            x = layer(x, step, n, cache.layers[n] if cache is not None else None)
+        return self.norm(x)
+
+
+@dataclass
+class KeyeOutput:
+    logits: Float[Tensor, "b t v"]  # float32
+    cache: Cache | None
+    record: Record | None
+
+
+class KeyeVL(nn.Module):
+    """Keye-VL-2.0 at any size: `KeyeVL(KeyeConfig.nano())`, `KeyeVL.from_pretrained(folder)`."""
+
+    def __init__(self, config: KeyeConfig):
+        super().__init__()
+        self.config = config
+        self.visual = VisionTower(config.vision)
+        self.mlp_AR = Projector(config.vision, config.text.width)
+        self.model = Decoder(config)
+        self.lm_head = nn.Linear(config.text.width, config.text.vocab, bias=False)
+        self.apply(_initialise)
+
+    def forward(
+        self,
+        inputs: Mapping[str, Any],
+        cache: Cache | None = None,
+        attention: Mode = "sparse",
+        backend: str = "auto",
+        record: bool | int = False,
+        observer: Observer | None = None,
+        last: int | None = None,
+    ) -> KeyeOutput:
+        """Next-token logits for `inputs`.
+
+        inputs: input_ids int [b t]; optional positions [3 b t], attention_mask [b t] (left padding), and for pixels
+        patches [p 3 s s] with grids [n 3], as `Processor` makes them. With a cache, inputs hold the new tokens only.
+        attention: "sparse" reads the indexer's top-k keys, "dense" all, "masked" all but with the numbers of "sparse".
+        record: True keeps every query's selection in `out.record`, a number only that many last ones. observer: sees
+        every layer as it runs; not with record.
+        last: compute logits for that many last positions only. Raises ValueError, naming what does not fit.
+        """
+        if attention not in MODES:
+            raise ValueError(f"attention must be one of {', '.join(MODES)}; got {attention!r}")
+        if record and observer is not None:
+            raise ValueError("record and observer exclude each other: Recorder is an observer, pass one that does both")
+        ids = self._input_ids(inputs, cache)
+        offset = cache.length if cache is not None else 0
+        if offset + ids.shape[1] > self.config.text.max_positions:
+            raise ValueError(
+                f"{offset + ids.shape[1]} tokens exceed the context of {self.config.text.max_positions}: "
+                f"sample fewer frames or fewer tokens per frame"
+            )
+        start = first_tokens(inputs.get("attention_mask"), ids, cache)
+        positions = self._positions(inputs, ids, cache, start)
+        if cache is not None:
+            cache.start, cache.next_position = start, positions.amax(dim=(0, 2)) + 1
+        recorder = Recorder(self.config.indexer.topk, None if record is True else int(record)) if record else None
+        options = {"mode": attention, "backend": backend, "observer": recorder if observer is None else observer}
+        step = Step.of(self.config, positions, offset=offset, start=start, **options)
+        x = self.model(self.embed(ids, inputs.get("patches"), inputs.get("grids")), step, cache)
+        logits = self.lm_head(x if last is None else x[:, -last:]).float()
+        return KeyeOutput(logits, cache, recorder.record if recorder else None)
+
+    def embed(self, ids: Int[Tensor, "b t"], patches: Tensor | None, grids: Tensor | None) -> Float[Tensor, "b t d"]:
+        """Token embeddings, with each placeholder replaced by its visual token, in order."""
+        x = self.model.embed_tokens(ids)
+        is_visual = self.is_visual(ids)
+        if patches is None or grids is None:
+            if patches is not None or (ops.readable(ids) and bool(is_visual.any())):
+                raise ValueError(
+                    f"{int(is_visual.sum())} image or video placeholders but no patches: pass patches and grids"
+                )
+            return x
+        visual = self.visual_tokens(patches, grids)
+        if ops.readable(ids) and len(visual) != int(is_visual.sum()):
+            raise ValueError(
+                f"{len(visual)} visual tokens for {int(is_visual.sum())} placeholders in input_ids: "
+                f"use the processor's input_ids and grids together"
+            )
+        # Not masked_scatter: its backward makes a GPU wait for the CPU.
+        number = (is_visual.flatten().cumsum(0) - 1).clamp(min=0)  # of the visual token at or before each token
+        placed = visual.to(x.dtype).index_select(0, number).view_as(x)
+        return torch.where(is_visual[..., None], placed, x)
+
+    def visual_tokens(self, patches: Float[Tensor, "p 3 s s"], grids: Int[Tensor, "f 3"]) -> Float[Tensor, "n d"]:
+        """Vision tower and projector: pixels in [-1, 1] to visual tokens of the decoder's width."""
+        return self.mlp_AR(self.visual(patches.to(self.visual.vision_model.post_layernorm.weight.dtype), grids), grids)
+
+    def is_visual(self, ids: Int[Tensor, "b t"]) -> Tensor:
+        return (ids == self.config.image_token_id) | (ids == self.config.video_token_id)
+
+    def new_cache(self) -> Cache:
+        return Cache.empty(self.config.text.layers)
+
+    def generate(self, inputs: Mapping[str, Any], **options):
+        """See `minikeye.generate.generate`."""
+        from minikeye.generate import generate
+
+        return generate(self, inputs, **options)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, dtype: torch.dtype | None = None, device: str | None = None
+    ) -> "KeyeVL":
+        """See `minikeye.checkpoint.load`."""
+        from minikeye.checkpoint import load
+
+        return load(folder, dtype=dtype, device=device)
+
+    def save_pretrained(self, folder: str | Path, **options) -> None:
+        """See `minikeye.checkpoint.save`."""
+        from minikeye.checkpoint import save
+
+        save(self, folder, **options)
+
+    def _input_ids(self, inputs: Mapping[str, Any], cache: Cache | None) -> Int[Tensor, "b t"]:
+        ids = inputs.get("input_ids")
+        if (
+            not isinstance(ids, Tensor)
+            or ids.ndim != 2
+            or ids.dtype not in (torch.int32, torch.int64)
+            or not ids.numel()
+        ):
+            got = f"{ids.dtype} {list(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
+            raise ValueError(f"inputs['input_ids'] must be a non-empty int tensor [b t], got {got}")
+        low, high = (int(n) for n in ids.aminmax()) if ops.readable(ids) else (0, 0)
+        if low < 0 or high >= self.config.text.vocab:
+            raise ValueError(
+                f"input_ids must lie in 0..{self.config.text.vocab - 1}, got {low}..{high}: use this model's tokenizer"
+            )
+        if cache is not None and cache.length and len(cache.next_position) != len(ids):
+            held = len(cache.next_position)
+            raise ValueError(f"the cache holds a batch of {held}, got {len(ids)}: start a new cache")
+        return ids
+
+    def _positions(
+        self, inputs: Mapping, ids: Tensor, cache: Cache | None, start: Tensor | None
+    ) -> Int[Tensor, "3 b t"]:
+        positions = inputs.get("positions")
+        if positions is None and inputs.get("patches") is not None:
+            raise ValueError("inputs with patches need 3D positions [3 b t]: Processor and rope.position_ids make them")
+        if positions is None:
+            first = (
+                cache.next_position if cache is not None and cache.length else torch.zeros(len(ids), dtype=torch.long)
+            )
+            first = first.to(ids.device) - (start if start is not None and (cache is None or not cache.length) else 0)
+            run = (first[:, None] + torch.arange(ids.shape[1], device=ids.device)).clamp(min=0)
+            return run.expand(3, -1, -1)
+        if tuple(positions.shape) != (3, *ids.shape):
+            raise ValueError(f"positions must be [3, {ids.shape[0]}, {ids.shape[1]}], got {list(positions.shape)}")
+        return positions.to(ids.device)
+
+
+def first_tokens(mask: Tensor | None, ids: Tensor, cache: Cache | None) -> Int[Tensor, " b"] | None:
+    """Position of each row's first real token; None where no row is padded. Padding must be on the left."""
+    if cache is not None and cache.length:
+        return cache.start
+    if mask is None or bool(mask.all()):
+        return None
+    mask = mask.to(ids.device).bool()
+    start = (~mask).sum(dim=1)
+    padded_left = torch.arange(ids.shape[1], device=ids.device) >= start[:, None]
+    if mask.shape != ids.shape or not torch.equal(mask, padded_left) or not bool(mask[:, -1].all()):
+        raise ValueError(
+            f"attention_mask must be {list(ids.shape)} with False only on the left and at least one True a row, "
+            f"got {list(mask.shape)}: pad with Processor.batch"
+        )
+    return start
+
+
+def _initialise(module: nn.Module) -> None:
+    """Normal(0, 0.02) weights and zero biases, as Qwen3 and SigLIP start. Norms start as the identity."""
+    if isinstance(module, (nn.Linear, nn.Embedding, nn.Conv2d)):
+        nn.init.normal_(module.weight, std=0.02)
+        if getattr(module, "bias", None) is not None:
+            nn.init.zeros_(module.bias)

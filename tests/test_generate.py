@@ -1,0 +1,155 @@
+"""Generation against an argmax loop without a cache; sampling against brute force."""
+
+import pytest
+import torch
+
+from minikeye.config import KeyeConfig
+from minikeye.generate import Generation, sample
+from minikeye.model import KeyeVL
+
+PROMPT = torch.tensor([[72, 105, 32, 116, 104, 101, 114, 101]])
+
+
+@pytest.fixture(scope="module")
+def model() -> KeyeVL:
+    """nano with weights large enough for lively logits; k = 16 keys, which these texts exceed."""
+    torch.manual_seed(2)
+    model = KeyeVL(KeyeConfig.nano()).eval()
+    for name, p in model.named_parameters():
+        if "norm" not in name:
+            torch.nn.init.normal_(p, std=0.2)
+    return model
+
+
+@pytest.mark.parametrize("attention", ["sparse", "dense", "masked"])
+@torch.no_grad()
+def test_greedy_is_an_argmax_loop(model, attention):
+    """Everything is computed anew for each token."""
+    ids = PROMPT
+    for _ in range(24):
+        ids = torch.cat((ids, model({"input_ids": ids}, attention=attention).logits[:, -1:].argmax(-1)), dim=1)
+    got = model.generate({"input_ids": PROMPT}, max_new_tokens=24, attention=attention)
+    assert got.row() == ids[0, 8:].tolist() and got.record is None
+    assert len(set(got.row())) > 5
+
+
+def test_padded_rows_are_single_runs(model):
+    """Three prompts in one batch, padded on the left, continue as each alone."""
+    rows = [PROMPT[0], PROMPT[0, :3], PROMPT[0, 2:7]]
+    single = [model.generate({"input_ids": row[None]}, max_new_tokens=20).row() for row in rows]
+    ids = torch.stack([torch.nn.functional.pad(row, (8 - len(row), 0), value=256) for row in rows])
+    got = model.generate({"input_ids": ids, "attention_mask": ids != 256}, max_new_tokens=20)
+    assert [got.row(n) for n in range(3)] == single
+
+
+def test_stop(model):
+    """The stop token ends its row and is not returned; the other rows go on; the streamed steps are the result."""
+    free = model.generate({"input_ids": PROMPT}, max_new_tokens=12).row()
+    stop = next(n for n in free[4:] if n not in free[:4])
+    at = free.index(stop)
+    rows = torch.cat([PROMPT, PROMPT.flip(1)])
+    other = model.generate({"input_ids": PROMPT.flip(1)}, max_new_tokens=12).row()
+    steps = []
+    got = model.generate({"input_ids": rows}, max_new_tokens=12, stop_ids=(stop, 319), on_token=steps.append)
+    assert got.row(0) == free[:at]
+    expected = other[: other.index(stop)] if stop in other else other
+    assert got.row(1) == expected and len(expected) > at
+    assert got.ids[0, at:].eq(-1).all() and torch.equal(torch.stack(steps, dim=1), got.ids)
+
+
+def test_stop_at_once(model):
+    first = model.generate({"input_ids": PROMPT}, max_new_tokens=1).row()
+    got = model.generate({"input_ids": PROMPT}, max_new_tokens=9, stop_ids=tuple(first), record=True)
+    assert tuple(got.ids.shape) == (1, 0) and got.row() == [] and got.record is None
+
+
+def test_record_has_a_query_for_every_token(model):
+    """What was read to produce it: the query is the token before, and never sees later ones."""
+    got = model.generate({"input_ids": PROMPT}, max_new_tokens=20, record=True)
+    assert got.record.first == 7 and got.record.queries == 20 == got.ids.shape[1]
+    for layer in got.record.layers:
+        for n in range(20):
+            keys = layer.indices[0, n]
+            assert (keys >= 0).sum() == min(16, 8 + n) and keys.max() <= 7 + n
+        assert tuple(layer.experts.shape) == (1, 20, 2)
+
+
+def test_record_changes_nothing_and_stops_in_time(model):
+    free = model.generate({"input_ids": PROMPT}, max_new_tokens=12)
+    stop = next(n for n in free.row()[4:] if n not in free.row()[:4])
+    got = model.generate({"input_ids": PROMPT}, max_new_tokens=12, stop_ids=(stop,), record=True)
+    assert got.row() == free.row()[: free.row().index(stop)]
+    assert got.record.queries == len(got.row())
+
+
+def test_seeds(model):
+    """One seed, one text; another seed, another; the global generator is left alone."""
+
+    def text(seed):
+        return model.generate({"input_ids": PROMPT}, max_new_tokens=16, temperature=1.0, seed=seed).row()
+
+    state = torch.get_rng_state()
+    assert text(1) == text(1) != text(2)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_logits_that_are_not_finite(model):
+    broken = KeyeVL(model.config)
+    torch.nn.init.constant_(broken.lm_head.weight, float("nan"))
+    with pytest.raises(FloatingPointError, match="logits are not finite"):
+        broken.generate({"input_ids": PROMPT}, max_new_tokens=2)
+
+
+@pytest.mark.parametrize(
+    "option", [dict(max_new_tokens=0), dict(temperature=-1.0), dict(top_k=-1), dict(top_p=0.0), dict(top_p=1.1)]
+)
+def test_numbers_out_of_range(model, option):
+    with pytest.raises(ValueError, match="expected max_new_tokens >= 1, temperature >= 0"):
+        model.generate({"input_ids": PROMPT}, **option)
+
+
+def test_rows():
+    assert Generation(torch.tensor([[5, 6, -1], [7, 8, 9]]), None).row(0) == [5, 6]
+
+
+# ------------------------------------------------------------------------------------------------------------ sampling
+
+
+def brute_force(logits: list[float], temperature: float, top_k: int, top_p: float) -> list[float]:
+    """Most likely tokens first: keep k of them, then as many as it takes to reach top_p of what is left."""
+    p = torch.tensor(logits, dtype=torch.float64).div(temperature).softmax(0).tolist()
+    order = sorted(range(len(p)), key=lambda n: -p[n])[: top_k or None]
+    total, kept, mass = sum(p[n] for n in order), [], 0.0
+    for n in order:
+        if mass < top_p * total:
+            kept.append(n)
+            mass += p[n]
+    return [p[n] / mass if n in kept else 0.0 for n in range(len(p))]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("top_k", [0, 1, 3, 50])
+@pytest.mark.parametrize("top_p", [1.0, 0.93, 0.4, 1e-6])
+def test_sampling_keeps_what_brute_force_keeps(temperature, top_k, top_p, monkeypatch):
+    """The probabilities that reach the draw, for five rows of logits."""
+    logits, seen = torch.randn(5, 11) * 2, []
+    draw = torch.multinomial
+    monkeypatch.setattr(torch, "multinomial", lambda p, *args, **more: seen.append(p) or draw(p, *args, **more))
+    tokens = sample(logits, temperature, top_k, top_p, None)
+    for row, p, token in zip(logits.tolist(), seen[0], tokens.tolist(), strict=True):
+        expected = torch.tensor(brute_force(row, temperature, top_k, top_p))
+        torch.testing.assert_close((p / p.sum()), expected, atol=1e-5, rtol=0.0)
+        assert expected[token] > 0
+
+
+def test_sampling_frequencies(generator):
+    """20,000 draws land within four standard errors of the probabilities."""
+    logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]]).expand(20_000, -1)
+    p = logits[0].softmax(-1)
+    share = sample(logits, 1.0, 0, 1.0, generator).bincount(minlength=4) / 20_000
+    assert ((share - p).abs() < 4 * (p * (1 - p) / 20_000).sqrt()).all()
+
+
+def test_temperature_zero_is_argmax():
+    logits = torch.tensor([[1.0, 3.0, 2.0], [5.0, 5.0, 0.0]])
+    assert sample(logits, 0.0, 2, 0.5, None).tolist() == [1, 0]

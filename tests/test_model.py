@@ -1,0 +1,462 @@
+"""The whole model: released names and shapes, caches, padding, pixels, records, and who learns from which loss."""
+
+import inspect
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from minikeye import ops
+from minikeye.config import KeyeConfig
+from minikeye.indexer import dense_targets, kl_loss, selected_scores, selected_targets
+from minikeye.model import KeyeVL
+from minikeye.prompt import Prompt, pad
+from minikeye.tokenizer import ByteTokenizer
+
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+MODES = ["sparse", "dense", "masked"]
+LENGTH = 30  # nano selects 16 keys
+
+# --------------------------------------------------------------------------------------------- the released checkpoint
+
+RELEASED_PARAMETERS = 31_122_082_160
+VISION = "visual.vision_model."
+RELEASED = {
+    VISION + "embeddings.patch_embedding.weight": (1152, 3, 14, 14),
+    VISION + "embeddings.patch_embedding.bias": (1152,),
+    VISION + "embeddings.position_embedding.weight": (729, 1152),
+    VISION + "embeddings.packing_position_embedding.weight": (32768, 1152),
+    VISION + "post_layernorm.weight": (1152,),
+    VISION + "post_layernorm.bias": (1152,),
+    "mlp_AR.pre_norm.weight": (4608,),
+    "mlp_AR.pre_norm.bias": (4608,),
+    "mlp_AR.linear_1.weight": (4608, 4608),
+    "mlp_AR.linear_1.bias": (4608,),
+    "mlp_AR.linear_2.weight": (2048, 4608),
+    "mlp_AR.linear_2.bias": (2048,),
+    "model.embed_tokens.weight": (151936, 2048),
+    "model.norm.weight": (2048,),
+    "lm_head.weight": (151936, 2048),
+}
+for part in ("layer_norm1", "layer_norm2"):
+    RELEASED |= {f"{VISION}encoder.layers.{{27}}.{part}.{kind}": (1152,) for kind in ("weight", "bias")}
+for part in ("q_proj", "k_proj", "v_proj", "out_proj"):
+    RELEASED[f"{VISION}encoder.layers.{{27}}.self_attn.{part}.weight"] = (1152, 1152)
+    RELEASED[f"{VISION}encoder.layers.{{27}}.self_attn.{part}.bias"] = (1152,)
+RELEASED |= {
+    VISION + "encoder.layers.{27}.mlp.fc1.weight": (4304, 1152),
+    VISION + "encoder.layers.{27}.mlp.fc1.bias": (4304,),
+    VISION + "encoder.layers.{27}.mlp.fc2.weight": (1152, 4304),
+    VISION + "encoder.layers.{27}.mlp.fc2.bias": (1152,),
+    "model.layers.{48}.input_layernorm.weight": (2048,),
+    "model.layers.{48}.post_attention_layernorm.weight": (2048,),
+    "model.layers.{48}.self_attn.q_proj.weight": (4096, 2048),
+    "model.layers.{48}.self_attn.k_proj.weight": (512, 2048),
+    "model.layers.{48}.self_attn.v_proj.weight": (512, 2048),
+    "model.layers.{48}.self_attn.o_proj.weight": (2048, 4096),
+    "model.layers.{48}.self_attn.q_norm.weight": (128,),
+    "model.layers.{48}.self_attn.k_norm.weight": (128,),
+    "model.layers.{48}.self_attn.sa_indexer.q_proj.weight": (1040, 2048),
+    "model.layers.{48}.self_attn.sa_indexer.k_proj.weight": (64, 2048),
+    "model.layers.{48}.self_attn.sa_indexer.q_norm.weight": (64,),
+    "model.layers.{48}.self_attn.sa_indexer.k_norm.weight": (64,),
+    "model.layers.{48}.self_attn.sa_indexer.k_norm.bias": (64,),
+    "model.layers.{48}.mlp.gate.weight": (128, 2048),
+    "model.layers.{48}.mlp.experts.gate_up_proj": (128, 2048, 1536),
+    "model.layers.{48}.mlp.experts.down_proj": (128, 768, 2048),
+}
+
+
+def test_the_released_model():
+    """Every name, every shape, and 31,122,082,160 parameters, without a byte of weights."""
+    expected = {}
+    for name, shape in RELEASED.items():
+        layers = 27 if "{27}" in name else 48 if "{48}" in name else 1
+        expected |= {name.replace("{27}", str(n)).replace("{48}", str(n)): shape for n in range(layers)}
+    with torch.device("meta"):
+        model = KeyeVL(KeyeConfig.keye_vl_2_30b_a3b())
+    assert {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()} == expected
+    assert sum(p.numel() for p in model.parameters()) == RELEASED_PARAMETERS
+
+
+# -------------------------------------------------------------------------------------------------------------- inputs
+
+
+@pytest.fixture(scope="module")
+def model() -> KeyeVL:
+    """nano, with weights far from the start of training so that every part matters."""
+    torch.manual_seed(3)
+    model = KeyeVL(KeyeConfig.nano()).eval()
+    for name, p in model.named_parameters():
+        norm = "norm" in name and name.endswith("weight")
+        torch.nn.init.normal_(p, mean=float(norm), std=0.3 if norm else 0.15)
+    return model
+
+
+def text(b: int = 2, t: int = LENGTH) -> torch.Tensor:
+    return torch.randint(256, (b, t))
+
+
+def prompt(*parts: str | tuple[int, int, list[float]]) -> Prompt:
+    """Text, and videos as (rows, columns, seconds of each frame); without seconds, an image."""
+    p = Prompt(ByteTokenizer(), merge=2)
+    for part in parts:
+        if isinstance(part, str):
+            p.text(part)
+        elif part[2]:
+            p.video(part[2], (1, *part[:2]))
+        else:
+            p.image((1, *part[:2]))
+    return p
+
+
+PROMPTS = [
+    ("Two frames", (4, 2, [0.0, 0.5]), "What?"),
+    ("One larger frame, then three small ones", (4, 6, [3.0]), (2, 2, [0.0, 1.0, 2.0]), "Compare them."),
+    ("No frame at all",),
+    ((2, 4, [7.5]), (4, 4, []), "A frame and an image."),
+]
+
+
+def with_pixels(prompts: list[Prompt]) -> dict:
+    """A left-padded batch, with random patches for every frame in it."""
+    inputs = pad(prompts, "left")
+    inputs["grids"] = torch.tensor([grid for p in prompts for grid in p.grids])
+    inputs["patches"] = torch.rand(int(inputs["grids"].prod(dim=1).sum()), 3, 14, 14) * 2 - 1
+    return inputs
+
+
+# ------------------------------------------------------------------------------------------------------ cache, padding
+
+
+@pytest.mark.parametrize("attention", MODES)
+@pytest.mark.parametrize("pieces", [(29, 1), (1, 29), (7, 1, 1, 13, 8), (1,) * 30])
+@torch.no_grad()
+def test_pieces_equal_one_prefill(model, attention, pieces):
+    """Any split of the text over cached calls: the same logits, and a cache of the same length."""
+    ids, cache = text(), model.new_cache()
+    expected = model({"input_ids": ids}, attention=attention).logits
+    got = [model({"input_ids": piece}, cache, attention=attention).logits for piece in ids.split(pieces, dim=1)]
+    assert_close(torch.cat(got, dim=1), expected, **CLOSE)
+    assert cache.length == LENGTH and cache.next_position.tolist() == [LENGTH] * 2
+
+
+@torch.no_grad()
+def test_the_three_modes_differ_only_where_keys_are_left_out(model):
+    """Sparse and masked are one function; dense parts from them after 16 tokens."""
+    ids = text()
+    sparse, dense, masked = (model({"input_ids": ids}, attention=mode).logits for mode in MODES)
+    assert_close(sparse, masked, **CLOSE)
+    assert_close(sparse[:, :16], dense[:, :16], **CLOSE)
+    assert (sparse[:, 20:] - dense[:, 20:]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("attention", MODES)
+@torch.no_grad()
+def test_padded_text_equals_single_runs(model, attention):
+    rows = [text(1, n)[0] for n in (LENGTH, 21, 1)]
+    ids = torch.stack([torch.nn.functional.pad(row, (LENGTH - len(row), 0), value=256) for row in rows])
+    cache = model.new_cache()
+    got = model({"input_ids": ids, "attention_mask": ids != 256}, cache, attention=attention).logits
+    for n, row in enumerate(rows):
+        alone = model.new_cache()
+        assert_close(
+            got[n, -len(row) :], model({"input_ids": row[None]}, alone, attention=attention).logits[0], **CLOSE
+        )
+        assert cache.next_position[n] == alone.next_position[0] == len(row)
+
+
+@pytest.mark.parametrize("attention", MODES)
+@torch.no_grad()
+def test_frames_of_all_sizes_in_one_batch_equal_single_runs(model, attention):
+    """Rows with two, four and no frames, and a frame beside an image; then a decoded token each, placed behind them."""
+    prompts = [prompt(*parts) for parts in PROMPTS]
+    inputs, cache = with_pixels(prompts), model.new_cache()
+    got = model(inputs, cache, attention=attention).logits
+    token = torch.tensor([[65]])
+    decoded = model({"input_ids": token.expand(4, 1)}, cache, attention=attention).logits
+    patches = inputs["patches"].split([sum(g[1] * g[2] for g in p.grids) for p in prompts])
+    for n, p in enumerate(prompts):
+        single, alone = {"input_ids": torch.tensor([p.ids]), "positions": p.positions()[:, None]}, model.new_cache()
+        if p.grids:
+            single |= {"patches": patches[n], "grids": torch.tensor(p.grids)}
+        expected = model(single, alone, attention=attention).logits
+        assert_close(got[n, -len(p.ids) :], expected[0], **CLOSE)
+        assert_close(decoded[n], model({"input_ids": token}, alone, attention=attention).logits[0], **CLOSE)
+        assert cache.next_position[n] == p.positions().max() + 2
+
+
+@torch.no_grad()
+def test_pixels_reach_the_logits_of_their_own_row_and_later_tokens(model):
+    prompts = [prompt(*parts) for parts in PROMPTS[:2]]
+    inputs = with_pixels(prompts)
+    before = model(inputs, attention="dense").logits
+    inputs["patches"][-4:] += 1.0  # the last frame of the second row
+    changed = (model(inputs, attention="dense").logits != before).any(dim=-1)
+    first = prompts[1].frames[-1].start
+    assert not changed[0].any() and not changed[1, :first].any() and changed[1, first:].all()
+
+
+@torch.no_grad()
+def test_last_computes_only_the_last_logits(model):
+    ids = text()
+    assert_close(model({"input_ids": ids}, last=3).logits, model({"input_ids": ids}).logits[:, -3:], **CLOSE)
+
+
+def test_int32_ids_and_bfloat16_weights(model):
+    """Other integer types are ids too; logits are float32 at any precision."""
+    ids = text()
+    assert torch.equal(model({"input_ids": ids.int()}).logits, model({"input_ids": ids}).logits)
+    low = KeyeVL(model.config).bfloat16()
+    low.load_state_dict(model.state_dict())
+    inputs = with_pixels([prompt(*PROMPTS[0])])
+    out = low(inputs).logits
+    assert out.dtype == torch.float32 and out.isfinite().all()
+
+
+# -------------------------------------------------------------------------------------------------------------- record
+
+
+@pytest.mark.parametrize("attention", MODES)
+@torch.no_grad()
+def test_record(model, attention):
+    """Sets ascending and causal, weights sum to 1, kept in (0, 1] and 1 while every key is in the set."""
+    record = model({"input_ids": text()}, attention=attention, record=True).record
+    assert record.first == 0 and record.queries == LENGTH and len(record.layers) == 2
+    for layer in record.layers:
+        valid = layer.indices >= 0
+        assert torch.equal(valid.sum(-1), torch.arange(1, LENGTH + 1).clamp(max=16).expand(2, -1))
+        assert (layer.indices <= torch.arange(LENGTH)[:, None]).all()
+        steps = layer.indices.diff(dim=-1)
+        assert (steps[valid[..., 1:]] > 0).all()
+        assert_close(layer.weights.sum(-1), torch.ones(2, LENGTH))
+        assert layer.weights[~valid].eq(0).all() and (layer.weights[valid] > 0).all()
+        assert (layer.kept > 0).all() and (layer.kept <= 1 + 1e-6).all()
+        assert_close(layer.kept[:, :16], torch.ones(2, 16))
+        assert (layer.kept[:, 20:] < 0.999).any()
+        assert (layer.experts.sort().values.diff() > 0).all() and layer.experts.max() < 4
+
+
+@torch.no_grad()
+def test_recorded_numbers_are_a_loop(model):
+    """Weights and kept mass of the last query, from the queries and keys that the layer worked with."""
+
+    class Both(list):
+        def attention(self, layer, trace):
+            self.append(trace)
+
+        def routing(self, layer, probabilities, chosen):
+            pass
+
+    ids, traces = text(1), Both()
+    model({"input_ids": ids}, observer=traces)
+    record = model({"input_ids": ids}, record=1).record
+    for trace, layer in zip(traces, record.layers, strict=True):
+        weights, kept = torch.zeros(16), 0.0
+        at = layer.indices[0, 0].long()
+        for h in range(4):
+            p = (trace.k[0, :, h // 2] @ trace.q[0, -1, h] / 32**0.5).softmax(0)
+            weights, kept = weights + p[at] / p[at].sum() / 4, kept + p[at].sum() / 4
+        assert_close(layer.weights[0, 0], weights)
+        assert_close(layer.kept[0, 0], kept)
+
+
+@pytest.mark.parametrize("attention", MODES)
+@torch.no_grad()
+def test_record_of_the_last_queries_is_the_tail_of_the_whole(model, attention):
+    ids = text()
+    whole, tail = (model({"input_ids": ids}, attention=attention, record=n).record for n in (True, 3))
+    assert (tail.first, tail.queries) == (LENGTH - 3, 3)
+    for a, b in zip(whole.layers, tail.layers, strict=True):
+        for name in ("indices", "weights", "kept", "experts"):
+            assert_close(getattr(b, name), getattr(a, name)[:, -3:])
+
+
+@torch.no_grad()
+def test_dense_mode_records_what_would_be_selected(model):
+    """In the first layer both modes see the same hidden states, hence the same sets; kept is what dense would lose."""
+    ids = text()
+    sparse, dense = (
+        model({"input_ids": ids}, attention=mode, record=True).record.layers for mode in ("sparse", "dense")
+    )
+    assert torch.equal(sparse[0].indices, dense[0].indices)
+    assert_close(sparse[0].kept, dense[0].kept)
+    assert not torch.equal(sparse[1].indices, dense[1].indices) or not torch.equal(sparse[1].kept, dense[1].kept)
+
+
+@torch.no_grad()
+def test_records_join(model):
+    """Prefill's record and the decoded queries' make the record of one pass; others are refused."""
+    ids, cache = text(), model.new_cache()
+    whole = model({"input_ids": ids}, record=True).record
+    first = model({"input_ids": ids[:, :10]}, cache, record=True).record
+    second = model({"input_ids": ids[:, 10:]}, cache, record=True).record
+    joined = first.extend(second)
+    assert joined.first == 0 and joined.queries == LENGTH
+    for a, b in zip(joined.layers, whole.layers, strict=True):
+        assert torch.equal(a.indices, b.indices) and torch.equal(a.experts, b.experts)
+        assert_close(a.weights, b.weights, **CLOSE)
+        assert_close(a.kept, b.kept, **CLOSE)
+    with pytest.raises(ValueError, match="starting at query 10, got 0"):
+        first.extend(first)
+
+
+@torch.no_grad()
+def test_record_in_slabs(model, monkeypatch):
+    """One query at a time, as a long video needs it: the same record."""
+    ids = text()
+
+    def record():
+        cache = model.new_cache()
+        model({"input_ids": ids[:, :9]}, cache)
+        return model({"input_ids": ids[:, 9:]}, cache, record=True).record.layers
+
+    whole = record()
+    monkeypatch.setattr(ops, "slab_rows", lambda device, elements: 1)
+    for a, b in zip(whole, record(), strict=True):
+        assert torch.equal(a.indices, b.indices)
+        assert_close((a.weights, a.kept), (b.weights, b.kept), **CLOSE)
+
+
+@torch.no_grad()
+def test_record_of_padded_rows(model):
+    """A padding query reads nothing and keeps nothing; no key is padding."""
+    ids = text()
+    ids[1, :12] = 256
+    record = model({"input_ids": ids, "attention_mask": ids != 256}, record=True).record
+    for layer in record.layers:
+        assert (
+            layer.indices[1, :12].eq(-1).all() and layer.weights[1, :12].eq(0).all() and layer.kept[1, :12].eq(0).all()
+        )
+        real = layer.indices[1, 12:]
+        assert real[real >= 0].min() == 12
+
+
+# ----------------------------------------------------------------------------------------------------- who learns what
+
+
+class KL:
+    """Adds up the indexer losses of all layers as training does: over all keys, or over the selected ones."""
+
+    def __init__(self, kind: str):
+        self.kind, self.total = kind, torch.zeros(())
+
+    def attention(self, layer, trace):
+        index = trace.index_q, trace.index_k, trace.index_w
+        if self.kind == "all keys":
+            scores = ops.index_scores(*index, trace.offset, trace.start)
+            valid = ops.valid_keys(trace.q.shape[1], trace.k.shape[1], trace.offset, trace.start)
+            targets = dense_targets(trace.q, trace.k, valid)
+        else:
+            at = trace.indices
+            keys = ops.gather_rows(trace.index_k[:, :, None], at).squeeze(3)
+            scores = selected_scores(trace.index_q, keys, trace.index_w, at)
+            targets = selected_targets(trace.q, ops.gather_rows(trace.k, at), at)
+        self.total = self.total + kl_loss(scores, targets).mean()
+
+    def routing(self, layer, probabilities, chosen):
+        pass
+
+
+def moved(model: KeyeVL, loss: torch.Tensor) -> dict[str, bool]:
+    """Which parameters get a gradient that is not exactly zero."""
+    names, parameters = zip(*((n, p) for n, p in model.named_parameters() if p.requires_grad), strict=True)
+    grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+    assert all(g is None or g.isfinite().all() for g in grads)
+    return {n: g is not None and bool(g.ne(0).any()) for n, g in zip(names, grads, strict=True)}
+
+
+def padded_inputs() -> dict:
+    return with_pixels([prompt(*parts) for parts in PROMPTS])
+
+
+@pytest.mark.parametrize("attention", MODES)
+def test_language_model_loss_never_moves_the_indexer(model, attention):
+    """Exactly zero there; every other parameter moves."""
+    inputs = padded_inputs()
+    logits = model(inputs, attention=attention).logits
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), inputs["input_ids"][:, 1:].flatten())
+    for name, moves in moved(model, loss).items():
+        assert moves == ("sa_indexer" not in name), name
+
+
+@pytest.mark.parametrize(
+    ("attention", "kind"),
+    [("dense", "all keys"), ("sparse", "selected"), ("masked", "selected"), ("sparse", "all keys")],
+)
+def test_indexer_losses_move_nothing_else(model, attention, kind):
+    """Exactly zero outside the indexers; all of their parameters move, in both layers, padding or not."""
+    observer = KL(kind)
+    model(padded_inputs(), attention=attention, observer=observer)
+    for name, moves in moved(model, observer.total).items():
+        assert moves == ("sa_indexer" in name), name
+
+
+# -------------------------------------------------------------------------------------------------------------- errors
+
+
+def pixels(rows: int = 4, columns: int = 4) -> dict:
+    return {
+        "patches": torch.zeros(rows * columns, 3, 14, 14),
+        "grids": torch.tensor([[1, rows, columns]]),
+        "positions": torch.arange(6).expand(3, 1, -1),
+    }
+
+
+VISUAL = torch.tensor([[262, 262, 262, 262, 65, 66]])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, r"must be a non-empty int tensor \[b t\], got NoneType"),
+        ({"input_ids": [1, 2]}, "got list"),
+        ({"input_ids": torch.tensor([1, 2])}, r"got torch.int64 \[2\]"),
+        ({"input_ids": torch.tensor([[1.0]])}, "got torch.float32"),
+        ({"input_ids": torch.empty(1, 0, dtype=torch.long)}, "non-empty"),
+        ({"input_ids": torch.zeros(1, 4097, dtype=torch.long)}, "4097 tokens exceed the context of 4096: sample fewer"),
+        ({"input_ids": VISUAL}, "4 image or video placeholders but no patches"),
+        ({"input_ids": VISUAL, **pixels(2, 4)}, "2 visual tokens for 4 placeholders"),
+        ({"input_ids": VISUAL[:, 1:], **pixels(), "positions": torch.zeros(3, 1, 5).long()}, "4 visual tokens for 3"),
+        ({"input_ids": VISUAL, **pixels(), "positions": None}, "inputs with patches need 3D positions"),
+        ({"input_ids": VISUAL, **pixels(), "positions": torch.zeros(3, 1, 5).long()}, r"positions must be \[3, 1, 6\]"),
+        ({"input_ids": VISUAL, **pixels(), "patches": torch.zeros(15, 3, 14, 14)}, "grids describe 16 patches, got 15"),
+        ({"input_ids": VISUAL, **pixels(), "grids": None}, "pass patches and grids"),
+        (
+            {"input_ids": text(1, 3), "attention_mask": torch.tensor([[True, True, False]])},
+            "with False only on the left .* pad with Processor.batch",
+        ),
+        (
+            {"input_ids": text(1, 3), "attention_mask": torch.tensor([[False, True]])},
+            r"attention_mask must be \[1, 3\].*got \[1, 2\]",
+        ),
+        ({"input_ids": text(1, 3), "attention_mask": torch.tensor([[False] * 3])}, "at least one True a row"),
+    ],
+)
+def test_inputs_that_do_not_fit(model, inputs, message):
+    with pytest.raises(ValueError, match=message):
+        model(inputs)
+
+
+def test_calls_that_do_not_fit(model):
+    """A mode there is not, a record beside an observer, a cache of another batch, a token the model does not have."""
+    forward, ids = inspect.unwrap(KeyeVL.forward), {"input_ids": text(2, 3)}
+    with pytest.raises(ValueError, match="attention must be one of sparse, dense, masked; got 'flash'"):
+        forward(model, ids, attention="flash")
+    with pytest.raises(ValueError, match="record and observer exclude each other"):
+        model(ids, record=True, observer=KL("all keys"))
+    cache = model.new_cache()
+    model(ids, cache)
+    with pytest.raises(ValueError, match="the cache holds a batch of 2, got 1: start a new cache"):
+        model({"input_ids": text(1, 1)}, cache)
+    with pytest.raises(ValueError, match=r"input_ids must lie in 0\.\.319, got 1\.\.320"):
+        model({"input_ids": torch.tensor([[1, 320]])})
+
+
+def test_context_overflows_in_decoding(model):
+    short = KeyeVL(replace(model.config, text=replace(model.config.text, max_positions=5)))
+    cache = short.new_cache()
+    short({"input_ids": text(1, 5)}, cache)
+    with pytest.raises(ValueError, match="6 tokens exceed the context of 5"):
+        short({"input_ids": text(1, 1)}, cache)

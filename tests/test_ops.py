@@ -1,0 +1,381 @@
+"""Scores, exact selection and sparse attention against loops, sorted() and dense attention in float64."""
+
+import inspect
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from minikeye import ops
+from minikeye.attention import dense_attention, masked_attention
+
+NEVER = -float("inf")
+
+
+@pytest.fixture
+def unchecked() -> SimpleNamespace:
+    """The functions without the shape checks of the test session: what a user's own call meets."""
+    names = ("index_scores", "select_topk", "sparse_attention")
+    return SimpleNamespace(**{name: inspect.unwrap(getattr(ops, name)) for name in names})
+
+
+def index_inputs(b=2, t=5, s=9, j=3, i=4, integers=False):
+    """Queries, keys, gates. Small integers are exact in float32 and tie often."""
+    draw = (lambda *n: torch.randint(-2, 3, n).float()) if integers else torch.randn
+    return draw(b, t, j, i), draw(b, s, i), draw(b, t, j)
+
+
+STARTS = {
+    "none": None,
+    "per row": torch.tensor([0, 3]),
+    "per query": torch.tensor([[0, 1, 2, 3, 4], [0, 0, 6, 6, 6]]),
+}
+
+
+# -------------------------------------------------------------------------------------------------------------- scores
+
+
+@pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
+@pytest.mark.parametrize("offset", [0, 4])
+def test_index_scores_are_a_loop(start, offset):
+    q, k, w = index_inputs()
+    scores = ops.index_scores(q, k, w, offset, start)
+    for b, t, s in torch.cartesian_prod(*map(torch.arange, scores.shape)).tolist():
+        first = 0 if start is None else int(start[b] if start.ndim == 1 else start[b, t])
+        expected = sum(w[b, t, j] * max(0.0, q[b, t, j] @ k[b, s]) for j in range(3)) / 4**0.5
+        seen = first <= s <= offset + t
+        assert scores[b, t, s].item() == pytest.approx(float(expected) if seen else NEVER, abs=1e-5)
+
+
+def test_index_scores_are_float32():
+    """bfloat16 inputs, and autocast around the call, leave products and sums in float32."""
+    q, k, w = (z.bfloat16() for z in index_inputs())
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = ops.index_scores(q, k, w)
+    assert scores.dtype == torch.float32
+    assert torch.equal(scores, ops.index_scores(q.float(), k.float(), w.float()))
+
+
+def test_index_scores_have_a_gradient():
+    q, k, w = (z.requires_grad_() for z in index_inputs())
+    ops.index_scores(q, k, w, offset=8).sum().backward()
+    assert_close(w.grad, torch.einsum("btji,bsi->btjs", q, k).relu().sum(-1) / 2)
+    assert q.grad.abs().sum() > 0 and k.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(k=torch.zeros(2, 9, 5)), r"need keys \[2, s, 4\]"),
+        (dict(k=torch.zeros(1, 9, 4)), r"need keys \[2, s, 4\]"),
+        (dict(w=torch.zeros(2, 5, 2)), r"gates \[2, 5, 3\]"),
+        (dict(start=torch.zeros(3, dtype=torch.long)), r"start must be \[2\] or \[2, 5\], got \[3\]"),
+        (dict(start=torch.zeros(2, 4, dtype=torch.long)), r"start must be \[2\] or \[2, 5\]"),
+    ],
+)
+def test_index_shapes_that_do_not_fit(change, message, unchecked):
+    q, k, w = index_inputs()
+    for function, extra in ((unchecked.index_scores, {}), (unchecked.select_topk, {"topk": 2})):
+        with pytest.raises(ValueError, match=message):
+            function(**{"q": q, "k": k, "w": w, **extra, **change})
+
+
+def test_topk_of_nothing():
+    with pytest.raises(ValueError, match="topk must be at least 1, got 0"):
+        ops.select_topk(*index_inputs(), topk=0)
+
+
+# ----------------------------------------------------------------------------------------------------------- selection
+
+
+def sorted_selection(scores: torch.Tensor, topk: int) -> list[list[list[int]]]:
+    """The rule in one line of Python: best score first, then smaller position; the winners in ascending order."""
+    rows = []
+    for row in scores.flatten(0, 1).tolist():
+        valid = sorted((-score, s) for s, score in enumerate(row) if score > NEVER)[:topk]
+        chosen = sorted(s for _, s in valid)
+        rows.append(chosen + [-1] * (topk - len(chosen)))
+    return [rows[n * scores.shape[1] : (n + 1) * scores.shape[1]] for n in range(len(scores))]
+
+
+@pytest.mark.parametrize("integers", [False, True], ids=["no ties", "many ties"])
+@pytest.mark.parametrize("topk", [1, 2, 4, 8, 9, 12])
+@pytest.mark.parametrize("offset", [0, 4])
+@pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
+def test_selection_is_sorted(integers, topk, offset, start):
+    q, k, w = index_inputs(integers=integers)
+    got = ops.select_topk(q, k, w, topk, offset, start)
+    assert got.dtype == torch.int32 and tuple(got.shape) == (2, 5, topk)
+    assert got.tolist() == sorted_selection(ops.index_scores(q, k, w, offset, start), topk)
+
+
+def test_all_equal_scores_take_the_first_keys():
+    q, k, _ = index_inputs(b=1, t=3, s=9)
+    got = ops.select_topk(q, k, torch.zeros(1, 3, 3), 4, offset=6, start=torch.tensor([2]))
+    assert got.tolist() == [[[2, 3, 4, 5]] * 3]
+
+
+def test_a_key_and_its_double():
+    """The best key stands at 1 and 6: with room for one, the first copy; with room for two, both."""
+    q, k, w = torch.ones(1, 1, 1, 2), torch.rand(1, 8, 2), torch.ones(1, 1, 1)
+    k[:, [1, 6]] = 3.0
+    assert ops.select_topk(q, k, w, 1, offset=7).tolist() == [[[1]]]
+    assert ops.select_topk(q, k, w, 2, offset=7).tolist() == [[[1, 6]]]
+
+
+def test_negative_gates_count():
+    """A key that no head likes scores 0, which beats a key that a negative gate punishes."""
+    q, k = torch.ones(1, 1, 1, 2), torch.tensor([[[1.0, 1.0], [-1.0, -1.0], [2.0, 2.0]]])
+    assert ops.select_topk(q, k, -torch.ones(1, 1, 1), 1, offset=2).tolist() == [[[1]]]
+
+
+def test_selection_repeats_itself():
+    q, k, w = index_inputs(b=1, t=64, s=256, integers=True)
+    first = ops.select_topk(q, k, w, 32, offset=192)
+    assert all(torch.equal(first, ops.select_topk(q, k, w, 32, offset=192)) for _ in range(10))
+
+
+@pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
+def test_slabs_equal_whole(start, monkeypatch):
+    """One query row at a time gives the same selection, and never more than that row of scores."""
+    q, k, w = index_inputs(integers=True)
+    expected = ops.select_topk(q, k, w, 3, 4, start)
+    largest, score = [], ops.index_scores
+    monkeypatch.setattr(ops, "slab_rows", lambda device, elements: 1)
+    monkeypatch.setattr(ops, "index_scores", lambda *args: largest.append((z := score(*args)).shape[1]) or z)
+    assert torch.equal(ops.select_topk(q, k, w, 3, 4, start), expected)
+    assert largest == [1] * 5
+
+
+def test_slab_size():
+    """2^22 scores on a CPU, 2^26 on a GPU, one row at least."""
+    assert ops.slab_rows(torch.device("cpu"), 2**12) == 2**10
+    assert ops.slab_rows(torch.device("cuda"), 2**12) == 2**14
+    assert ops.slab_rows(torch.device("cpu"), 2**30) == 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**30), topk=st.integers(1, 12), s=st.integers(1, 12))
+def test_permuted_keys_permute_the_selection(seed, topk, s):
+    """Without ties the selected set follows its keys wherever they go (all keys valid, scores all different)."""
+    draw = torch.Generator().manual_seed(seed)
+    q, k = torch.rand(1, 1, 2, 4, generator=draw), torch.rand(1, s, 4, generator=draw)
+    w, order = torch.rand(1, 1, 2, generator=draw), torch.randperm(s, generator=draw)
+    scores = ops.index_scores(q, k, w, offset=s - 1)
+    if scores.diff(dim=-1).numel() and scores.sort().values.diff(dim=-1).min() < 1e-5:
+        return
+    here = ops.select_topk(q, k, w, topk, offset=s - 1).flatten().tolist()
+    there = ops.select_topk(q, k[:, order], w, topk, offset=s - 1).flatten().tolist()
+    assert sorted(order[n].item() for n in there if n >= 0) == [n for n in here if n >= 0]
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**30), s=st.integers(1, 12), offset=st.integers(0, 12))
+def test_more_room_keeps_what_was_selected(seed, s, offset):
+    """The set for k is within the set for k + 1, ties or not."""
+    draw = torch.Generator().manual_seed(seed)
+    q, k, w = (torch.randint(-1, 2, n, generator=draw).float() for n in ((1, 3, 2, 2), (1, s, 2), (1, 3, 2)))
+    sets = [[{*row} - {-1} for row in ops.select_topk(q, k, w, n, offset)[0].tolist()] for n in range(1, s + 1)]
+    for smaller, larger in pairwise(sets):
+        assert all(a <= b for a, b in zip(smaller, larger, strict=True))
+
+
+# ---------------------------------------------------------------------------------------------------- sparse attention
+
+GROUPS = [(2, 2), (4, 2), (8, 1)]
+
+
+def attention_inputs(b=2, t=5, s=9, h=4, g=2, e=8, dtype=torch.float32):
+    return tuple(torch.randn(b, n, heads, e, dtype=dtype) for n, heads in ((t, h), (s, g), (s, g)))
+
+
+def random_sets(b=2, t=5, s=9, k=4) -> torch.Tensor:
+    """k different positions a query, ascending; the last query of every row has one key less, padded."""
+    indices = torch.rand(b, t, s).argsort(dim=-1)[..., :k].sort(dim=-1).values.int()
+    indices[:, -1, -1] = -1
+    return indices
+
+
+def masked_softmax(q, k, v, indices):
+    """Dense attention in float64 with everything outside the set at -inf; also its log-sum-exp."""
+    ratio = q.shape[2] // k.shape[2]
+    k, v = (z.double().repeat_interleave(ratio, dim=2) for z in (k, v))
+    logits = torch.einsum("bthe,bshe->bths", q.double(), k) * q.shape[-1] ** -0.5
+    outside = torch.ones(*indices.shape[:2], k.shape[1], dtype=torch.bool)
+    for b, t in torch.cartesian_prod(*map(torch.arange, indices.shape[:2])).tolist():
+        outside[b, t, [n for n in indices[b, t].tolist() if n >= 0]] = False
+    logits = logits.masked_fill(outside[:, :, None], NEVER)
+    return torch.einsum("bths,bshe->bthe", logits.softmax(-1), v), logits.logsumexp(-1)
+
+
+@pytest.mark.parametrize(("h", "g"), GROUPS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sparse_attention_is_masked_softmax(h, g, dtype):
+    q, k, v = attention_inputs(h=h, g=g, dtype=dtype)
+    indices = random_sets()
+    tolerance = {"atol": 1e-6 if dtype == torch.float32 else 1e-12, "rtol": 0.0}
+    got = ops.sparse_attention(q, k, v, indices)
+    for mine, expected in zip(got, masked_softmax(q, k, v, indices), strict=True):
+        assert mine.dtype == dtype
+        assert_close(mine.double(), expected, **tolerance)
+    assert_close(masked_attention(q, k, v, indices).double(), masked_softmax(q, k, v, indices)[0], **tolerance)
+
+
+@pytest.mark.parametrize(("h", "g"), GROUPS)
+def test_gradients_are_those_of_masked_softmax(h, g):
+    inputs = tuple(z.requires_grad_() for z in attention_inputs(h=h, g=g, dtype=torch.float64))
+    indices, weight = random_sets(), torch.randn(2, 5, h, 8, dtype=torch.float64)
+    got = torch.autograd.grad((ops.sparse_attention(*inputs, indices)[0] * weight).sum(), inputs)
+    expected = torch.autograd.grad((masked_softmax(*inputs, indices)[0] * weight).sum(), inputs)
+    assert_close(got, expected, atol=1e-12, rtol=0.0)
+
+
+def test_gradcheck():
+    """Padding, a double entry and a query without keys included."""
+    q, k, v = (z.requires_grad_() for z in attention_inputs(b=1, t=3, s=5, h=4, g=2, e=3, dtype=torch.float64))
+    indices = torch.tensor([[[0, 2, 4], [1, 1, -1], [-1, -1, -1]]])
+    assert torch.autograd.gradcheck(lambda *qkv: ops.sparse_attention(*qkv, indices)[0], (q, k, v))
+
+
+@pytest.mark.parametrize("start", [None, torch.tensor([0, 3])])
+@pytest.mark.parametrize(("t", "offset"), [(9, 0), (4, 5), (1, 8)])
+def test_every_key_is_dense_attention(start, t, offset):
+    """Selecting k >= length gives torch's own causal attention, whatever the scores say."""
+    q, k, v = attention_inputs(t=t)
+    indices = ops.select_topk(*index_inputs(t=t), 9, offset, start)
+    dense = dense_attention(q, k, v, offset, start)
+    assert_close(ops.sparse_attention(q, k, v, indices)[0], dense)
+    if start is None and offset == 0:
+        q, k, v = (z.transpose(1, 2) for z in (q, k, v))
+        expected = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        assert torch.equal(dense, expected.transpose(1, 2))
+
+
+def test_scale():
+    q, k, v = attention_inputs()
+    indices = random_sets()
+    got = ops.sparse_attention(q, k, v, indices, scale=0.5)
+    assert_close(got, ops.sparse_attention(q * 0.5 * 8**0.5, k, v, indices))
+
+
+def test_a_query_without_keys_gives_zeros():
+    q, k, v = (z.requires_grad_() for z in attention_inputs())
+    indices = random_sets()
+    indices[1, 2] = -1
+    out, lse = ops.sparse_attention(q, k, v, indices)
+    out.sum().backward()
+    assert out[1, 2].eq(0).all() and lse[1, 2].eq(NEVER).all() and q.grad[1, 2].eq(0).all()
+    assert all(z.grad.isfinite().all() for z in (q, k, v)) and out[1, 1].ne(0).any()
+    assert masked_attention(q, k, v, indices)[1, 2].eq(0).all()
+
+
+def test_a_position_listed_twice_counts_twice():
+    q, k, v = attention_inputs(b=1, t=1, s=3, h=1, g=1)
+    p = (q[0, 0, 0] @ k[0, :, 0].T / 8**0.5).exp()
+    got = ops.sparse_attention(q, k, v, torch.tensor([[[0, 2, 2]]]))[0]
+    assert_close(got[0, 0, 0], (p[0] * v[0, 0, 0] + 2 * p[2] * v[0, 2, 0]) / (p[0] + 2 * p[2]))
+
+
+def test_slabs_equal_whole_attention(monkeypatch):
+    inputs = tuple(z.requires_grad_() for z in attention_inputs(dtype=torch.float64))
+    indices = random_sets()
+
+    def run():
+        out, lse = ops.sparse_attention(*inputs, indices)
+        return out, lse, *torch.autograd.grad(out.square().sum(), inputs)
+
+    expected = run()
+    monkeypatch.setattr(ops, "slab_rows", lambda device, elements: 1)
+    assert_close(run(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_is_near_float64(dtype):
+    """Output in the input's dtype, log-sum-exp in float32, near float64 by one rounding of p and v."""
+    q, k, v = (z.to(dtype) for z in attention_inputs())
+    indices = random_sets()
+    out, lse = ops.sparse_attention(q, k, v, indices)
+    expected = masked_softmax(q, k, v, indices)
+    assert out.dtype == dtype and lse.dtype == torch.float32
+    step = 4 * torch.finfo(dtype).eps
+    assert_close(out.double(), expected[0], atol=step, rtol=step)
+    assert_close(lse.double(), expected[1], atol=step, rtol=step)
+
+
+# ---------------------------------------------------------------------------------------------------- rows really read
+
+
+def test_rows_read_are_counted():
+    """Selected positions x KV heads: 2 rows of 4 queries x 4 keys + 1 x 3, on 2 KV heads; backward reads them again."""
+    q, k, v = (z.requires_grad_() for z in attention_inputs())
+    with ops.count_rows() as counter:
+        out, _ = ops.sparse_attention(q, k, v, random_sets())
+        assert counter.rows == 2 * (4 * 4 + 3) * 2
+        out.sum().backward()
+        assert counter.rows == 2 * 2 * (4 * 4 + 3) * 2
+    ops.sparse_attention(q, k, v, random_sets())
+    assert counter.rows == 2 * 2 * (4 * 4 + 3) * 2  # outside the block nothing is counted
+
+
+def test_rows_not_selected_are_not_read():
+    """They hold nan, which no mask can hide: 0 x nan is nan. The masked imitation fails, forward and backward."""
+    q, k, v = attention_inputs()
+    indices = torch.tensor([[[1, 4, 7]] * 5, [[0, 4, -1]] * 5])
+    unread = torch.ones(2, 9, dtype=torch.bool).scatter(1, torch.tensor([[1, 4, 7], [0, 4, 0]]), False)
+    poisoned = [z.masked_fill(unread[:, :, None, None], float("nan")).requires_grad_() for z in (k, v)]
+    out = ops.sparse_attention(q, *poisoned, indices)[0]
+    assert torch.equal(out, ops.sparse_attention(q, k, v, indices)[0])
+    out.square().sum().backward()
+    assert all(z.grad.isfinite().all() and z.grad[unread].eq(0).all() for z in poisoned)
+    assert masked_attention(q, *poisoned, indices).isnan().any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(v=torch.zeros(2, 8, 2, 8)), "need keys and values of one shape"),
+        (dict(k=torch.zeros(2, 9, 3, 8), v=torch.zeros(2, 9, 3, 8)), "g dividing 4"),
+        (dict(k=torch.zeros(2, 9, 2, 4), v=torch.zeros(2, 9, 2, 4)), r"\[2, s, g, 8\]"),
+        (dict(indices=torch.zeros(2, 4, 3, dtype=torch.long)), r"indices must be int \[2, 5, k\]"),
+        (dict(indices=torch.zeros(2, 5, 3)), "got torch.float32"),
+        (dict(indices=torch.full((2, 5, 3), 9)), r"lie in -1\.\.8, got 9\.\.9"),
+        (dict(indices=torch.full((2, 5, 3), -2)), r"lie in -1\.\.8, got -2\.\.-2"),
+    ],
+)
+def test_attention_shapes_that_do_not_fit(change, message, unchecked):
+    q, k, v = attention_inputs()
+    with pytest.raises(ValueError, match=message):
+        unchecked.sparse_attention(**{"q": q, "k": k, "v": v, "indices": random_sets(), **change})
+
+
+# ------------------------------------------------------------------------------------------------------------ backends
+
+
+def test_triton_on_a_cpu_is_an_error_with_a_reason():
+    q, k, w = index_inputs()
+    calls = (
+        lambda: ops.select_topk(q, k, w, 2, backend="triton"),
+        lambda: ops.sparse_attention(*attention_inputs(), random_sets(), backend="triton"),
+        lambda: ops.choose_backend("triton", "cpu"),
+    )
+    for call in calls:
+        with pytest.raises(
+            RuntimeError, match=r"'triton' cannot run: .*(no Triton kernels|are on cpu).*Use backend='torch'"
+        ):
+            call()
+
+
+def test_auto_says_what_it_picked_and_why():
+    name, why = ops.choose_backend("auto", "cpu")
+    assert name == "torch" and ("no Triton kernels" in why or "are on cpu" in why)
+    assert ops.choose_backend("torch", "cpu") == ("torch", "asked for")
+
+
+def test_unknown_backend():
+    with pytest.raises(ValueError, match="backend must be one of auto, torch, triton; got 'cuda'"):
+        ops.choose_backend("cuda")

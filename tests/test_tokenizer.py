@@ -1,0 +1,100 @@
+"""Bytes and the released kind of tokenizer.json answer the same three questions."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as FastTokenizer
+
+from minikeye.config import KeyeConfig
+from minikeye.tokenizer import SPECIAL_TOKENS, ByteTokenizer, ReleasedTokenizer, load_tokenizer
+
+TEXTS = ["What is 12+34?", "Welche Ziffer? 7 bei 12,5 s", "视频里有什么?", "é ñ 🎬", "", "<|im_end|>", " \n\t"]
+
+
+@pytest.fixture(scope="module")
+def released_file(tmp_path_factory) -> str:
+    """A byte-level BPE as Qwen3's, trained on a few lines, with the special tokens added."""
+    fast = FastTokenizer(models.BPE())
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    fast.train_from_iterator(
+        TEXTS * 3, trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    )
+    fast.add_special_tokens([AddedToken(name, special=True) for name in SPECIAL_TOKENS])
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    fast.save(str(path))
+    return str(path)
+
+
+@pytest.fixture(params=["bytes", "released"])
+def tokenizer(request, released_file):
+    return ByteTokenizer() if request.param == "bytes" else ReleasedTokenizer(released_file)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_there_and_back(tokenizer, text):
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize("name", SPECIAL_TOKENS)
+def test_a_user_cannot_type_a_special_token(tokenizer, name):
+    """The name in a text becomes its letters; the token itself is decoded only on request."""
+    n = tokenizer.token_id(name)
+    assert n not in tokenizer.encode(f"a{name}b")
+    assert tokenizer.decode([n]) == "" and tokenizer.decode([n], skip_special=False) == name
+    assert tokenizer.decode([*tokenizer.encode("a"), n, *tokenizer.encode("b")]) == "ab"
+
+
+def test_unknown_names(tokenizer):
+    with pytest.raises(KeyError, match=r"no (special )?token '<\|nope\|>'"):
+        tokenizer.token_id("<|nope|>")
+
+
+@given(st.text())
+def test_bytes_are_utf8(text):
+    assert ByteTokenizer().encode(text) == list(text.encode()) and ByteTokenizer().decode(list(text.encode())) == text
+
+
+def test_broken_bytes_and_unused_ids():
+    """Half a character shows as U+FFFD; ids that the model has and the tokenizer does not are nothing."""
+    assert ByteTokenizer().decode(["é".encode()[0], 65, 300]) == "\ufffdA"
+
+
+def test_special_tokens_follow_the_bytes():
+    ids = [ByteTokenizer().token_id(name) for name in SPECIAL_TOKENS]
+    assert ids == list(range(256, 256 + len(SPECIAL_TOKENS)))
+    for config in (KeyeConfig.nano(), KeyeConfig.mini()):
+        assert max(ids) < config.text.vocab
+
+
+@pytest.mark.parametrize("config", [KeyeConfig.nano(), KeyeConfig.mini()])
+def test_small_models_speak_bytes(config):
+    assert isinstance(load_tokenizer(config), ByteTokenizer)
+
+
+def test_a_folder_brings_its_own(released_file, tmp_path):
+    config = KeyeConfig.nano()
+    names = ("<|image_pad|>", "<|video_pad|>")
+    image, video = (ReleasedTokenizer(released_file).token_id(name) for name in names)
+    shutil.copy(released_file, tmp_path / "tokenizer.json")
+    fitting = replace(config, image_token_id=image, video_token_id=video)
+    assert isinstance(load_tokenizer(fitting, tmp_path), ReleasedTokenizer)
+    with pytest.raises(ValueError, match=r"<\|image_pad\|> is token \d+ in the tokenizer but 261 in config.json"):
+        load_tokenizer(config, tmp_path)
+
+
+def test_no_tokenizer_fits(tmp_path):
+    with pytest.raises(ValueError, match=r"a vocabulary of 151936 needs a tokenizer\.json"):
+        load_tokenizer(KeyeConfig.keye_vl_2_30b_a3b(), tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "not json"])
+def test_a_broken_file(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ValueError, match=r"is not a readable tokenizer\.json"):
+        load_tokenizer(KeyeConfig.nano(), tmp_path)
