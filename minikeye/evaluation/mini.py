@@ -1,0 +1,200 @@
+"""Measure the shipped checkpoint: python -m minikeye.evaluation.mini --checkpoint FOLDER --dense FOLDER --out FILE
+
+Footage, digits and videos never trained on. Sparse attention answers greedily, and the answers are parsed and scored.
+Dense attention, for comparison, is only asked whether it would give the exact answer: greedy decoding does so if and
+only if every answer token is the most likely one after the true tokens before it, which one forward pass tells.
+Model "dense" is the checkpoint before the indexer was taught; "final" run dense is the release's fallback.
+"""
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from minikeye.evaluation.metrics import bootstrap_mean, needle_score, temporal_iou, wilson
+from minikeye.evaluation.results import write_result
+from minikeye.minivid.dataset import MiniVideos, make_videos
+from minikeye.minivid.tasks import parse_interval, parse_needle
+from minikeye.model import KeyeVL
+from minikeye.record import Record
+from minikeye.tokenizer import load_tokenizer
+from minikeye.training.lessons import Lesson, Size, ask
+
+SEED = 7  # of the test videos
+
+
+@dataclass(frozen=True)
+class Run:
+    """One line of the report."""
+
+    task: str  # "N" needle, "G" grounding
+    frames: int
+    attention: str  # "sparse" or "dense"
+    model: str  # "final", or "dense" for the checkpoint before the indexer was taught
+    blank: bool = False  # grey frames instead of the video
+    height: int = 56  # pixels
+    width: int = 56  # pixels
+
+
+RUNS = (
+    Run("N", 64, "sparse", "final"),
+    Run("N", 64, "sparse", "final", blank=True),
+    Run("G", 64, "sparse", "final"),
+    Run("G", 64, "sparse", "final", blank=True),
+    Run("N", 64, "sparse", "final", width=84),
+    Run("N", 256, "sparse", "final"),
+    Run("N", 1024, "sparse", "final"),
+    *(Run("N", frames, "dense", model) for frames in (64, 256, 1024) for model in ("final", "dense")),
+    *(Run("G", 64, "dense", model) for model in ("final", "dense")),
+)
+
+
+@torch.no_grad()
+def exact(model: KeyeVL, run: Run, n: int, device: str, tokens: int = 262_144) -> dict:
+    """Share of n questions that dense attention would answer exactly, by one pass over prompt and answer each."""
+    begun, right = time.monotonic(), 0
+    batch = max(1, min(100, tokens // (10 * run.frames)))
+    size = Size(run.frames, batch, run.height, run.width)
+    for first in range(0, n, batch):
+        videos = make_videos(SEED, range(first, min(first + batch, n)), run.frames, "test")
+        inputs = Lesson(ask(videos, run.task, size, model.config, answered=True), videos, size).inputs(
+            model.config, device
+        )
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+            likely = model(inputs, attention=run.attention).logits[:, :-1].argmax(dim=-1)
+        right += int(((likely == inputs["input_ids"][:, 1:]) | ~inputs["answer"][:, 1:]).all(dim=1).sum())
+    estimate = wilson(right, n)
+    interval = [round(100 * estimate.low, 2), round(100 * estimate.high, 2)]
+    seconds = round(time.monotonic() - begun, 1)
+    return {**vars(run), "n": n, "seconds_taken": seconds, "exact": round(100 * right / n, 2), "exact_95": interval}
+
+
+@torch.no_grad()
+def measure(model: KeyeVL, run: Run, n: int, device: str, tokens: int = 262_144) -> dict:
+    """Answer n questions; returns one row: scores with 95 % intervals, share of keys selected, hits per layer."""
+    begun = time.monotonic()
+    tokenizer = load_tokenizer(model.config)
+    stop = (tokenizer.token_id("<|im_end|>"),)
+    batch = max(1, min(100, tokens // (10 * run.frames)))
+    scores: list[dict[str, float]] = []
+    hits, context = torch.zeros(model.config.text.layers), 0
+    size = Size(run.frames, batch, run.height, run.width)
+    for first in range(0, n, batch):
+        videos = make_videos(SEED, range(first, min(first + batch, n)), run.frames, "test")
+        prompts = ask(videos, run.task, size, model.config)
+        frames = prompts.pop("frames")
+        mask = prompts["attention_mask"].to(device)
+        inputs = Lesson(prompts, videos, size).inputs(model.config, device, blank=run.blank) | {"attention_mask": mask}
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+            out = model.generate(inputs, max_new_tokens=24, stop_ids=stop, attention=run.attention, record=True)
+        answers = [tokenizer.decode(out.row(row)) for row in range(len(videos.problems))]
+        scores += [score(run.task, a, videos, row) for row, a in enumerate(answers)]
+        context += int(mask.sum())
+        if run.task == "N":
+            hits += needle_hits(out.record, frames, videos, mask.shape[1] - mask.sum(dim=1))
+    row = {**vars(run), "n": n, "seconds_taken": round(time.monotonic() - begun, 1), "context": round(context / n)}
+    for name in scores[0]:
+        values = [s[name] for s in scores]
+        estimate = bootstrap_mean(values) if name == "tiou" else wilson(int(sum(values)), n)
+        row[name] = round(100 * estimate.mean, 2)
+        row[f"{name}_95"] = [round(100 * estimate.low, 2), round(100 * estimate.high, 2)]
+    if run.task == "N":
+        row["hit_per_layer"] = [round(100 * float(h) / n, 2) for h in hits]
+        row["selected_share"] = round(min(1.0, model.config.indexer.topk / row["context"]), 4)
+    return row
+
+
+def score(task: str, answer: str, videos: MiniVideos, row: int) -> dict[str, float]:
+    """Needle: digit exact, second within 0.5 s, both. Grounding: temporal IoU. No readable answer scores 0."""
+    problem = next(p for p in videos.problems[row] if p.task == task)
+    if task == "N":
+        needle = needle_score(parse_needle(answer), parse_needle(problem.answer))
+        parts = {"digit": float(needle.digit), "second": float(needle.second), "both": float(needle.both)}
+        return parts | {"exact": float(answer == problem.answer)}
+    iou = temporal_iou(parse_interval(answer), parse_interval(problem.answer))
+    return {"tiou": iou, "exact": float(answer == problem.answer)}
+
+
+def needle_hits(record: Record, frames: list, videos: MiniVideos, padding: torch.Tensor) -> torch.Tensor:
+    """For each layer, how many rows select a visual token of the card's frame for the first answer token."""
+    out = torch.zeros(len(record.layers))
+    for row, spans in enumerate(frames):
+        span = spans[videos.events[row][0].first]
+        first = span.start + int(padding[row])
+        for n, layer in enumerate(record.layers):
+            at = layer.indices[row, 0]
+            out[n] += float(((at >= first) & (at < first + span.stop - span.start)).any())
+    return out
+
+
+def best_constant_iou(n: int) -> float:
+    """Mean temporal IoU of the best blind answer: one interval, in shares of the duration, for all videos."""
+    videos = make_videos(SEED, range(n), 64, "test")
+    truths = []
+    for row, problems in enumerate(videos.problems):
+        end = float(videos.seconds[row][-1])
+        answer = parse_interval(next(p.answer for p in problems if p.task == "G"))
+        truths.append([(a / end, b / end) for a, b in answer])
+    grid = [x / 20 for x in range(21)]
+    pairs = [(a, b) for a in grid for b in grid if a < b]
+    return max(sum(temporal_iou([pair], truth) for truth in truths) / n for pair in pairs)
+
+
+def summarise(rows: list[dict], constant: float) -> dict[str, float]:
+    """The flat numbers that README and tests quote, in percent or percentage points."""
+
+    def row(
+        task: str, frames: int, attention: str = "sparse", model: str = "final", blank: bool = False, width: int = 56
+    ):
+        wanted = dict(task=task, frames=frames, attention=attention, model=model, blank=blank, width=width)
+        return next(r for r in rows if all(r[k] == v for k, v in wanted.items()))
+
+    out = {}
+    for frames in (64, 256, 1024):
+        out[f"needle_digit_{frames}"] = row("N", frames)["digit"]
+        out[f"needle_second_{frames}"] = row("N", frames)["second"]
+    out["needle_digit_64_wide"] = row("N", 64, width=84)["digit"]
+    out["needle_second_64_wide"] = row("N", 64, width=84)["second"]
+    out["grounding_miou_64"] = row("G", 64)["tiou"]
+    out["grounding_miou_64_blank"] = row("G", 64, blank=True)["tiou"]
+    out["grounding_miou_64_constant"] = round(100 * constant, 2)
+    for frames in (256, 1024):
+        sparse = row("N", frames)["exact"]
+        out[f"dense_minus_sparse_{frames}"] = round(row("N", frames, "dense", "dense")["exact"] - sparse, 2)
+        out[f"same_weights_dense_minus_sparse_{frames}"] = round(row("N", frames, "dense")["exact"] - sparse, 2)
+        out[f"selected_share_{frames}"] = row("N", frames)["selected_share"]
+        out[f"needle_frame_hit_{frames}"] = max(row("N", frames)["hit_per_layer"])
+    out["blind_digit_64"] = row("N", 64, blank=True)["digit"]
+    out["blind_second_64"] = row("N", 64, blank=True)["second"]
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", type=Path, required=True, help="the final checkpoint")
+    parser.add_argument("--dense", type=Path, required=True, help="the checkpoint before the indexer was taught")
+    parser.add_argument("--out", type=Path, required=True, help="the JSON to write")
+    parser.add_argument("--n", type=int, default=1000, help="questions per line")
+    parser.add_argument("--longest", type=int, default=1024, help="leave out longer videos (for a smoke test)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    models = {
+        name: KeyeVL.from_pretrained(folder, dtype=torch.float32, device=options.device)
+        for name, folder in (("final", options.checkpoint), ("dense", options.dense))
+    }
+    rows = []
+    for run in (r for r in RUNS if r.frames <= options.longest):
+        answer = exact if run.attention == "dense" else measure
+        rows.append(answer(models[run.model], run, options.n, options.device))
+        print(rows[-1], flush=True)
+    summary = summarise(rows, best_constant_iou(options.n)) if options.longest >= 1024 else {}
+    what = "needle and grounding accuracy of the mini checkpoint on footage and digits never trained on, percent"
+    command = "python -m minikeye.evaluation.mini " + " ".join(sys.argv[1:])
+    write_result(options.out, what, command, rows, summary, [SEED])
+
+
+if __name__ == "__main__":
+    main()

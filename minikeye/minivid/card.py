@@ -1,0 +1,105 @@
+"""The card: a sheet of paper with a border and one real handwritten digit, shown in a single frame.
+
+The same few lines draw it into synthetic scenes (scene.py) and into real footage (needle.py).
+
+Axes: b video, f frame, m frames that show a card.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from minikeye.minivid.draws import Draws
+from minikeye.minivid.pictures import Split, load_digits
+from minikeye.minivid.things import Things, local
+
+_TRIES = 6  # places that are looked at before one is taken
+_CLEAR = 0.55  # a place this far from every thing is good enough, in halves of the short side
+
+
+@dataclass(frozen=True)
+class Cards:
+    """The card of each video, repeated for every frame; lengths are in halves of the frame's short side."""
+
+    shown: Bool[Tensor, "b f"]  # whether it is in the frame
+    number: Int[Tensor, "b f"]  # which of the handwritten digits of the split
+    digit: Int[Tensor, "b f"]  # the digit it shows, 0..9
+    place: Float[Tensor, "b f 2"]  # x, y from -1 to 1 over the room its middle may take
+    half: Float[Tensor, "b f"]  # half of its side
+    angle: Float[Tensor, "b f"]  # radians
+    ink: Float[Tensor, "b f 3"]  # 0..1
+    paper: Float[Tensor, "b f 3"]  # 0..1
+
+
+def draw_cards(
+    draws: Draws, shown: Bool[Tensor, "b f"], things: Things | None, number: Int[Tensor, "b"], split: Split
+) -> Cards:
+    """Random cards that carry the given handwritten digits, away from the middles of the things in their frame."""
+    half = draws.uniform(0.36, 0.5)
+    places = draws.uniform(-1, 1, _TRIES, 2)
+    place = places[:, 0] if things is None else _clear_place(places, half, shown, things)
+    tint = draws.uniform(0.88, 1, 3)
+    ink = draws.uniform(0, 0.12, 3) + draws.uniform(0, 0.25, 1) * torch.eye(3)[draws.integer(3)]
+    angle = draws.uniform(-0.2, 0.2)
+    frames = shown.shape[1]
+
+    def every_frame(values: Tensor) -> Tensor:
+        return values[:, None].expand(-1, frames, *values.shape[1:])
+
+    digit = load_digits(split)[1][number]
+    values = (number, digit, place, half, angle, ink, tint)
+    return Cards(shown, *(every_frame(value) for value in values))
+
+
+def _clear_place(
+    places: Float[Tensor, "b n 2"], half: Float[Tensor, "b"], shown: Bool[Tensor, "b f"], things: Things
+) -> Float[Tensor, "b 2"]:
+    """The first place that is clear of all things in the card's frame, or the clearest."""
+    frame = shown.int().argmax(1)  # of the card; the first where no frame has one
+    video = torch.arange(len(frame))
+    at = things.place[video, frame] * (1 - 0.9 * things.radius[video, frame])[..., None]  # [b n 2] in a square frame
+    distance = (places[:, :, None] * (1 - half)[:, None, None, None] - at[:, None]).norm(dim=-1)  # [b tries n]
+    distance = distance.masked_fill(~things.shown[video, frame][:, None], torch.inf).amin(-1)
+    best = distance.clamp(max=_CLEAR).argmax(1)  # ties go to the first
+    return places[video, best]
+
+
+def paint_cards(frames: Float[Tensor, "rows 3 h w"], cards: Cards, split: Split) -> None:
+    """Draw all cards into frames [b*f 3 h w] of 0..1, in place. Only the frames that show a card are touched."""
+    rows = cards.shown.flatten().nonzero().squeeze(-1)  # on the CPU: nothing waits for a GPU here
+    here = rows.to(frames.device)
+
+    def at_rows(values: Tensor) -> Tensor:
+        return values.flatten(0, 1)[rows].to(frames.device, torch.float32)
+
+    handwriting = load_digits(split)[0][cards.number.flatten()[rows]].to(frames.device)
+    place, half, angle, ink, paper = map(at_rows, (cards.place, cards.half, cards.angle, cards.ink, cards.paper))
+    frames[here] = _paint(frames[here], handwriting, place, half, angle, ink, paper)
+
+
+def _paint(
+    frames: Float[Tensor, "m 3 h w"],
+    handwriting: Float[Tensor, "m 8 8"],
+    place: Float[Tensor, "m 2"],
+    half: Float[Tensor, "m"],
+    angle: Float[Tensor, "m"],
+    ink: Float[Tensor, "m 3"],
+    paper: Float[Tensor, "m 3"],
+) -> Float[Tensor, "m 3 h w"]:
+    """One card in each frame, on top of what is there and wholly inside the frame."""
+    margin = half * (angle.cos() + angle.sin().abs())
+    x, y = local(frames, place, margin, angle)
+    pixel = 2 / min(frames.shape[-2:])
+    distance = (torch.maximum(x.abs(), y.abs()) - half[:, None, None])[:, None]  # to the card's edge, [m 1 h w]
+    line = 0.05  # the border is 5 % of half the short side: 1.4 pixels of 56
+    inside = (0.5 - distance / pixel).clamp(0, 1)
+    inner = (0.5 - (distance + line) / pixel).clamp(0, 1)
+    # the 8x8 digit fills 84 % of the card: its pixels reach from -1 to 1
+    grid = torch.stack((x, y), -1) / (0.84 * half)[:, None, None, None]
+    stroke = F.grid_sample(handwriting[:, None], grid, mode="bicubic", align_corners=False)
+    stroke = (1.25 * stroke).clamp(0, 1)
+    sheet = torch.lerp(paper[..., None, None], ink[..., None, None], torch.maximum(stroke, 1 - inner))
+    return torch.lerp(frames, sheet, inside)

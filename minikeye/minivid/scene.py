@@ -1,0 +1,157 @@
+"""A batch of videos as numbers, and the pixels that those numbers stand for.
+
+`VideoSpec` says what is in every frame; it lives on the CPU and is the same for every frame size and device.
+`render` turns it into pixels with a fixed number of batched tensor operations, however many frames there are.
+
+Axes: b video, f frame, h and w pixel rows and columns.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cache
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+from minikeye.minivid.background import Background, cut_out, draw_background
+from minikeye.minivid.card import Cards, draw_cards, paint_cards
+from minikeye.minivid.draws import Draws, generator
+from minikeye.minivid.pictures import Split, check_split, load_digits
+from minikeye.minivid.things import KINDS, THINGS, Things, draw_things, paint_things
+
+MIN_FRAMES = 4  # a thing needs a frame before it, two with it and one after it
+NO_DIGIT = 10  # label of a frame without a card
+BLANK = 128  # grey level of the blank control
+_NOISE_TILES = 32
+
+
+@dataclass(frozen=True)
+class Light:
+    """What the camera adds to the whole frame."""
+
+    exposure: Float[Tensor, "b f"]  # factor on all colours
+    noise: Float[Tensor, "b f"]  # standard deviation, in 0..1 colour units
+    noise_tile: Int[Tensor, "b f"]  # which of the noise pictures
+
+
+@dataclass(frozen=True)
+class VideoSpec:
+    """All that is to be seen in a batch of videos. Every tensor starts with the axes b and f and is on the CPU."""
+
+    split: Split
+    background: Background
+    things: Things
+    cards: Cards
+    light: Light
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Videos and frames per video."""
+        batch, frames = self.cards.shown.shape
+        return batch, frames
+
+    def take(self, videos: Sequence[int], frames: Sequence[int]) -> "VideoSpec":
+        """The same videos with these frames only: a sub-video, or a single frame."""
+        parts = (self.background, self.things, self.cards, self.light)
+        return VideoSpec(self.split, *(_take(part, list(videos), list(frames)) for part in parts))
+
+
+def draw_videos(draws: Draws, frames: int, split: Split) -> VideoSpec:
+    """Random videos: one card in one frame; one or two things, each in one interval of frames.
+
+    An interval [start, stop) has 1 <= start and stop <= frames - 1 and between 1/16 and 1/2 of the frames, at least 2.
+    Raises ValueError for fewer than 4 frames or an unknown split.
+    """
+    check_split(split)
+    if frames < MIN_FRAMES:
+        raise ValueError(f"a video with events needs at least {MIN_FRAMES} frames, not {frames}")
+    frame = torch.arange(frames)
+    shortest = max(2, -(-frames // 16))
+    length = shortest + draws.integer(max(shortest, frames // 2) - shortest + 1, THINGS)  # [b n]
+    start = 1 + draws.integer(frames - 1 - length, THINGS)
+    since = frame[:, None] - start[:, None]  # frames since the thing came, [b f n]
+    present = draws.chance(0.6, 1) | (torch.arange(THINGS) == 0)  # the first thing always, the second often
+    shown = (since >= 0) & (since < length[:, None]) & present[:, None]
+    card_shown = frame == draws.integer(frames, 1)
+    time = (frame / (frames - 1)).double().expand(draws.batch, -1)
+    return _draw(draws, split, time, shown, (since / (length[:, None] - 1)).clamp(0, 1).double(), card_shown, cuts=True)
+
+
+def draw_stills(draws: Draws, split: Split) -> VideoSpec:
+    """Random single frames (f = 1): a card in 60 % of them; no thing, one or two, equally often."""
+    check_split(split)
+    shown = draws.integer(THINGS + 1, 1) > torch.arange(THINGS)
+    card_shown = draws.chance(0.6, 1)
+    time, on_its_way = draws.uniform(0, 1, 1), draws.uniform(0, 1, 1, THINGS)
+    return _draw(draws, split, time, shown[:, None], on_its_way, card_shown, cuts=False)
+
+
+def render(
+    spec: VideoSpec, height: int, width: int, device: torch.device | str = "cpu"
+) -> UInt8[Tensor, "b f 3 {height} {width}"]:
+    """The pixels of all frames, made on `device`. Sizes of things and cards follow the short side of the frame.
+
+    Raises ValueError for sizes that are not multiples of 28 (the side of a visual token).
+    """
+    _check_size(height, width)
+    device = torch.device(device)
+    frames = cut_out(spec.background, spec.split, height, width, device)  # [b*f 3 h w]
+    paint_things(frames, spec.things)
+    paint_cards(frames, spec.cards, spec.split)
+    exposure, noise = (
+        part.flatten().to(device, torch.float32)[:, None, None, None]
+        for part in (spec.light.exposure, spec.light.noise)
+    )
+    grain = _noise(height, width, device)[spec.light.noise_tile.flatten().to(device)]  # [b*f 1 h w]
+    frames = torch.addcmul(grain.mul_(noise), frames, exposure)
+    return frames.mul_(255).round_().clamp_(0, 255).to(torch.uint8).reshape(*spec.shape, 3, height, width).contiguous()
+
+
+def render_blank(
+    spec: VideoSpec, height: int, width: int, device: torch.device | str = "cpu"
+) -> UInt8[Tensor, "b f 3 {height} {width}"]:
+    """The blind control: as many frames as `spec` has, all mid-grey. Raises as `render` does."""
+    _check_size(height, width)
+    return torch.full((*spec.shape, 3, height, width), BLANK, dtype=torch.uint8, device=device)
+
+
+def frame_labels(spec: VideoSpec) -> tuple[Int[Tensor, "b f"], Bool[Tensor, "b f kinds"]]:
+    """What is in each frame: the digit 0..9 on its card (10: no card), and for each of KINDS whether it is there."""
+    digit = torch.where(spec.cards.shown, spec.cards.digit, NO_DIGIT)
+    kinds = torch.arange(len(KINDS))
+    things = ((spec.things.kind[..., None] == kinds) & spec.things.shown[..., None]).any(2)
+    return digit, things
+
+
+def _draw(
+    draws: Draws, split: Split, time: Tensor, shown: Tensor, on_its_way: Tensor, card_shown: Tensor, cuts: bool
+) -> VideoSpec:
+    """What videos and stills share."""
+    frames = time.shape[1]
+    things = draw_things(draws, shown, on_its_way)
+    number = draws.integer(len(load_digits(split)[0]))
+    cards = draw_cards(draws, card_shown, things, number, split)
+    flicker = (2 * torch.pi * (draws.uniform(1, 8, 1) * time + draws.uniform(0, 1, 1))).sin()
+    light = Light(
+        exposure=draws.uniform(0.8, 1.08, 1) + draws.uniform(0, 0.05, 1) * flicker,
+        noise=draws.uniform(0, 0.035, 1).expand(-1, frames),
+        noise_tile=(draws.integer(_NOISE_TILES, 1) + 7 * torch.arange(frames)) % _NOISE_TILES,
+    )
+    return VideoSpec(split, draw_background(draws, time, split, cuts), things, cards, light)
+
+
+def _take(part: object, videos: list[int], frames: list[int]) -> object:
+    return type(part)(**{field.name: getattr(part, field.name)[videos][:, frames] for field in fields(part)})
+
+
+def _check_size(height: int, width: int) -> None:
+    for name, size in (("height", height), ("width", width)):
+        if size <= 0 or size % 28:
+            raise ValueError(f"{name} must be a positive multiple of 28 pixels, not {size}")
+
+
+@cache
+def _noise(height: int, width: int, device: torch.device) -> Float[Tensor, "n 1 h w"]:
+    """Pictures of grey noise of standard deviation 1, the same on every device."""
+    return torch.randn(_NOISE_TILES, 1, height, width, generator=generator("minivid noise")).to(device)

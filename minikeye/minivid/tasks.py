@@ -1,0 +1,104 @@
+"""Questions about a video, their answers, a solution that gives the reason, and the way back from text to numbers.
+
+| task | question | answer |
+|---|---|---|
+| N, needle | Which digit is on the card, and at which second? | 7 at 12.5 s |
+| G, grounding | From when to when is the red circle visible? | [[3.0, 9.5]] |
+| T, text only | What is 12+34? | 46 |
+
+All times have one decimal, as the timestamps in the prompt have. An interval ends at the first frame without the thing.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal, NamedTuple
+
+import torch
+
+from minikeye.minivid.draws import generator
+from minikeye.minivid.pictures import Split, check_split
+
+NEEDLE_QUESTION = "Which digit is on the card, and at which second?"
+TRAIN_SUMS = 9_000  # of the 10,000 pairs of numbers; the rest is the test split
+
+_NEEDLE = re.compile(r"\s*([0-9])\s+at\s+([0-9]+\.[0-9])\s+s\s*")
+_PAIR = r"\s*\[\s*([0-9]+\.[0-9])\s*,\s*([0-9]+\.[0-9])\s*\]\s*"
+_INTERVALS = re.compile(rf"\s*\[{_PAIR}(?:,{_PAIR})*\]\s*")
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that is in the video from one frame to another."""
+
+    kind: Literal["card", "thing"]
+    name: str  # the digit on the card, or the thing, e.g. "red circle"
+    first: int  # first frame that shows it, counted from 0
+    stop: int  # first frame after `first` that does not show it
+    start: float  # time of frame `first`, in seconds, one decimal
+    end: float  # time of frame `stop`, in seconds, one decimal
+
+
+class Problem(NamedTuple):
+    """A question with its answer."""
+
+    task: Literal["N", "G", "T"]
+    question: str
+    answer: str
+    solution: str  # a sentence that gives the reason
+
+
+def needle(card: Event) -> Problem:
+    """Task N about the card of a video."""
+    answer = f"{card.name} at {card.start:.1f} s"
+    solution = f"The card is in frame {card.first} at {card.start:.1f} s and shows {card.name}."
+    return Problem("N", NEEDLE_QUESTION, answer, solution)
+
+
+def grounding(thing: Event) -> Problem:
+    """Task G about one thing of a video."""
+    question = f"From when to when is the {thing.name} visible?"
+    solution = (
+        f"The {thing.name} comes in frame {thing.first} at {thing.start:.1f} s "
+        f"and is gone in frame {thing.stop} at {thing.end:.1f} s."
+    )
+    return Problem("G", question, f"[[{thing.start:.1f}, {thing.end:.1f}]]", solution)
+
+
+def text_sums(seed: int, indices: Sequence[int], split: Split) -> list[Problem]:
+    """Task T: sums of two numbers 0..99, one per index. No pair of numbers is in both splits.
+
+    Raises ValueError for an unknown split.
+    """
+    check_split(split)
+    pairs = _pairs()[:TRAIN_SUMS] if split == "train" else _pairs()[TRAIN_SUMS:]
+    picks = [pairs[int(torch.randint(len(pairs), (), generator=generator(seed, "sum", n)))] for n in indices]
+    return [_sum(*divmod(pair, 100)) for pair in picks]
+
+
+def parse_needle(text: str) -> tuple[int, float] | None:
+    """(digit, seconds) of an answer to task N; None for any other text. Only white space may differ."""
+    match = _NEEDLE.fullmatch(text)
+    return (int(match[1]), float(match[2])) if match else None
+
+
+def parse_interval(text: str) -> list[tuple[float, float]] | None:
+    """The (start, end) pairs, in seconds, of an answer to task G; None for any other text. Only white space may differ.
+
+    A pair that ends before it starts, or when it starts, is no interval: the answer is None.
+    """
+    if not _INTERVALS.fullmatch(text):
+        return None
+    pairs = [(float(start), float(end)) for start, end in re.findall(_PAIR, text)]
+    return pairs if all(start < end for start, end in pairs) else None
+
+
+def _sum(a: int, b: int) -> Problem:
+    return Problem("T", f"What is {a}+{b}?", str(a + b), f"{a} and {b} make {a + b}.")
+
+
+@cache
+def _pairs() -> list[int]:
+    """All pairs of numbers 0..99 as 100 * first + second, shuffled once for all."""
+    return torch.randperm(10_000, generator=torch.Generator().manual_seed(0)).tolist()
