@@ -1,0 +1,1 @@
+"""Training: the loop, supervised learning from answers, and teaching the indexer."""

@@ -1,0 +1,93 @@
+"""Teaching the indexer: dense warm-up and sparse adaptation, read off the model as it runs.
+
+Axes: b batch, t query position, s key position, k selected key.
+Report, section 2.3. In the dense warm-up the model stays dense and only the indexer is trained; in the sparse
+adaptation everything is, the model by its next-token loss, the indexer by L_sparse: L = L_NTP + lambda * L_sparse.
+Lambda, learning rates and which rows are used are not in the report: our choice.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from minikeye import ops
+from minikeye.attention import AttentionTrace
+from minikeye.indexer import dense_targets, kl_loss, selected_scores, selected_targets
+from minikeye.moe import balance_loss
+from minikeye.record import selection_mass
+
+
+class IndexerTeacher:
+    """An observer that collects each layer's KL loss on some query rows, and the experts' balance loss.
+
+    The report's losses are sums over all rows; the mean over random rows estimates them without bias, and no [t s]
+    matrix is ever held. rows: positions among the queries of the pass, the same in every layer; None teaches nothing.
+    """
+
+    def __init__(self, rows: Int[Tensor, " n"] | None):
+        self.rows = rows
+        self.indexer: list[Float[Tensor, ""]] = []  # mean KL of a row, one entry a layer
+        self.balance: list[Float[Tensor, ""]] = []
+
+    def attention(self, layer: int, trace: AttentionTrace) -> None:
+        if self.rows is not None:
+            self.indexer.append(row_losses(trace, self.rows).mean())
+
+    def routing(self, layer: int, probabilities: Float[Tensor, "b t x"], chosen: Int[Tensor, "b t c"]) -> None:
+        self.balance.append(balance_loss(probabilities, chosen))
+
+    def indexer_loss(self) -> Float[Tensor, ""]:
+        """Mean over layers of the mean KL of a row."""
+        return torch.stack(self.indexer).mean()
+
+    def balance_loss(self) -> Float[Tensor, ""]:
+        return torch.stack(self.balance).mean()
+
+
+def draw_rows(answer: Bool[Tensor, "b t"], count: int, generator: torch.Generator) -> Int[Tensor, " n"]:
+    """Random query rows of a right-padded batch: half anywhere, half at answer tokens (our choice)."""
+    spoken = answer.any(dim=0).nonzero().squeeze(-1)
+    anywhere = torch.randint(0, int(spoken[-1]) + 1, (count - count // 2,), generator=generator)
+    return torch.cat((anywhere, spoken[torch.randint(0, len(spoken), (count // 2,), generator=generator)]))
+
+
+def row_losses(trace: AttentionTrace, rows: Int[Tensor, " n"]) -> Float[Tensor, "b n"]:
+    """KL loss of these rows: L_warmup over all valid keys in dense mode, L_sparse over the selected ones else."""
+    q, index_q, index_w = trace.q[:, rows].detach(), trace.index_q[:, rows], trace.index_w[:, rows]
+    if trace.indices is None:
+        s = trace.k.shape[1]
+        valid = ops.valid_keys(trace.q.shape[1], s, trace.offset, trace.start, q.device)[:, rows]
+        scores = ops.index_scores(index_q, trace.index_k, index_w, offset=s).masked_fill(~valid, -torch.inf)
+        return kl_loss(scores, dense_targets(q, trace.k.detach(), valid))
+    indices = trace.indices[:, rows]
+    targets = selected_targets(q, ops.gather_rows(trace.k.detach(), indices), indices)
+    return kl_loss(selected_scores(index_q, gather_index_rows(trace.index_k, indices), index_w, indices), targets)
+
+
+def gather_index_rows(index_k: Float[Tensor, "b s i"], indices: Int[Tensor, "b t k"]) -> Float[Tensor, "b t k i"]:
+    """Index keys of the selected positions; row 0 stands in for -1 and is masked by the score."""
+    batch = torch.arange(len(index_k), device=index_k.device)[:, None, None]
+    return index_k[batch, indices.clamp(min=0).long()]
+
+
+class RecallMeter:
+    """An observer that measures what the indexer's top-k keeps of the dense attention mass, per layer.
+
+    Works in any mode: in dense mode on what the indexer would have selected. This, not the KL, tells how far it is.
+    """
+
+    def __init__(self, topk: int, last: int = 32):
+        self.topk, self.last = topk, last
+        self.kept: list[Float[Tensor, "b t"]] = []
+
+    @torch.no_grad()
+    def attention(self, layer: int, trace: AttentionTrace) -> None:
+        first = max(0, trace.q.shape[1] - self.last)
+        offset = trace.offset + first
+        topk = min(self.topk, trace.k.shape[1])
+        index = trace.index_q[:, first:], trace.index_k, trace.index_w[:, first:]
+        indices = ops.select_topk(*index, topk, offset, trace.start)
+        self.kept.append(selection_mass(trace.q[:, first:], trace.k, indices, offset, trace.start)[1])
+
+    def routing(self, layer: int, probabilities: Tensor, chosen: Tensor) -> None:
+        """Nothing to measure here."""

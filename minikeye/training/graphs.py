@@ -1,0 +1,73 @@
+"""CUDA graphs for training small models, whose thousands of short kernels a CPU cannot launch fast enough.
+
+One graph per shape holds forward and backward; a replay costs one launch. Inputs are copied into the buffers that the
+graph reads, gradients appear where `loss.backward()` would have put them.
+"""
+
+from collections.abc import Callable, Hashable
+
+import torch
+from torch import Tensor
+
+Numbers = dict[str, Tensor]
+Step = Callable[[dict[str, Tensor]], tuple[Tensor, Numbers]]
+
+
+class GraphedStep:
+    """Computes loss, log numbers and gradients; captures each new shape once, replays it afterwards.
+
+    step: inputs -> (loss, numbers), free of anything that makes the CPU wait for the GPU. Tensors on the CPU (grids)
+    are baked into the graph: other values mean another graph.
+    """
+
+    def __init__(self, step: Step, parameters: list[torch.nn.Parameter]):
+        self.step, self.parameters = step, parameters
+        self._pool = torch.cuda.graph_pool_handle()
+        self._side = torch.cuda.Stream()
+        self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, dict[str, Tensor], Tensor, Numbers]] = {}
+        for p in parameters:
+            p.grad = torch.zeros_like(p)
+
+    def __call__(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Numbers]:
+        """Loss and numbers (overwritten by the next call); gradients are in `parameter.grad`."""
+        key = tuple((n, tuple(t.shape), None if t.is_cuda else t.numpy().tobytes()) for n, t in inputs.items())
+        if key not in self._graphs:
+            self._graphs[key] = self._capture(inputs)
+        graph, buffers, loss, numbers = self._graphs[key]
+        for name, buffer in buffers.items():
+            buffer.copy_(inputs[name], non_blocking=True)
+        graph.replay()
+        return loss, numbers
+
+    def _capture(self, inputs: dict[str, Tensor]):
+        buffers = {name: t.clone() for name, t in inputs.items() if t.is_cuda}
+        fixed = inputs | buffers
+        self._side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._side):  # libraries set themselves up on the first run, which must not be captured
+            self._run(fixed)
+        torch.cuda.current_stream().wait_stream(self._side)
+        torch.cuda.empty_cache()  # what the eager run used is of no use to the graph's own pool
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            loss, numbers = self._run(fixed)
+        return graph, buffers, loss, numbers
+
+    def _run(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Numbers]:
+        torch._foreach_zero_([p.grad for p in self.parameters])
+        loss, numbers = self.step(inputs)
+        loss.backward()
+        return loss.detach(), numbers
+
+
+class EagerStep:
+    """The same without graphs, for CPUs."""
+
+    def __init__(self, step: Step, parameters: list[torch.nn.Parameter]):
+        self.step, self.parameters = step, parameters
+
+    def __call__(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Numbers]:
+        for p in self.parameters:
+            p.grad = None
+        loss, numbers = self.step(inputs)
+        loss.backward()
+        return loss.detach(), numbers

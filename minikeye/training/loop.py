@@ -1,0 +1,119 @@
+"""A training loop that can be killed at any step and resumed to identical losses.
+
+The loop knows nothing of models: `backward_at(step)` leaves gradients computed from whatever data belongs to that step,
+so a resumed run sees the same data. AdamW, linear warm-up and cosine decay, gradient clipping; the log is JSON lines.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from minikeye.progress import progress
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    steps: int  # optimiser steps
+    lr: float  # peak learning rate
+    warmup: int = 100  # steps of linear warm-up
+    final_lr: float = 0.05  # learning rate at the end, as a share of the peak
+    weight_decay: float = 0.05  # on matrices only
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 1.0  # largest gradient norm
+    save_every: int = 0  # steps between checkpoints; 0: only at the end
+    log_every: int = 20  # steps between log lines
+
+
+def learning_rate(step: int, config: LoopConfig) -> float:
+    """Linear from 0 over the warm-up, then half a cosine down to final_lr of the peak."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.lr * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+def optimiser(parameters: dict[str, nn.Parameter], config: LoopConfig) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices, none on norms and biases."""
+    decayed = [p for p in parameters.values() if p.ndim >= 2]
+    plain = [p for p in parameters.values() if p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    on_gpu = any(p.is_cuda for p in parameters.values())
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=on_gpu)
+
+
+def train(
+    parameters: dict[str, nn.Parameter],
+    backward_at: Callable[[int], tuple[Tensor, dict[str, float | Tensor]]],
+    config: LoopConfig,
+    folder: str | Path | None = None,
+    name: str = "train",
+) -> list[dict[str, float]]:
+    """Run `config.steps` steps, or those that are left, over the parameters that are given (others stay as they are).
+
+    backward_at(step) leaves that step's gradients in the parameters (replacing the last ones) and returns the loss and
+    numbers for the log. folder: where `NAME.pt` (resumable state) and `NAME.jsonl`
+    (log) go; None keeps nothing. Returns the log lines of this call. Raises FloatingPointError for a loss that is not
+    finite; the last checkpoint is then intact.
+    """
+    optim = optimiser(parameters, config)
+    if folder is not None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    state = Path(folder) / f"{name}.pt" if folder is not None else None
+    first = resume(state, parameters, optim) if state is not None and state.is_file() else 0
+    lines, begun = [], time.monotonic()
+    for step in progress(range(first, config.steps), name):
+        for group in optim.param_groups:
+            group["lr"] = learning_rate(step, config)
+        loss, numbers = backward_at(step)
+        norm = nn.utils.clip_grad_norm_(parameters.values(), config.clip)
+        optim.step()
+        if step % config.log_every == 0 or step == config.steps - 1:
+            line = {
+                "step": step,
+                "loss": float(loss.detach()),
+                "norm": float(norm),
+                **{k: float(v) for k, v in numbers.items()},
+            }
+            if not math.isfinite(line["loss"]):
+                raise FloatingPointError(
+                    f"the loss of {name} is {line['loss']} at step {step}: lower the learning rate"
+                )
+            line["seconds"] = round(time.monotonic() - begun, 2)
+            lines.append(line)
+            if state is not None:
+                with state.with_suffix(".jsonl").open("a") as log:
+                    log.write(json.dumps(line) + "\n")
+        last = step == config.steps - 1
+        if state is not None and (last or (config.save_every and (step + 1) % config.save_every == 0)):
+            save(state, parameters, optim, step + 1)
+    return lines
+
+
+def save(path: Path, parameters: dict[str, nn.Parameter], optim: torch.optim.Optimizer, step: int) -> None:
+    """Write the resumable state to a temporary file, then rename: a kill leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    torch.save(
+        {"parameters": {n: p.detach() for n, p in parameters.items()}, "optim": optim.state_dict(), "step": step},
+        temporary,
+    )
+    os.replace(temporary, path)
+
+
+def resume(path: Path, parameters: dict[str, nn.Parameter], optim: torch.optim.Optimizer) -> int:
+    """Load a state written by `save` into the parameters and the optimiser; returns the next step."""
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if state["parameters"].keys() != parameters.keys():
+        raise ValueError(f"{path} holds other parameters than those to train: it belongs to another stage or model")
+    with torch.no_grad():
+        for n, p in parameters.items():
+            p.copy_(state["parameters"][n])
+    optim.load_state_dict(state["optim"])
+    return state["step"]

@@ -1,0 +1,255 @@
+"""Train the shipped checkpoint: python -m minikeye.training.mini --out FOLDER
+
+The report's order in miniature (section 3), about 20 minutes on one H100:
+    tower   vision tower on its own, on labelled stills: the answer loss reaches it through one frame in many
+    dense   all parameters, dense attention, lengths mixed and the cap growing (stages 1 to 3)
+    warmup  indexer only, dense attention (L_warmup)
+    sparse  all parameters, sparse attention (L_NTP + lambda L_sparse)
+Skipped: stage 0, projector only. It aligns a projector to a language model that can already read; ours starts from
+nothing, so there is nothing to align to. All learning rates, lengths and steps: our choice.
+"""
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minikeye.config import KeyeConfig
+from minikeye.minivid.dataset import make_stills
+from minikeye.minivid.things import KINDS
+from minikeye.model import KeyeVL
+from minikeye.training.dsa import IndexerTeacher, RecallMeter, draw_rows
+from minikeye.training.graphs import EagerStep, GraphedStep
+from minikeye.training.lessons import Lessons, Size, pixels, stream
+from minikeye.training.loop import LoopConfig, train
+from minikeye.training.supervised import answer_accuracy, answer_loss
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Steps and peak learning rates of the four stages."""
+
+    tower: LoopConfig = LoopConfig(steps=1000, lr=1.5e-3)
+    dense: LoopConfig = LoopConfig(steps=5200, lr=1e-3, warmup=200, save_every=500)
+    warmup: LoopConfig = LoopConfig(steps=300, lr=3e-3, warmup=20)
+    sparse: LoopConfig = LoopConfig(steps=1500, lr=4e-4, warmup=50, save_every=500)
+    stills: int = 2048  # images a step of the tower stage
+    frames: int = 4096  # video frames a step, about 40,000 tokens
+    longest: int = 1024  # frames
+    balance: float = 0.01  # weight of the experts' balance loss
+    indexer: float = 1.0  # lambda: weight of the indexer's KL loss in the sparse stage
+
+    def scaled(self, share: float, frames: int, longest: int, stills: int) -> "Recipe":
+        """The same recipe with fewer steps and smaller batches, for a smoke test."""
+        stages = {n: getattr(self, n) for n in ("tower", "dense", "warmup", "sparse")}
+        shorter = {
+            n: replace(c, steps=max(2, int(c.steps * share)), log_every=1, save_every=0) for n, c in stages.items()
+        }
+        return replace(self, **shorter, frames=frames, longest=longest, stills=stills)
+
+
+# Frames, height and width in pixels, and how often. The longest need the most steps.
+SIZES = (
+    (8, 56, 56, 0.3),
+    (16, 56, 56, 0.3),
+    (16, 56, 84, 0.3),
+    (32, 56, 56, 0.5),
+    (64, 56, 56, 0.7),
+    (64, 56, 84, 0.5),
+    (64, 84, 56, 0.3),
+    (128, 56, 56, 0.8),
+    (256, 56, 56, 2.0),
+    (512, 56, 56, 2.0),
+    (1024, 56, 56, 4.0),
+)
+CAPS = {32: 0.12, 64: 0.2, 128: 0.28, 256: 0.38, 512: 0.47}  # longest video until that share of the dense stage
+
+
+def size_at(step: int, steps: int, recipe: Recipe, growing: bool) -> Size:
+    """Lengths are mixed in every phase, never switched; in the dense stage the cap grows from 32 frames."""
+    rng = random.Random(f"size {step}")
+    if rng.random() < 0.04:
+        return Size(0, 64)
+    cap = next((n for n, until in CAPS.items() if growing and step < until * steps), 1024)
+    sizes = [size for size in SIZES if size[0] <= min(cap, recipe.longest)]
+    frames, height, width, _ = rng.choices(sizes, [size[3] for size in sizes])[0]
+    return Size(frames, max(1, min(96, recipe.frames // frames)), height, width)
+
+
+class LabelHead(nn.Module):
+    """Which digit and which things are on a still, from the mean of its patch features. Thrown away after the stage."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.digit, self.things = nn.Linear(2 * width, 11), nn.Linear(2 * width, len(KINDS))
+
+    def loss(self, features: Tensor, digit: Tensor, things: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """features [n p d]: mean and maximum over patches; digit [n], 10 for none; things bool [n kinds]."""
+        pooled = torch.cat((features.mean(dim=1), features.amax(dim=1)), dim=-1)
+        logits = self.digit(pooled)
+        seen = F.binary_cross_entropy_with_logits(self.things(pooled), things.float())
+        right = (logits.argmax(dim=-1) == digit).float().mean()
+        return F.cross_entropy(logits, digit) + 4 * seen, {"digit": right, "things": seen.detach()}
+
+
+def trainable(model: nn.Module, wanted=lambda name: True) -> dict[str, nn.Parameter]:
+    """The parameters whose names are wanted, made trainable; all others frozen. The unused table is always frozen."""
+    chosen = {}
+    for name, p in model.named_parameters():
+        p.requires_grad_(wanted(name) and "packing_position" not in name)
+        if p.requires_grad:
+            chosen[name] = p
+    return chosen
+
+
+def autocast(device: str):
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda")
+
+
+def teach_tower(model: KeyeVL, recipe: Recipe, folder: Path, device: str) -> list[dict]:
+    head = LabelHead(model.config.vision.width).to(device)
+    parameters = trainable(model, lambda name: name.startswith("visual."))
+    parameters |= {f"head.{n}": p for n, p in head.named_parameters()}
+    sides = [(56, 56), (56, 84), (84, 56)]
+
+    def backward_at(step: int):
+        height, width = sides[step % 3]
+        frames, digit, things = make_stills(1, step, recipe.stills, "train", height, width, device)
+        return run(pixels(frames, model.config) | {"digit": digit, "things": things})
+
+    def loss_of(inputs: dict[str, Tensor]):
+        with autocast(device):
+            features = model.visual(inputs["patches"], inputs["grids"])
+            features = features.unflatten(0, (len(inputs["digit"]), -1)).float()
+            return head.loss(features, inputs["digit"], inputs["things"])
+
+    run = stepper(device)(loss_of, list(parameters.values()))
+    return train(parameters, backward_at, recipe.tower, folder, "tower")
+
+
+def teach_answers(model: KeyeVL, recipe: Recipe, folder: Path, device: str, stage: str, workers: int) -> list[dict]:
+    """The stages "dense", "warmup" and "sparse": they differ in what is trained, in the attention, and in the loss."""
+    config: LoopConfig = getattr(recipe, stage)
+    parameters = trainable(model, TRAINED[stage])
+    state = folder / f"{stage}.pt"
+    done = torch.load(state, weights_only=True)["step"] if state.is_file() else 0
+    seed = list(TRAINED).index(stage) + 2
+    if stage == "sparse":
+        recipe = replace(
+            recipe, frames=recipe.frames * 3 // 4
+        )  # masks are dear: three videos of 1,024 frames, not four
+    sizes = partial(size_at, steps=config.steps, recipe=recipe, growing=stage == "dense")
+    batches = stream(Lessons(model.config, sizes, range(done, config.steps), seed), workers)
+
+    def backward_at(step: int):
+        lesson = next(batches)
+        generator = torch.Generator().manual_seed(step)
+        count = max(16, min(128, 3072 // lesson.size.videos))  # rows to teach the indexer from
+        rows = draw_rows(lesson.tokens["answer"], count, generator)
+        loss, numbers = run(beside(lambda: lesson.inputs(model.config, device) | {"rows": rows.to(device)}, device))
+        return loss, {"frames": lesson.size.frames, **numbers}
+
+    run = stepper(device)(partial(stage_loss, model, recipe, stage, device), list(parameters.values()))
+    return train(parameters, backward_at, config, folder, stage)
+
+
+TRAINED = {
+    "dense": lambda name: "sa_indexer" not in name,
+    "warmup": lambda name: "sa_indexer" in name,
+    "sparse": lambda name: True,
+}
+
+
+def stage_loss(model: KeyeVL, recipe: Recipe, stage: str, device: str, inputs: dict[str, Tensor]):
+    """The stage's loss on one batch, and numbers for the log."""
+    teacher = IndexerTeacher(None if stage == "dense" else inputs["rows"])
+    with autocast(device):
+        logits = model(inputs, attention="masked" if stage == "sparse" else "dense", observer=teacher).logits
+        kl = teacher.indexer_loss() if stage != "dense" else torch.zeros((), device=device)
+    if stage == "warmup":
+        return kl, {}
+    answers = answer_loss(logits, inputs["input_ids"], inputs["answer"])
+    balance = teacher.balance_loss()
+    right = answer_accuracy(logits.detach(), inputs["input_ids"], inputs["answer"])
+    numbers = {"answer": answers.detach(), "kl": kl.detach(), "balance": balance.detach(), "right": right}
+    return answers + recipe.balance * balance + recipe.indexer * kl, numbers
+
+
+def stepper(device: str) -> type:
+    return GraphedStep if device == "cuda" else EagerStep
+
+
+def beside(work: Callable[[], dict[str, Tensor]], device: str) -> dict[str, Tensor]:
+    """Do `work` on a second CUDA stream, so that copying and rendering do not wait for the step before."""
+    if device != "cuda":
+        return work()
+    main = torch.cuda.current_stream()
+    with torch.cuda.stream(_side_stream()):
+        out = work()
+    main.wait_stream(_side_stream())
+    for t in out.values():
+        if t.is_cuda:
+            t.record_stream(main)  # its memory may be reused only when the main stream is done with it
+    return out
+
+
+@cache
+def _side_stream() -> "torch.cuda.Stream":
+    return torch.cuda.Stream()
+
+
+@torch.no_grad()
+def recall(model: KeyeVL, frames: int, device: str, mode: str) -> list[float]:
+    """Share of dense attention mass in the indexer's top-k, per layer, at the last tokens of fresh prompts."""
+    size = Size(frames, 4)
+    lesson = Lessons(model.config, lambda step: size, range(1), seed=99)[0]
+    meter = RecallMeter(model.config.indexer.topk)
+    with autocast(device):
+        model(lesson.inputs(model.config, device), attention=mode, observer=meter)
+    return [round(float(kept.mean()), 4) for kept in meter.kept]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the resumable states, logs and checkpoints")
+    parser.add_argument("--stages", nargs="+", default=["tower", "dense", "warmup", "sparse"])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=int, default=12, help="processes that make prompts")
+    parser.add_argument("--smoke", action="store_true", help="a few tiny steps of every stage, on a CPU")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    recipe = Recipe().scaled(0.002, frames=32, longest=16, stills=16) if options.smoke else Recipe()
+    model = KeyeVL(KeyeConfig.mini()).to(options.device)
+    model.visual.chunk_patches = 2**20  # one pass: memory is not short here
+    progress = options.out / "done.pt"
+    done: list[str] = []
+    if progress.is_file():
+        saved = torch.load(progress, weights_only=True, map_location=options.device)
+        done = saved["stages"]
+        model.load_state_dict(saved["model"])
+    for stage in (s for s in options.stages if s not in done):
+        begun = time.monotonic()
+        if stage == "tower":
+            lines = teach_tower(model, recipe, options.out, options.device)
+        else:
+            lines = teach_answers(model, recipe, options.out, options.device, stage, options.workers)
+        done.append(stage)
+        torch.save({"model": model.state_dict(), "stages": done}, progress)
+        shard = 15 * 2**20
+        model.save_pretrained(options.out / f"checkpoint-{stage}", max_shard_bytes=shard, dtype=torch.bfloat16)
+        lengths = (16,) if options.smoke else (64, 256, 1024)
+        kept = {n: recall(model, n, options.device, "dense") for n in lengths} if stage != "tower" else {}
+        seconds = round(time.monotonic() - begun, 1)
+        print(json.dumps({"stage": stage, "seconds": seconds, "last": lines[-1:], "recall": kept}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
