@@ -1,0 +1,162 @@
+"""One question about one real video: the answer, and which frames the model read to give it.
+
+Optionally a card with a digit goes into one frame first (a needle), so that it is known where the answer lies.
+"""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minikeye.attention import Mode
+from minikeye.evaluation.metrics import needle_score
+from minikeye.explore.selection import FrameSelection
+from minikeye.minivid import needle
+from minikeye.minivid.tasks import parse_needle
+from minikeye.model import KeyeVL
+from minikeye.processor import Clip, Processor
+from minikeye.prompt import FrameSpan
+from minikeye.record import Record
+from minikeye.sampling import VideoError
+from minikeye.video import read_video
+
+OnStep = Callable[[str, float, str], None]  # name of the step, its seconds, what it did
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """An answer and everything that shows how it came about."""
+
+    answer: str
+    clip: Clip  # the frames the model saw, card included, and their times
+    frames: tuple[FrameSpan, ...]  # where each frame stands in the prompt
+    record: Record  # one query per generated token
+    selection: FrameSelection  # keys and attention per frame; its labels are the generated tokens
+    truth: tuple[int, ...]  # numbers of the frames that hold the card; () without a card
+    card: tuple[int, float] | None  # its digit, and the time of its frame in seconds
+    seconds: Mapping[str, float]  # time that each step took: video, prefill, decode
+
+    def verdict(self) -> str:
+        """Whether the answer tells the card's digit and its second (to half a second), in words.
+
+        Raises ValueError where no card was inserted.
+        """
+        if self.card is None:
+            raise ValueError("no card was inserted, so there is nothing to compare the answer with")
+        said = parse_needle(self.answer)
+        if said is None:
+            return "the answer is not of the form '7 at 3.0 s'"
+        score = needle_score(said, (self.card[0], round(self.card[1], 1)))
+        if score.both:
+            return "the answer is right"
+        wrong = [part for part, right in (("digit", score.digit), ("second", score.second)) if not right]
+        return f"the answer is wrong in the {' and the '.join(wrong)}"
+
+    def save(self, folder: str | Path) -> Path:
+        """Write selection.png and selection.json into `folder`, each whole or not at all; the picture's path."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.selection.save(folder / "selection.json")
+        picture, part = folder / "selection.png", folder / "selection.png.part"
+        self.selection.figure().savefig(part, format="png", metadata={"Software": None})
+        os.replace(part, picture)
+        return picture
+
+
+def ask(
+    model: KeyeVL,
+    processor: Processor,
+    path: str | Path,
+    question: str,
+    *,
+    insert_card: tuple[int, float | int] | None = None,
+    max_new_tokens: int = 32,
+    attention: Mode = "sparse",
+    backend: str = "auto",
+    on_step: OnStep | None = None,
+) -> Asked:
+    """Ask `question` about the video in `path`, greedily, and record what the query of each generated token selected.
+
+    insert_card: (digit, seconds) of a card to put into the sampled frame nearest to that second; the earlier one of
+    two that are equally near. attention: "dense" records what the indexer would have selected. on_step: called after
+    each step. Raises ValueError (VideoError for the file and for a time outside it), and RuntimeError where the answer
+    is empty, because then there is no query to show.
+    """
+    watch = _Stopwatch(on_step)
+    clip, truth = read_clip(processor, path, insert_card)
+    height, width = clip.frames.shape[-2:]
+    watch.lap("video", f"{len(clip.frames)} frames of {width}x{height} pixels, 0.0 to {clip.seconds[-1]:.1f} s")
+    content = [{"type": "video", "video": clip}, {"type": "text", "text": question}]
+    inputs = to_device(processor([{"role": "user", "content": content}]), model.lm_head.weight.device)
+
+    def on_token(_: Tensor) -> None:
+        if "prefill" not in watch.seconds:
+            watch.lap("prefill", f"{inputs['input_ids'].shape[1]} tokens read, {attention} attention")
+
+    out = model.generate(
+        inputs,
+        max_new_tokens=max_new_tokens,
+        stop_ids=processor.stop_ids,
+        attention=attention,
+        backend=backend,
+        record=True,
+        on_token=on_token,
+    )
+    ids, decode = out.row(), processor.tokenizer.decode
+    if out.record is None:
+        raise RuntimeError("the model's answer is empty, so no query can be shown: ask another question")
+    watch.lap("decode", f"{len(ids)} tokens written")
+    selection = FrameSelection.from_record(
+        out.record,
+        inputs["frames"][0],
+        thumbnails=clip.frames,
+        truth=truth,
+        labels=[decode([n], skip_special=False) for n in ids],
+        subject="the card" if truth else "",
+    )
+    card = (insert_card[0], clip.seconds[truth[0]]) if insert_card is not None else None
+    return Asked(decode(ids), clip, tuple(inputs["frames"][0]), out.record, selection, truth, card, watch.seconds)
+
+
+def read_clip(
+    processor: Processor, path: str | Path, insert_card: tuple[int, float | int] | None = None
+) -> tuple[Clip, tuple[int, ...]]:
+    """The sampled frames of a video file, with a card where one is asked for, and the numbers of the card's frames.
+
+    Raises VideoError for a file that is no whole video or a time outside it, ValueError for a digit outside 0..9.
+    """
+    video = read_video(path, processor.config.video, processor.config.token_pixels)
+    times = video.seconds.tolist()
+    if insert_card is None:
+        return Clip(video.frames, times), ()
+    digit, seconds = insert_card
+    if not 0 <= seconds <= video.info.seconds:
+        raise VideoError(
+            f"the card must go between 0 and {video.info.seconds:.1f} s, where {path} ends; got {seconds} s"
+        )
+    nearest = min(range(len(times)), key=lambda n: abs(times[n] - seconds))
+    return Clip(needle.insert_card(video.frames, nearest, digit), times), (nearest,)
+
+
+def to_device(inputs: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:
+    """The processor's inputs with every tensor on `device`."""
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+
+
+class _Stopwatch:
+    """Keeps the time of each step and tells it as it ends."""
+
+    def __init__(self, on_step: OnStep | None):
+        self.seconds: dict[str, float] = {}
+        self._on_step, self._begun = on_step, time.perf_counter()
+
+    def lap(self, step: str, what: str) -> None:
+        now = time.perf_counter()
+        self.seconds[step], self._begun = now - self._begun, now
+        if self._on_step is not None:
+            self._on_step(step, self.seconds[step], what)

@@ -1,0 +1,71 @@
+"""How this project shows figures: one palette, one style, and never a picture without words.
+
+A figure reaches the reader three ways at once. The PNG carries its alt text in the output's metadata, where nbconvert
+and static sites pick it up. The text/plain of the output is the same sentence, so a reader without pictures gets it and
+the notebook check compares it. And the sentence is printed below the picture, because JupyterLab and GitHub give the
+pictures in outputs no alt attribute.
+"""
+
+from io import BytesIO
+
+import matplotlib.pyplot as plt
+from cycler import cycler
+from matplotlib.figure import Figure
+
+# Okabe and Ito's eight colours, distinguishable with all common kinds of colour blindness.
+PALETTE = {
+    "black": "#000000",
+    "orange": "#E69F00",
+    "sky": "#56B4E9",
+    "green": "#009E73",
+    "yellow": "#F0E442",
+    "blue": "#0072B2",
+    "vermilion": "#D55E00",
+    "purple": "#CC79A7",
+}
+
+# For bars and areas that lie side by side: colour is never the only difference.
+HATCHES = ("", "//", "..", "xx", "\\\\", "oo", "--", "++")
+
+_LINE_COLOURS = ("blue", "vermilion", "green", "orange", "purple", "sky", "black")
+_LINE_STYLES = ("-", "--", "-.", ":", "-", "--", "-.")
+
+# Use as `plt.rcParams.update(STYLE)` or `with plt.rc_context(STYLE):`. Lines differ in dash as well as in colour.
+STYLE = {
+    "figure.figsize": (7.0, 3.0),  # inches
+    "figure.dpi": 100,
+    "savefig.dpi": 100,
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "image.cmap": "cividis",  # perceptually even, and even without red or green
+    "image.interpolation": "nearest",
+    "legend.frameon": False,
+    "axes.prop_cycle": cycler(color=[PALETTE[name] for name in _LINE_COLOURS]) + cycler(linestyle=_LINE_STYLES),
+}
+
+
+def show(figure: Figure, alt: str) -> None:
+    """Display `figure` as PNG with alt text, print the text below it, and close the figure.
+
+    alt: one or two full sentences that say what the figure shows, with the number that matters.
+    Raises ValueError when `alt` is not a sentence.
+    """
+    from IPython.display import publish_display_data  # only notebooks call show; the palette must not need IPython
+
+    if len(alt.split()) < 5 or not alt.endswith("."):
+        raise ValueError(
+            f"alt must be a sentence of at least five words that ends with a full stop, got {alt!r}: "
+            "say what the figure shows, with the number that matters"
+        )
+    png = BytesIO()
+    # The Software entry would put matplotlib's version into every picture.
+    figure.savefig(png, format="png", bbox_inches="tight", metadata={"Software": None})
+    plt.close(figure)  # otherwise the inline backend shows it a second time, without words
+    publish_display_data(
+        {"image/png": png.getvalue(), "text/plain": alt},
+        {"image/png": {"alt": alt}},
+    )
+    print(alt)

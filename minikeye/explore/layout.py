@@ -1,0 +1,78 @@
+"""Where things go in the picture of a FrameSelection: which frames, which columns, which ticks. Nothing is drawn here.
+
+Axes: f frame, n column of the heat map.
+"""
+
+import numpy as np
+from jaxtyping import Float64
+from matplotlib.ticker import MaxNLocator
+from scipy.optimize import isotonic_regression
+
+from minikeye.explore.selection import FrameSelection
+
+MAX_COLUMNS = 256  # at 1,000 pixels more would be narrower than four pixels
+
+
+def columns(values: Float64[np.ndarray, "*rows f"]) -> tuple[Float64[np.ndarray, "*rows n"], int]:
+    """At most MAX_COLUMNS columns, and the frames per column. Each shows its strongest frame: no peak is lost."""
+    step = -(-values.shape[-1] // MAX_COLUMNS)
+    return np.maximum.reduceat(values, np.arange(0, values.shape[-1], step), axis=-1), step
+
+
+def choose_frames(share: Float64[np.ndarray, " f"], truth: tuple[int, ...], count: int) -> list[int]:
+    """Up to `count` frames to show, ascending: truth, then peaks of `share` apart from each other, then the gaps.
+
+    A third may go to truth (evenly thinned), two thirds to truth and peaks; each further one falls in the widest gap.
+    """
+    f = len(share)
+    if f <= count:
+        return list(range(f))
+    some = np.linspace(0, len(truth) - 1, min(len(truth), max(1, count // 3))).round().astype(int)
+    chosen = [truth[n] for n in some]
+    apart = max(1, f // (3 * count))
+    for n in np.argsort(-share, kind="stable").tolist():
+        if len(chosen) < 2 * count // 3 and share[n] > 0 and all(abs(n - c) > apart for c in chosen):
+            chosen.append(n)
+    while len(chosen) < count:
+        distance = np.abs(np.arange(f)[:, None] - np.array(chosen or [-f])).min(axis=1)
+        chosen.append(int(distance.argmax()))
+    return sorted(chosen)
+
+
+def spread(wishes: list[float], width: float, gutter: float, room: float) -> Float64[np.ndarray, " n"]:
+    """Centres of boxes of `width` within `room`: each as near to its wish as the others let it, without overlap."""
+    steps = min(width + gutter, (room - width) / max(len(wishes) - 1, 1)) * np.arange(len(wishes))
+    free = isotonic_regression(np.array(wishes) - steps).x
+    return np.clip(free, width / 2, room - width / 2 - steps[-1]) + steps
+
+
+def runs(frames: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Ascending numbers as runs of neighbours: (1, 2, 3, 7) -> [(1, 3), (7, 7)]."""
+    return list(
+        zip((f for f in frames if f - 1 not in frames), (f for f in frames if f + 1 not in frames), strict=True)
+    )
+
+
+def round_number(value: float) -> float:
+    """The nearest 1, 2 or 5 times a power of ten, by ratio."""
+    power = 10.0 ** np.floor(np.log10(value))
+    return float(min((n * power for n in (1, 2, 5, 10)), key=lambda n: abs(np.log(n / value))))
+
+
+def time_ticks(s: FrameSelection) -> tuple[list[float], list[str], str]:
+    """Places, names and unit of the ticks: seconds of one video, or the first frame of each of several."""
+    seconds = np.array(s.seconds)
+    if len(set(s.videos)) > 1:
+        first = [n for n, video in enumerate(s.videos) if n == 0 or video != s.videos[n - 1]]
+        return (
+            [float(n) for n in first],
+            [f"video {s.videos[n] + 1}" for n in first],
+            "frames in the order of the prompt",
+        )
+    unit = "time in the video (s)"
+    if len(seconds) <= 12 or (np.diff(seconds) <= 0).any():
+        few = np.unique(np.linspace(0, len(seconds) - 1, min(len(seconds), 12)).astype(int))
+        return few.astype(float).tolist(), [f"{seconds[n]:.1f}" for n in few], unit
+    ticks = MaxNLocator(10, steps=[1, 2, 5, 10]).tick_values(seconds[0], seconds[-1])
+    ticks = [t for t in ticks if seconds[0] - 1e-9 <= t <= seconds[-1] + 1e-9]
+    return np.interp(ticks, seconds, np.arange(len(seconds))).tolist(), [f"{t:g}" for t in ticks], unit

@@ -1,0 +1,273 @@
+"""Which video frames the selected keys belong to: a record of key positions becomes counts per frame.
+
+Axes: l recorded layer, t recorded query, f frame, k selected key.
+Report, section 2.3: every query attends only to the keys that the lightning indexer selects.
+"""
+
+import base64
+import io
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+from torch import Tensor
+
+from minikeye.prompt import FrameSpan
+from minikeye.record import Record
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FORMAT = "minikeye.frame_selection"
+VERSION = 1
+THUMBNAIL = 192  # pixels, longest side of a thumbnail
+
+
+@dataclass(frozen=True, eq=False)
+class FrameSelection:
+    """How many of the keys that each query selected lie in each video frame. Every tensor is on the CPU."""
+
+    counts: Int[Tensor, "l t f"]  # selected keys that are visual tokens of the frame
+    keys: Int[Tensor, "l t"]  # selected keys in all, text included
+    mass: Float[Tensor, "l t f"]  # share of the attention that goes to those keys, mean over heads
+    kept: Float[Tensor, "l t"]  # share of the dense attention mass that the selection holds
+    layers: tuple[int, ...]  # number of each recorded layer in the model
+    seconds: tuple[float, ...]  # seconds, time of each frame in its video
+    videos: tuple[int, ...]  # number of the video of each frame, from 0
+    labels: tuple[str, ...] = ()  # text of the token that each query was about to produce; () where not known
+    truth: tuple[int, ...] = ()  # numbers of the frames that hold the answer; () where not known
+    subject: str = ""  # what those frames show, for the sentence: "the card"; "" says "the frame"
+    thumbnails: UInt8[Tensor, "f 3 height width"] | None = None  # RGB, 0..255
+
+    @classmethod
+    def from_record(
+        cls,
+        record: Record,
+        frames: list[FrameSpan],
+        *,
+        layers: Sequence[int] | None = None,
+        queries: Sequence[int] | None = None,
+        thumbnails: UInt8[Tensor, "f 3 height width"] | None = None,
+        truth: Sequence[int] | None = None,
+        labels: Sequence[str] | None = None,
+        subject: str = "",
+        row: int = 0,
+    ) -> "FrameSelection":
+        """Count the selected keys of one batch row by frame.
+
+        frames: the spans of that row, `inputs["frames"][row]`. layers, queries: numbers from 0 within the record, None
+        takes all. labels: one per chosen query. thumbnails: the frames' pictures, kept at no
+        more than 192 pixels a side. truth: numbers of the frames that hold the answer.
+        Raises ValueError where the record has no layers or no such row, layer or query, where there are no frames or
+        they are not those of the recorded prompt, and where labels, truth or thumbnails do not fit.
+        """
+        if not record.layers:
+            raise ValueError("expected a record with layers, got an empty one: run the model with record=True")
+        rows, total = record.layers[0].indices.shape[:2]
+        if not 0 <= row < rows:
+            raise ValueError(f"expected a row from 0 to {rows - 1}, as the record has {rows}, got {row}")
+        layers = _choice(layers, len(record.layers), "layers")
+        queries = _choice(queries, total, "queries")
+        _check_frames(frames, record.first + total)
+        if thumbnails is not None and len(thumbnails) != len(frames):
+            raise ValueError(f"expected one thumbnail for each of {len(frames)} frames, got {len(thumbnails)}")
+        picked = [record.layers[n] for n in layers]
+        indices = [r.indices[row, queries].cpu().long() for r in picked]  # k may differ between layers
+        weights = [r.weights[row, queries].cpu().float() for r in picked]
+        return cls(
+            counts=torch.stack([_per_frame((at >= 0).int(), at, frames) for at in indices]),
+            keys=torch.stack([(at >= 0).sum(dim=-1, dtype=torch.int32) for at in indices]),
+            mass=torch.stack([_per_frame(w, at, frames) for w, at in zip(weights, indices, strict=True)]),
+            kept=torch.stack([r.kept[row, queries].cpu().float() for r in picked]),
+            layers=tuple(layers),
+            seconds=tuple(float(f.seconds) for f in frames),
+            videos=tuple(f.video for f in frames),
+            labels=tuple(labels or ()),
+            truth=tuple(sorted(set(truth or ()))),
+            subject=subject,
+            thumbnails=None if thumbnails is None else _shrink(thumbnails.cpu()),
+        )
+
+    def __post_init__(self) -> None:
+        f, t = len(self.seconds), self.counts.shape[1]
+        if self.labels and len(self.labels) != t:
+            raise ValueError(f"expected one label for each of {t} queries, got {len(self.labels)}")
+        if any(not 0 <= n < f for n in self.truth):
+            raise ValueError(f"expected truth to be frame numbers from 0 to {f - 1}, got {list(self.truth)}")
+
+    @property
+    def shares(self) -> Float[Tensor, "l t f"]:
+        """Share of each query's selected keys that lie in each frame. A query without keys gives zeros."""
+        return self.counts / self.keys.clamp(min=1)[..., None]
+
+    @property
+    def text_share(self) -> Float[Tensor, "l t"]:
+        """Share of each query's selected keys that lie in no frame: text, marks, still images."""
+        return (self.keys - self.counts.sum(dim=-1)) / self.keys.clamp(min=1)
+
+    def hit_rate(self) -> Float[Tensor, " l"]:
+        """Share of the queries whose selection contains a key of a truth frame. Raises ValueError without truth."""
+        if not self.truth:
+            raise ValueError("expected to know which frames hold the answer: pass truth=[...] to from_record")
+        return (self.counts[:, :, list(self.truth)] > 0).any(dim=-1).float().mean(dim=-1)
+
+    # The words and the picture live in modules of their own, imported on use: they import this one, and only the
+    # picture needs matplotlib.
+
+    def sentence(self) -> str:
+        """The main finding in one sentence, with numbers."""
+        from minikeye.explore import words
+
+        return words.sentence(self)
+
+    def table(self, groups: int = 3) -> list[dict[str, Any]]:
+        """The most-read frames of early, middle and late layers. See `words.table`."""
+        from minikeye.explore import words
+
+        return words.table(self, groups)
+
+    def format_table(self, groups: int = 3) -> str:
+        """The table as plain text."""
+        from minikeye.explore import words
+
+        return words.format_table(self, groups)
+
+    def alt(self) -> str:
+        """What `figure` shows, for readers who do not see it."""
+        from minikeye.explore import words
+
+        return words.alt(self)
+
+    def figure(self, width: float | int = 10.0, measure: str = "keys") -> "Figure":
+        """Filmstrip, heat map of layers by frames, bars. See `strip.draw`."""
+        from minikeye.explore import strip
+
+        return strip.draw(self, width, measure)
+
+    def to_json(self) -> str:
+        """Versioned JSON. Counts, times and thumbnails come back exactly; mass and kept to 6 decimals.
+
+        "reads" holds, per layer and query, three lists of equal length: frames with any key, keys, attention mass.
+        """
+        l, t = self.keys.shape  # noqa: E741 - the axis letter
+        document = {
+            "format": FORMAT,
+            "version": VERSION,
+            "layers": self.layers,
+            "seconds": self.seconds,
+            "videos": self.videos,
+            "labels": self.labels,
+            "truth": self.truth,
+            "subject": self.subject,
+            "keys": self.keys.tolist(),
+            "kept": _rounded(self.kept.tolist()),
+            "reads": [[_sparse(self.counts[n, q], self.mass[n, q]) for q in range(t)] for n in range(l)],
+            "thumbnails": None if self.thumbnails is None else [_png(picture) for picture in self.thumbnails],
+        }
+        return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> "FrameSelection":
+        """Read what `to_json` wrote. Raises ValueError for anything else, or for another version of the format."""
+        try:
+            document = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"expected JSON written by FrameSelection.to_json, got other text: {error}") from error
+        found = (document.get("format"), document.get("version")) if isinstance(document, dict) else type(document)
+        if found != (FORMAT, VERSION):
+            raise ValueError(f"expected {(FORMAT, VERSION)}, got {found}: write the file again with this minikeye")
+        reads, f = document["reads"], len(document["seconds"])
+        counts = torch.zeros(len(reads), len(reads[0]), f, dtype=torch.int32)
+        mass = torch.zeros(counts.shape)
+        for layer, queries in enumerate(reads):
+            for query, (frames, keys, masses) in enumerate(queries):
+                counts[layer, query, frames] = torch.tensor(keys, dtype=torch.int32)
+                mass[layer, query, frames] = torch.tensor(masses, dtype=torch.float32)
+        pictures = document["thumbnails"]
+        return cls(
+            counts=counts,
+            keys=torch.tensor(document["keys"], dtype=torch.int32),
+            mass=mass,
+            kept=torch.tensor(document["kept"], dtype=torch.float32),
+            subject=document["subject"],
+            thumbnails=None if pictures is None else torch.stack([_picture(png) for png in pictures]),
+            **{name: tuple(document[name]) for name in ("layers", "seconds", "videos", "labels", "truth")},
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write the JSON whole or not at all: to a neighbouring file first, then renamed."""
+        path = Path(path)
+        part = path.with_name(path.name + ".part")
+        part.write_text(self.to_json(), encoding="utf-8")
+        os.replace(part, path)
+
+
+def _per_frame(values: Tensor, at: Int[Tensor, "t k"], frames: list[FrameSpan]) -> Tensor:
+    """Sum `values` [t k] of the keys at positions `at` by frame -> [t f]. Padding and text fall into a spare column."""
+    f = len(frames)
+    owner = torch.full((max(int(at.max()) + 1, frames[-1].stop),), f)
+    for n, span in enumerate(frames):
+        owner[span.start : span.stop] = n
+    column = torch.where(at >= 0, owner[at.clamp(min=0)], f)
+    return torch.zeros(len(at), f + 1, dtype=values.dtype).scatter_add_(-1, column, values)[:, :f]
+
+
+def _choice(numbers: Sequence[int] | None, total: int, what: str) -> list[int]:
+    """The chosen numbers as a list, all of them for None."""
+    numbers = list(range(total)) if numbers is None else [int(n) for n in numbers]
+    if not numbers or any(not 0 <= n < total for n in numbers):
+        raise ValueError(f"expected at least one of the recorded {what} 0 to {total - 1}, got {numbers}")
+    return numbers
+
+
+def _check_frames(frames: list[FrameSpan], end: int) -> None:
+    """Raise ValueError unless `frames` are spans in order that end before token `end`, where the record ends."""
+    if not frames:
+        raise ValueError("expected at least one video frame, got none: this row's prompt has no video")
+    edges = [edge for span in frames for edge in (span.start, span.stop)]
+    if edges != sorted(edges) or edges[0] < 0:
+        raise ValueError(f"expected frame spans in the order of the prompt without overlap, got {frames}")
+    if edges[-1] > end:
+        raise ValueError(
+            f"expected the frames of the recorded prompt, which ends at token {end}, got frames up to {edges[-1]}: "
+            "pass the frames of the same inputs and row"
+        )
+
+
+def _shrink(pictures: UInt8[Tensor, "f 3 height width"]) -> UInt8[Tensor, "f 3 smaller_height smaller_width"]:
+    """Pictures with a longest side of at most THUMBNAIL pixels; smaller ones as they are."""
+    scale = THUMBNAIL / max(pictures.shape[-2:])
+    if scale >= 1:
+        return pictures
+    size = [max(1, round(side * scale)) for side in pictures.shape[-2:]]
+    resize = lambda z: F.interpolate(z[None].float(), size, mode="bilinear", antialias=True)[0]  # noqa: E731
+    return torch.stack([resize(z).round().clamp(0, 255).byte() for z in pictures])  # one by one: videos can be long
+
+
+def _rounded(values: list) -> list:
+    """Nested lists of numbers, rounded to 6 decimals."""
+    return [_rounded(v) if isinstance(v, list) else round(v, 6) for v in values]
+
+
+def _sparse(counts: Int[Tensor, " f"], mass: Float[Tensor, " f"]) -> list[list]:
+    at = counts.nonzero().flatten()
+    return [at.tolist(), counts[at].tolist(), _rounded(mass[at].tolist())]
+
+
+def _png(picture: UInt8[Tensor, "3 height width"]) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(buffer, "png")
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _picture(png: str) -> UInt8[Tensor, "3 height width"]:
+    with Image.open(io.BytesIO(base64.b64decode(png))) as image:
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
