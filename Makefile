@@ -35,8 +35,8 @@ $(STAMP): requirements.txt pyproject.toml
 	@touch $@
 
 demo: $(STAMP)
-	@echo "==> a card with the digit 7 is put into the clip at 3.0 s; which frames does the model read to find it?"
-	@$(BIN)/minikeye frames assets/clips/big_buck_bunny.mp4 "Which digit is on the card, and at which second?" --insert-card 7@3.0 --out demo-out
+	@echo "==> a card with the digit 7 is put into the clip near 13 s; which frames does the model read to find it?"
+	@$(BIN)/minikeye frames assets/clips/big_buck_bunny.mp4 "Which digit is on the card, and at which second?" --insert-card 7@13.0 --out demo-out
 
 lab: $(STAMP)
 	@echo "==> JupyterLab; stop it with Ctrl-C"

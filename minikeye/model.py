@@ -229,8 +229,17 @@ def first_tokens(mask: Tensor | None, ids: Tensor, cache: Cache | None) -> Int[T
 
 
 def _initialise(module: nn.Module) -> None:
-    """Normal(0, 0.02) weights and zero biases, as Qwen3 and SigLIP start. Norms start as the identity."""
-    if isinstance(module, (nn.Linear, nn.Embedding, nn.Conv2d)):
-        nn.init.normal_(module.weight, std=0.02)
-        if getattr(module, "bias", None) is not None:
+    """Normal(0, 1/sqrt(inputs)) weights, which at the released width is the usual 0.02; zero biases.
+
+    Token embeddings start at 1, the size of what norms hand on: at 0.02 a small model takes long to see its tokens
+    through its own noise. Norms start as the identity. Our choice; a checkpoint overwrites all of it.
+    """
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+        if module.bias is not None:
             nn.init.zeros_(module.bias)
+    elif isinstance(module, Decoder):
+        nn.init.normal_(module.embed_tokens.weight)
+        for layer in module.layers:  # what is added to the residual stream keeps the stream's size over all layers
+            layer.self_attn.o_proj.weight.data *= (2 * len(module.layers)) ** -0.5
+            layer.mlp.experts.down_proj.data *= (2 * len(module.layers)) ** -0.5

@@ -20,7 +20,7 @@ class Router(nn.Module):
         super().__init__()
         self.chosen = config.experts_per_token
         self.weight = nn.Parameter(torch.empty(config.experts, config.width))
-        nn.init.normal_(self.weight, std=0.02)
+        nn.init.normal_(self.weight, std=config.width**-0.5)
 
     def forward(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n x"], Float[Tensor, "n c"], Int[Tensor, "n c"]]:
         """Probabilities of all experts, weights of the chosen ones (they sum to 1), and their numbers.
@@ -40,8 +40,8 @@ class Experts(nn.Module):
         x, d, m = config.experts, config.width, config.expert_width
         self.gate_up_proj = nn.Parameter(torch.empty(x, d, 2 * m))
         self.down_proj = nn.Parameter(torch.empty(x, m, d))
-        nn.init.normal_(self.gate_up_proj, std=0.02)
-        nn.init.normal_(self.down_proj, std=0.02)
+        nn.init.normal_(self.gate_up_proj, std=d**-0.5)
+        nn.init.normal_(self.down_proj, std=m**-0.5)
 
     def forward(
         self, x: Float[Tensor, "n d"], weights: Float[Tensor, "n c"], chosen: Int[Tensor, "n c"]

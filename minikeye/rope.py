@@ -82,7 +82,8 @@ def position_ids(
         if count == 0 or not all(is_visual[t : t + count]) or t + count > len(is_visual):
             raise ValueError(
                 f"token {t} starts an image or frame of {rows} x {columns} visual tokens, but "
-                f"that many placeholders do not follow it: give one grid per image or frame, in order, and as many placeholders as it has tokens"
+                f"that many placeholders do not follow it: give one grid per image or frame, in order, and as many "
+                f"placeholders as it has tokens"
             )
         out += [(here, here + row, here + column) for row in range(rows) for column in range(columns)]
         here, t = here + max(rows, columns), t + count

@@ -39,6 +39,7 @@ class VisionEmbeddings(nn.Module):
         size = config.patch_size
         self.patch_embedding = nn.Conv2d(3, config.width, kernel_size=size, stride=size)
         self.position_embedding = nn.Embedding(self.side**2, config.width)
+        nn.init.normal_(self.position_embedding.weight, std=0.02)
         # Shipped in the released checkpoint, never read there: positions are always interpolated.
         self.packing_position_embedding = nn.Embedding(config.packing_positions, config.width)
         self.packing_position_embedding.requires_grad_(False)

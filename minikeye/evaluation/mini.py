@@ -7,7 +7,7 @@ Model "dense" is the checkpoint before the indexer was taught; "final" run dense
 """
 
 import argparse
-import sys
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from minikeye.evaluation.metrics import bootstrap_mean, needle_score, temporal_iou, wilson
-from minikeye.evaluation.results import write_result
+from minikeye.evaluation.results import hardware, write_result
 from minikeye.minivid.dataset import MiniVideos, make_videos
 from minikeye.minivid.tasks import parse_interval, parse_needle
 from minikeye.model import KeyeVL
@@ -43,12 +43,15 @@ RUNS = (
     Run("N", 64, "sparse", "final"),
     Run("N", 64, "sparse", "final", blank=True),
     Run("G", 64, "sparse", "final"),
+    Run("N", 256, "sparse", "final"),
+    Run("N", 256, "dense", "dense"),
+    Run("N", 256, "dense", "final"),
     Run("G", 64, "sparse", "final", blank=True),
     Run("N", 64, "sparse", "final", width=84),
-    Run("N", 256, "sparse", "final"),
+    *(Run(task, 64, "dense", model) for task in "NG" for model in ("dense", "final")),
     Run("N", 1024, "sparse", "final"),
-    *(Run("N", frames, "dense", model) for frames in (64, 256, 1024) for model in ("final", "dense")),
-    *(Run("G", 64, "dense", model) for model in ("final", "dense")),
+    Run("N", 1024, "dense", "dense"),
+    Run("N", 1024, "dense", "final"),
 )
 
 
@@ -144,56 +147,65 @@ def best_constant_iou(n: int) -> float:
 
 
 def summarise(rows: list[dict], constant: float) -> dict[str, float]:
-    """The flat numbers that README and tests quote, in percent or percentage points."""
-
-    def row(
-        task: str, frames: int, attention: str = "sparse", model: str = "final", blank: bool = False, width: int = 56
-    ):
-        wanted = dict(task=task, frames=frames, attention=attention, model=model, blank=blank, width=width)
-        return next(r for r in rows if all(r[k] == v for k, v in wanted.items()))
-
-    out = {}
-    for frames in (64, 256, 1024):
-        out[f"needle_digit_{frames}"] = row("N", frames)["digit"]
-        out[f"needle_second_{frames}"] = row("N", frames)["second"]
-    out["needle_digit_64_wide"] = row("N", 64, width=84)["digit"]
-    out["needle_second_64_wide"] = row("N", 64, width=84)["second"]
-    out["grounding_miou_64"] = row("G", 64)["tiou"]
-    out["grounding_miou_64_blank"] = row("G", 64, blank=True)["tiou"]
-    out["grounding_miou_64_constant"] = round(100 * constant, 2)
-    for frames in (256, 1024):
-        sparse = row("N", frames)["exact"]
-        out[f"dense_minus_sparse_{frames}"] = round(row("N", frames, "dense", "dense")["exact"] - sparse, 2)
-        out[f"same_weights_dense_minus_sparse_{frames}"] = round(row("N", frames, "dense")["exact"] - sparse, 2)
-        out[f"selected_share_{frames}"] = row("N", frames)["selected_share"]
-        out[f"needle_frame_hit_{frames}"] = max(row("N", frames)["hit_per_layer"])
-    out["blind_digit_64"] = row("N", 64, blank=True)["digit"]
-    out["blind_second_64"] = row("N", 64, blank=True)["second"]
+    """The flat numbers that README and tests quote, in percent or percentage points; only what was measured."""
+    out = {"grounding_miou_64_constant": round(100 * constant, 2)}
+    for row in rows:
+        if row["attention"] == "dense" or (row["blank"] and row["frames"] != 64):
+            continue
+        shape = "_wide" if row["width"] > row["height"] else ""
+        name = f"{row['frames']}{shape}"
+        if row["task"] == "G":
+            out[f"grounding_miou_{name}{'_blank' if row['blank'] else ''}"] = row["tiou"]
+        elif row["blank"]:
+            out |= {f"blind_digit_{name}": row["digit"], f"blind_second_{name}": row["second"]}
+        else:
+            out |= {f"needle_digit_{name}": row["digit"], f"needle_second_{name}": row["second"]}
+            out[f"needle_frame_hit_{name}"] = max(row["hit_per_layer"])
+            out[f"selected_share_{name}"] = row["selected_share"]
+            for model, key in (("dense", "dense_minus_sparse"), ("final", "same_weights_dense_minus_sparse")):
+                twin = {**{k: row[k] for k in vars(RUNS[0])}, "attention": "dense", "model": model}
+                found = [r["exact"] for r in rows if all(r[k] == v for k, v in twin.items()) and r["n"] == row["n"]]
+                out |= {f"{key}_{name}": round(found[0] - row["exact"], 2)} if found else {}
     return out
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, required=True, help="the final checkpoint")
-    parser.add_argument("--dense", type=Path, required=True, help="the checkpoint before the indexer was taught")
-    parser.add_argument("--out", type=Path, required=True, help="the JSON to write")
+    parser.add_argument(
+        "--dense", type=Path, help="the checkpoint before the indexer was taught; without it, no such lines"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the JSON to write, or to add missing lines to")
     parser.add_argument("--n", type=int, default=1000, help="questions per line")
-    parser.add_argument("--longest", type=int, default=1024, help="leave out longer videos (for a smoke test)")
+    parser.add_argument("--frames", type=int, nargs="+", default=[64, 256, 1024], help="lengths to measure")
+    parser.add_argument("--tokens", type=int, default=2**18, help="tokens in a batch, about")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
+    folders = {"final": options.checkpoint, "dense": options.dense}
     models = {
         name: KeyeVL.from_pretrained(folder, dtype=torch.float32, device=options.device)
-        for name, folder in (("final", options.checkpoint), ("dense", options.dense))
+        for name, folder in folders.items()
+        if folder is not None
     }
-    rows = []
-    for run in (r for r in RUNS if r.frames <= options.longest):
+    rows = json.loads(options.out.read_text())["rows"] if options.out.is_file() else []
+    for run in (r for r in RUNS if r.frames in options.frames and r.model in models):
+        if any(all(row[k] == v for k, v in vars(run).items()) for row in rows):
+            continue  # measured by an earlier call
         answer = exact if run.attention == "dense" else measure
-        rows.append(answer(models[run.model], run, options.n, options.device))
+        row = answer(models[run.model], run, options.n, options.device, options.tokens)
+        rows.append(row | {"hardware": hardware()})
         print(rows[-1], flush=True)
-    summary = summarise(rows, best_constant_iou(options.n)) if options.longest >= 1024 else {}
+        report(options.out, rows)
+    report(options.out, rows)
+
+
+def report(path: Path, rows: list[dict]) -> None:
+    """Write all that is known so far."""
+    where = "; ".join(sorted({row["hardware"] for row in rows}))
     what = "needle and grounding accuracy of the mini checkpoint on footage and digits never trained on, percent"
-    command = "python -m minikeye.evaluation.mini " + " ".join(sys.argv[1:])
-    write_result(options.out, what, command, rows, summary, [SEED])
+    folders = "--checkpoint assets/checkpoints/mini --dense TRAINED/checkpoint-dense"
+    command = f"python -m minikeye.evaluation.mini {folders} --out assets/results/mini.json"
+    write_result(path, what, command, rows, summarise(rows, best_constant_iou(1000)), [SEED], where=where)
 
 
 if __name__ == "__main__":

@@ -20,10 +20,12 @@ def write_result(
     summary: dict[str, float],
     seeds: list[int],
     packages: tuple[str, ...] = ("torch", "numpy"),
+    where: str | None = None,
 ) -> None:
     """Write assets/results/NAME.json: what was measured, by which command, on what, and the numbers.
 
-    rows: the measurements. summary: flat names to numbers, the ones a README may quote. The file is written beside its
+    rows: the measurements. summary: flat names to numbers, the ones a README may quote. where: the hardware, if it is
+    not all this machine. The file is written beside its
     place and renamed. Raises ValueError where a summary value is not a number.
     """
     if bad := {k: v for k, v in summary.items() if isinstance(v, bool) or not isinstance(v, int | float)}:
@@ -32,7 +34,7 @@ def write_result(
         "what": what,
         "command": command,
         "commit": commit(),
-        "hardware": hardware(),
+        "hardware": where or hardware(),
         "versions": {"python": sys.version.split()[0], **{name: _version(name) for name in packages}},
         "seeds": seeds,
         "rows": rows,

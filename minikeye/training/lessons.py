@@ -30,12 +30,14 @@ class Size:
     videos: int  # prompts in the batch
     height: int = 56  # pixels
     width: int = 56  # pixels
+    turns: int = 4  # questions to a prompt, at most: a video has two or three, and some get a sum
 
     def tokens(self, config: KeyeConfig) -> int:
         """Length that every batch of this size is padded to: room for the longest times and for all questions."""
         visual = self.height * self.width // config.token_pixels**2
         times = sum(len(f"{n * MAX_STEP:.1f}") for n in range(self.frames))
-        return 64 * -(-(304 + self.frames * (1 + visual) + times) // 64)
+        questions = min(304, 16 + 96 * self.turns)  # the longest question with its answer takes 87
+        return 64 * -(-(questions + self.frames * (1 + visual) + times) // 64)
 
 
 @dataclass
@@ -84,7 +86,9 @@ class Lessons(Dataset):
         for row, problems in enumerate(videos.problems):
             turns = [*problems, sums[row]] if rng.random() < 0.25 else list(problems)
             rng.shuffle(turns)
-            prompts.append(self.conversation(turns, videos.seconds[row].tolist(), patch_grid(size, self.config)))
+            prompts.append(
+                self.conversation(turns[: size.turns], videos.seconds[row].tolist(), patch_grid(size, self.config))
+            )
         return Lesson(pad(prompts, "right", size.tokens(self.config)), videos, size)
 
     def conversation(

@@ -27,6 +27,8 @@ class LoopConfig:
     weight_decay: float = 0.05  # on matrices only
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float = 1.0  # largest gradient norm
+    slow: tuple[str, ...] = ()  # parameters whose names start with one of these learn at `slow_lr` of the rate
+    slow_lr: float = 0.1
     save_every: int = 0  # steps between checkpoints; 0: only at the end
     log_every: int = 20  # steps between log lines
 
@@ -40,12 +42,14 @@ def learning_rate(step: int, config: LoopConfig) -> float:
 
 
 def optimiser(parameters: dict[str, nn.Parameter], config: LoopConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices, none on norms and biases."""
-    decayed = [p for p in parameters.values() if p.ndim >= 2]
-    plain = [p for p in parameters.values() if p.ndim < 2]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    """AdamW with weight decay on matrices, none on norms and biases. A group's "share" scales its learning rate."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, p in parameters.items():
+        share = config.slow_lr if name.startswith(config.slow) else 1.0
+        groups.setdefault((config.weight_decay if p.ndim >= 2 else 0.0, share), []).append(p)
+    parts = [{"params": ps, "weight_decay": decay, "share": share} for (decay, share), ps in groups.items()]
     on_gpu = any(p.is_cuda for p in parameters.values())
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas, fused=on_gpu)
+    return torch.optim.AdamW(parts, lr=config.lr, betas=config.betas, fused=on_gpu)
 
 
 def train(
@@ -70,7 +74,7 @@ def train(
     lines, begun = [], time.monotonic()
     for step in progress(range(first, config.steps), name):
         for group in optim.param_groups:
-            group["lr"] = learning_rate(step, config)
+            group["lr"] = group["share"] * learning_rate(step, config)
         loss, numbers = backward_at(step)
         norm = nn.utils.clip_grad_norm_(parameters.values(), config.clip)
         optim.step()
