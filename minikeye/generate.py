@@ -83,6 +83,7 @@ def generate(
         logits = out.logits[:, -1]
         if not bool(logits.isfinite().all()):
             raise FloatingPointError("the model's logits are not finite: check the checkpoint's dtype and the weights")
+        logits[:, [model.config.image_token_id, model.config.video_token_id]] = -torch.inf  # pixels cannot be said
         token = sample(logits, temperature, top_k, top_p, generator)
         done = done | torch.isin(token, stop)
         if record and not bool(done.all()):

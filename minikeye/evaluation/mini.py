@@ -193,7 +193,7 @@ def main() -> None:
             continue  # measured by an earlier call
         answer = exact if run.attention == "dense" else measure
         row = answer(models[run.model], run, options.n, options.device, options.tokens)
-        rows.append(row | {"hardware": hardware()})
+        rows.append(row | {"hardware": hardware(), "torch": torch.__version__})
         print(rows[-1], flush=True)
         report(options.out, rows)
     report(options.out, rows)

@@ -5,6 +5,7 @@ graph reads, gradients appear where `loss.backward()` would have put them.
 """
 
 from collections.abc import Callable, Hashable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -71,3 +72,27 @@ class EagerStep:
         loss, numbers = self.step(inputs)
         loss.backward()
         return loss.detach(), numbers
+
+
+def stepper(device: str) -> type[GraphedStep] | type[EagerStep]:
+    """Graphs on a GPU, plain steps elsewhere."""
+    return GraphedStep if device == "cuda" else EagerStep
+
+
+def beside(work: Callable[[], dict[str, Tensor]], device: str) -> dict[str, Tensor]:
+    """Do `work` on a second CUDA stream, so that copying and rendering do not wait for the step before."""
+    if device != "cuda":
+        return work()
+    main = torch.cuda.current_stream()
+    with torch.cuda.stream(_side_stream()):
+        out = work()
+    main.wait_stream(_side_stream())
+    for t in out.values():
+        if t.is_cuda:
+            t.record_stream(main)  # its memory may be reused only when the main stream is done with it
+    return out
+
+
+@cache
+def _side_stream() -> "torch.cuda.Stream":
+    return torch.cuda.Stream()

@@ -1,6 +1,6 @@
 """Train the shipped checkpoint: python -m minikeye.training.mini --out FOLDER
 
-The report's order in miniature (section 3), about 20 minutes on one H100:
+The report's order in miniature (section 3), about eight minutes on one H100:
     tower   vision tower on its own, on labelled stills: the answer loss reaches it through one frame in many
     dense   all parameters, dense attention, lengths mixed and the cap growing (stages 1 to 3)
     warmup  indexer only, dense attention (L_warmup)
@@ -11,26 +11,24 @@ nothing, so there is nothing to align to. All learning rates, lengths and steps:
 
 import argparse
 import json
+import os
 import random
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from minikeye.config import KeyeConfig
-from minikeye.minivid.dataset import make_stills
-from minikeye.minivid.things import KINDS
 from minikeye.model import KeyeVL
 from minikeye.training.dsa import IndexerTeacher, RecallMeter, draw_rows
-from minikeye.training.graphs import EagerStep, GraphedStep
-from minikeye.training.lessons import Lessons, Size, pixels, stream
+from minikeye.training.graphs import beside, stepper
+from minikeye.training.lessons import Lessons, Size, stream
 from minikeye.training.loop import LoopConfig, train
 from minikeye.training.supervised import answer_accuracy, answer_loss
+from minikeye.training.tower import autocast, teach_tower, trainable
 
 # The answer loss says little about pixels until attention has found them, and Adam turns little into full-size steps:
 # at the decoder's rate the taught tower is destroyed, and the projector outgrows the residual stream.
@@ -92,57 +90,6 @@ def size_at(step: int, steps: int, recipe: Recipe, growing: bool) -> Size:
     return Size(frames, videos, height, width, turns)
 
 
-class LabelHead(nn.Module):
-    """Which digit and which things are on a still, from the mean of its patch features. Thrown away after the stage."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.digit, self.things = nn.Linear(2 * width, 11), nn.Linear(2 * width, len(KINDS))
-
-    def loss(self, features: Tensor, digit: Tensor, things: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """features [n p d]: mean and maximum over patches; digit [n], 10 for none; things bool [n kinds]."""
-        pooled = torch.cat((features.mean(dim=1), features.amax(dim=1)), dim=-1)
-        logits = self.digit(pooled)
-        seen = F.binary_cross_entropy_with_logits(self.things(pooled), things.float())
-        right = (logits.argmax(dim=-1) == digit).float().mean()
-        return F.cross_entropy(logits, digit) + 4 * seen, {"digit": right, "things": seen.detach()}
-
-
-def trainable(model: nn.Module, wanted=lambda name: True) -> dict[str, nn.Parameter]:
-    """The parameters whose names are wanted, made trainable; all others frozen. The unused table is always frozen."""
-    chosen = {}
-    for name, p in model.named_parameters():
-        p.requires_grad_(wanted(name) and "packing_position" not in name)
-        if p.requires_grad:
-            chosen[name] = p
-    return chosen
-
-
-def autocast(device: str):
-    return torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda")
-
-
-def teach_tower(model: KeyeVL, recipe: Recipe, folder: Path, device: str) -> list[dict]:
-    head = LabelHead(model.config.vision.width).to(device)
-    parameters = trainable(model, lambda name: name.startswith("visual."))
-    parameters |= {f"head.{n}": p for n, p in head.named_parameters()}
-    sides = [(56, 56), (56, 84), (84, 56)]
-
-    def backward_at(step: int):
-        height, width = sides[step % 3]
-        frames, digit, things = make_stills(1, step, recipe.stills, "train", height, width, device)
-        return run(pixels(frames, model.config) | {"digit": digit, "things": things})
-
-    def loss_of(inputs: dict[str, Tensor]):
-        with autocast(device):
-            features = model.visual(inputs["patches"], inputs["grids"])
-            features = features.unflatten(0, (len(inputs["digit"]), -1)).float()
-            return head.loss(features, inputs["digit"], inputs["things"])
-
-    run = stepper(device)(loss_of, list(parameters.values()))
-    return train(parameters, backward_at, recipe.tower, folder, "tower")
-
-
 def teach_answers(model: KeyeVL, recipe: Recipe, folder: Path, device: str, stage: str, workers: int) -> list[dict]:
     """The stages "dense", "warmup" and "sparse": they differ in what is trained, in the attention, and in the loss."""
     config: LoopConfig = getattr(recipe, stage)
@@ -150,10 +97,8 @@ def teach_answers(model: KeyeVL, recipe: Recipe, folder: Path, device: str, stag
     state = folder / f"{stage}.pt"
     done = torch.load(state, weights_only=True)["step"] if state.is_file() else 0
     seed = list(TRAINED).index(stage) + 2
-    if stage == "sparse":
-        recipe = replace(
-            recipe, frames=recipe.frames * 3 // 4
-        )  # masks are dear: three videos of 1,024 frames, not four
+    if stage == "sparse":  # masks are dear: three videos of 1,024 frames, not four
+        recipe = replace(recipe, frames=recipe.frames * 3 // 4)
     sizes = partial(size_at, steps=config.steps, recipe=recipe, growing=stage == "dense")
     batches = stream(Lessons(model.config, sizes, range(done, config.steps), seed), workers)
 
@@ -191,29 +136,6 @@ def stage_loss(model: KeyeVL, recipe: Recipe, stage: str, device: str, inputs: d
     return answers + recipe.balance * balance + recipe.indexer * kl, numbers
 
 
-def stepper(device: str) -> type:
-    return GraphedStep if device == "cuda" else EagerStep
-
-
-def beside(work: Callable[[], dict[str, Tensor]], device: str) -> dict[str, Tensor]:
-    """Do `work` on a second CUDA stream, so that copying and rendering do not wait for the step before."""
-    if device != "cuda":
-        return work()
-    main = torch.cuda.current_stream()
-    with torch.cuda.stream(_side_stream()):
-        out = work()
-    main.wait_stream(_side_stream())
-    for t in out.values():
-        if t.is_cuda:
-            t.record_stream(main)  # its memory may be reused only when the main stream is done with it
-    return out
-
-
-@cache
-def _side_stream() -> "torch.cuda.Stream":
-    return torch.cuda.Stream()
-
-
 @torch.no_grad()
 def recall(model: KeyeVL, frames: int, device: str, mode: str) -> list[float]:
     """Share of dense attention mass in the indexer's top-k, per layer, at the last tokens of fresh prompts."""
@@ -246,11 +168,12 @@ def main() -> None:
     for stage in (s for s in options.stages if s not in done):
         begun = time.monotonic()
         if stage == "tower":
-            lines = teach_tower(model, recipe, options.out, options.device)
+            lines = teach_tower(model, recipe.tower, recipe.stills, options.out, options.device)
         else:
             lines = teach_answers(model, recipe, options.out, options.device, stage, options.workers)
         done.append(stage)
-        torch.save({"model": model.state_dict(), "stages": done}, progress)
+        torch.save({"model": model.state_dict(), "stages": done}, progress.with_suffix(".tmp"))
+        os.replace(progress.with_suffix(".tmp"), progress)
         shard = 15 * 2**20
         model.save_pretrained(options.out / f"checkpoint-{stage}", max_shard_bytes=shard, dtype=torch.bfloat16)
         lengths = (16,) if options.smoke else (64, 256, 1024)

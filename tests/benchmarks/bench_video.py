@@ -10,13 +10,14 @@ the peak resident size of the process. All readers get the same frame positions 
 import argparse
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from minikeye.evaluation.results import write_result
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "assets" / "results" / "video.json"
@@ -159,12 +160,6 @@ def measure(path: Path, repeats: int, python: str) -> list[dict]:
     return rows
 
 
-def commit() -> str:
-    """The commit the figures belong to, "uncommitted" before the first one."""
-    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT, check=False)
-    return done.stdout.strip() if done.returncode == 0 else "uncommitted"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=3)
@@ -179,24 +174,12 @@ def main() -> None:
         if "error" not in row:
             key = f"{row['reader']}_{row['frames']}"
             summary |= {f"{key}_frames_per_s": row["frames_per_s"], f"{key}_peak_mib": row["peak_mib"]}
-    result = {
-        "what": f"sampling frames of {SECONDS} s of {SIZE[0]}x{SIZE[1]} H.264 at {RATE} fps, resized to "
-        f"{TARGET[0]}x{TARGET[1]}; median of {arguments.repeats} runs, peak memory the largest",
-        "command": f"python tests/benchmarks/bench_video.py --repeats {arguments.repeats}",
-        "commit": commit(),
-        "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "accelerator": None},
-        "versions": {
-            "python": platform.python_version(),
-            **{r["reader"]: r["version"] for r in rows if "error" not in r},
-        },
-        "seeds": [],
-        "rows": rows,
-        "summary": summary,
-    }
-    RESULT.parent.mkdir(parents=True, exist_ok=True)
-    part = RESULT.with_suffix(".part")
-    part.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(part, RESULT)
+    what = (
+        f"sampling frames of {SECONDS} s of {SIZE[0]}x{SIZE[1]} H.264 at {RATE} fps, resized to "
+        f"{TARGET[0]}x{TARGET[1]}; median of {arguments.repeats} runs, peak memory the largest"
+    )
+    command = f"python tests/benchmarks/bench_video.py --repeats {arguments.repeats} --python OTHER_PYTHON"
+    write_result(RESULT, what, command, rows, summary, seeds=[])
     print(json.dumps(summary, indent=1))
 
 

@@ -1,0 +1,73 @@
+"""Teaching the vision tower on its own: what is on a still, from labels that minivid knows.
+
+The report's tower comes pre-trained (SigLIP). Ours starts from nothing, and the answer loss would reach it through one
+frame in many: without this stage digits stay at chance. Our choice.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minikeye.minivid.dataset import make_stills
+from minikeye.minivid.things import KINDS
+from minikeye.model import KeyeVL
+from minikeye.training.graphs import stepper
+from minikeye.training.lessons import pixels
+from minikeye.training.loop import LoopConfig, train
+
+SIDES = ((56, 56), (56, 84), (84, 56))  # height and width of the stills in pixels, in turn
+
+
+class LabelHead(nn.Module):
+    """Which digit and which things are on a still, from the mean of its patch features. Thrown away after the stage."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.digit, self.things = nn.Linear(2 * width, 11), nn.Linear(2 * width, len(KINDS))
+
+    def loss(self, features: Tensor, digit: Tensor, things: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """features [n p d]: mean and maximum over patches; digit [n], 10 for none; things bool [n kinds]."""
+        pooled = torch.cat((features.mean(dim=1), features.amax(dim=1)), dim=-1)
+        logits = self.digit(pooled)
+        seen = F.binary_cross_entropy_with_logits(self.things(pooled), things.float())
+        right = (logits.argmax(dim=-1) == digit).float().mean()
+        return F.cross_entropy(logits, digit) + 4 * seen, {"digit": right, "things": seen.detach()}
+
+
+def trainable(model: nn.Module, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, nn.Parameter]:
+    """The parameters whose names are wanted, made trainable; all others frozen. The unused table is always frozen."""
+    chosen = {}
+    for name, p in model.named_parameters():
+        p.requires_grad_(wanted(name) and "packing_position" not in name)
+        if p.requires_grad:
+            chosen[name] = p
+    return chosen
+
+
+def autocast(device: str) -> torch.autocast:
+    """bfloat16 products on a GPU, float32 on a CPU."""
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda")
+
+
+def teach_tower(model: KeyeVL, config: LoopConfig, stills: int, folder: Path, device: str) -> list[dict]:
+    """Train the tower and a throw-away head on `stills` fresh images a step. Returns the log."""
+    head = LabelHead(model.config.vision.width).to(device)
+    parameters = trainable(model, lambda name: name.startswith("visual."))
+    parameters |= {f"head.{n}": p for n, p in head.named_parameters()}
+
+    def backward_at(step: int):
+        height, width = SIDES[step % len(SIDES)]
+        frames, digit, things = make_stills(1, step, stills, "train", height, width, device)
+        return run(pixels(frames, model.config) | {"digit": digit, "things": things})
+
+    def loss_of(inputs: dict[str, Tensor]):
+        with autocast(device):
+            features = model.visual(inputs["patches"], inputs["grids"])
+            features = features.unflatten(0, (len(inputs["digit"]), -1)).float()
+            return head.loss(features, inputs["digit"], inputs["things"])
+
+    run = stepper(device)(loss_of, list(parameters.values()))
+    return train(parameters, backward_at, config, folder, "tower")
