@@ -17,8 +17,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from minikeye.evaluation.results import write_result
-
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "assets" / "results" / "video.json"
 SECONDS, RATE, SIZE, TARGET = 600, 30, (1280, 720), (588, 336)
@@ -174,6 +172,9 @@ def main() -> None:
         if "error" not in row:
             key = f"{row['reader']}_{row['frames']}"
             summary |= {f"{key}_frames_per_s": row["frames_per_s"], f"{key}_peak_mib": row["peak_mib"]}
+    # Imported only now: a child of a process that holds torch would be charged for torch's memory.
+    from minikeye.evaluation.results import write_result
+
     what = (
         f"sampling frames of {SECONDS} s of {SIZE[0]}x{SIZE[1]} H.264 at {RATE} fps, resized to "
         f"{TARGET[0]}x{TARGET[1]}; median of {arguments.repeats} runs, peak memory the largest"
