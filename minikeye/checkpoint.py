@@ -33,11 +33,14 @@ def save(model: KeyeVL, folder: str | Path, max_shard_bytes: int = 5 * 2**30, dt
     """Write config.json, safetensors shards of at most `max_shard_bytes` and their index.
 
     Everything is written beside the target and renamed at the end: a kill leaves the old folder or the new one.
-    dtype: convert on writing. Raises CheckpointError for a tensor larger than a shard.
+    dtype: convert on writing. Raises CheckpointError for a tensor larger than a shard, FileExistsError for a folder
+    of other things, which would be lost.
     """
     tensors = {n: t.detach().to("cpu", dtype or t.dtype).contiguous() for n, t in model.state_dict().items()}
     shards = plan_shards({n: t.numel() * t.element_size() for n, t in tensors.items()}, max_shard_bytes)
     target = Path(folder)
+    if target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file():
+        raise FileExistsError(f"{target} holds other files but no config.json and would be replaced: name a new folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
@@ -121,10 +124,11 @@ def tensor_files(folder: Path) -> dict[str, str]:
     """Which file holds which tensor, from the index or the single file."""
     if (folder / INDEX).is_file():
         try:
-            files = json.loads((folder / INDEX).read_text())["weight_map"]
-        except (ValueError, KeyError, TypeError) as error:
+            files = dict(json.loads((folder / INDEX).read_text())["weight_map"].items())
+            absent = sorted({file for file in files.values() if not (folder / file).is_file()})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{folder / INDEX} is not a safetensors index: {error}") from error
-        if absent := sorted({f for f in files.values() if not (folder / f).is_file()}):
+        if absent:
             raise FileNotFoundError(f"{folder / INDEX} names files that are not there: {', '.join(absent)}")
         return files
     if (folder / SINGLE).is_file():

@@ -76,6 +76,8 @@ def generate(
     device = inputs["input_ids"].device
     generator = torch.Generator(device).manual_seed(seed) if seed is not None else None
     stop = torch.tensor(stop_ids, dtype=torch.long, device=device)
+    config = model.config
+    placeholders = [n for n in (config.image_token_id, config.video_token_id) if n < config.text.vocab]
     cache, steps, history = model.new_cache(), [], None
     done = torch.zeros(len(inputs["input_ids"]), dtype=torch.bool, device=device)
     for _ in range(max_new_tokens):
@@ -83,7 +85,7 @@ def generate(
         logits = out.logits[:, -1]
         if not bool(logits.isfinite().all()):
             raise FloatingPointError("the model's logits are not finite: check the checkpoint's dtype and the weights")
-        logits[:, [model.config.image_token_id, model.config.video_token_id]] = -torch.inf  # pixels cannot be said
+        logits[:, placeholders] = -torch.inf  # pixels cannot be said
         token = sample(logits, temperature, top_k, top_p, generator)
         done = done | torch.isin(token, stop)
         if record and not bool(done.all()):

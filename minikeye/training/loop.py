@@ -58,7 +58,7 @@ def train(
     config: LoopConfig,
     folder: str | Path | None = None,
     name: str = "train",
-) -> list[dict[str, float]]:
+) -> list[dict[str, float | int]]:
     """Run `config.steps` steps, or those that are left, over the parameters that are given (others stay as they are).
 
     backward_at(step) leaves that step's gradients in the parameters (replacing the last ones) and returns the loss and
@@ -71,6 +71,9 @@ def train(
         Path(folder).mkdir(parents=True, exist_ok=True)
     state = Path(folder) / f"{name}.pt" if folder is not None else None
     first = resume(state, parameters, optim) if state is not None and state.is_file() else 0
+    if state is not None and (log := state.with_suffix(".jsonl")).is_file():  # lines of steps that are done again
+        known = [line for line in log.read_text().splitlines(keepends=True) if json.loads(line)["step"] < first]
+        log.write_text("".join(known))
     lines, begun = [], time.monotonic()
     for step in progress(range(first, config.steps), name):
         for group in optim.param_groups:
@@ -78,24 +81,27 @@ def train(
         loss, numbers = backward_at(step)
         norm = nn.utils.clip_grad_norm_(parameters.values(), config.clip)
         optim.step()
-        if step % config.log_every == 0 or step == config.steps - 1:
+        last = step == config.steps - 1
+        saving = state is not None and (last or (config.save_every and (step + 1) % config.save_every == 0))
+        logging = last or step % config.log_every == 0
+        if (saving or logging) and not (math.isfinite(loss) and math.isfinite(norm)):  # before log and state see it
+            raise FloatingPointError(
+                f"the loss of {name} is {float(loss)}, its gradient's norm {float(norm)} at step {step}: "
+                f"lower the learning rate"
+            )
+        if logging:
             line = {
                 "step": step,
                 "loss": float(loss.detach()),
                 "norm": float(norm),
-                **{k: float(v) for k, v in numbers.items()},
+                **{k: float(torch.as_tensor(v).detach()) for k, v in numbers.items()},
             }
-            if not math.isfinite(line["loss"]):
-                raise FloatingPointError(
-                    f"the loss of {name} is {line['loss']} at step {step}: lower the learning rate"
-                )
             line["seconds"] = round(time.monotonic() - begun, 2)
             lines.append(line)
             if state is not None:
                 with state.with_suffix(".jsonl").open("a") as log:
                     log.write(json.dumps(line) + "\n")
-        last = step == config.steps - 1
-        if state is not None and (last or (config.save_every and (step + 1) % config.save_every == 0)):
+        if saving:
             save(state, parameters, optim, step + 1)
     return lines
 
@@ -114,7 +120,7 @@ def save(path: Path, parameters: dict[str, nn.Parameter], optim: torch.optim.Opt
 def resume(path: Path, parameters: dict[str, nn.Parameter], optim: torch.optim.Optimizer) -> int:
     """Load a state written by `save` into the parameters and the optimiser; returns the next step."""
     state = torch.load(path, map_location="cpu", weights_only=True)
-    if state["parameters"].keys() != parameters.keys():
+    if {n: t.shape for n, t in state["parameters"].items()} != {n: p.shape for n, p in parameters.items()}:
         raise ValueError(f"{path} holds other parameters than those to train: it belongs to another stage or model")
     with torch.no_grad():
         for n, p in parameters.items():

@@ -1,0 +1,262 @@
+"""Saving and loading: what is on disk is read here by hand, from the bytes of the safetensors headers."""
+
+import json
+import struct
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from minikeye import checkpoint
+from minikeye.checkpoint import INDEX, SINGLE, CheckpointError, load, plan_shards, save
+from minikeye.config import KeyeConfig
+from minikeye.model import KeyeVL
+
+LIMIT = 150_000  # bytes; the largest tensor of nano has 147,456
+
+
+@pytest.fixture(scope="module")
+def model() -> KeyeVL:
+    torch.manual_seed(1)
+    return KeyeVL(KeyeConfig.nano()).eval()
+
+
+@pytest.fixture
+def folder(model, tmp_path) -> Path:
+    save(model, tmp_path / "nano", LIMIT)
+    return tmp_path / "nano"
+
+
+@pytest.fixture
+def single(model, tmp_path) -> Path:
+    """A checkpoint in one file, as others write small ones."""
+    path = tmp_path / "single"
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(model.config.to_dict()))
+    save_file(model.state_dict(), path / SINGLE)
+    return path
+
+
+def header(path: Path) -> dict[str, dict]:
+    """Eight bytes say how long the header is, the header is JSON."""
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    return {name: entry for name, entry in json.loads(data[8 : 8 + length]).items() if name != "__metadata__"}
+
+
+def change(single: Path, **tensors: torch.Tensor | None) -> None:
+    """Put tensors into the single file, or take them out where None is given; `__` stands for a dot."""
+    held = load_file(single / SINGLE)
+    for name, tensor in ((name.replace("__", "."), t) for name, t in tensors.items()):
+        held.pop(name, None)
+        held |= {} if tensor is None else {name: tensor}
+    save_file(held, single / SINGLE)
+
+
+def same(a: KeyeVL, b: KeyeVL) -> bool:
+    theirs = b.state_dict()
+    return a.state_dict().keys() == theirs.keys() and all(torch.equal(t, theirs[n]) for n, t in a.state_dict().items())
+
+
+# ------------------------------------------------------------------------------------------------------- what is saved
+
+
+def test_save_and_load_is_the_identity(model, folder):
+    """Every tensor bit for bit, the config field for field, the same logits, ready to run."""
+    loaded = KeyeVL.from_pretrained(folder)
+    assert same(model, loaded) and loaded.config == model.config and not loaded.training
+    ids = {"input_ids": torch.arange(20)[None]}
+    assert torch.equal(model(ids).logits, loaded(ids).logits)
+
+
+def test_shards_and_index(model, folder):
+    """Each shard within the limit, each tensor in the shard that the index names, all bytes counted."""
+    index = json.loads((folder / INDEX).read_text())
+    shards = {path.name: header(path) for path in folder.glob("*.safetensors")}
+    assert len(shards) > 2 and set(shards) == {
+        f"model-{n + 1:05d}-of-{len(shards):05d}.safetensors" for n in range(len(shards))
+    }
+    sizes = {s: sum(b - a for a, b in (e["data_offsets"] for e in entries.values())) for s, entries in shards.items()}
+    assert max(sizes.values()) <= LIMIT
+    assert index["weight_map"] == {name: shard for shard, entries in shards.items() for name in entries}
+    assert index["weight_map"].keys() == model.state_dict().keys()
+    total = sum(t.numel() * 4 for t in model.state_dict().values())
+    assert index["metadata"]["total_size"] == total == sum(sizes.values())
+    assert {path.name for path in folder.iterdir()} == {*shards, INDEX, "config.json"}
+
+
+def test_config_on_disk(model, folder):
+    assert KeyeConfig.from_dict(json.loads((folder / "config.json").read_text())) == model.config
+
+
+def test_a_new_shard_only_where_the_next_tensor_does_not_fit():
+    assert plan_shards({"a": 4, "b": 6, "c": 1, "d": 10, "e": 0}, 10) == [["a", "b"], ["c"], ["d", "e"]]
+
+
+def test_a_tensor_larger_than_a_shard(model, tmp_path):
+    with pytest.raises(CheckpointError, match=r"147456 bytes, more than a shard of 147455: allow larger shards"):
+        save(model, tmp_path / "nano", 147_455)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dtype_on_save(model, tmp_path):
+    """bfloat16 on disk takes half the bytes; a CPU computes in float32 with the rounded numbers."""
+    save(model, tmp_path / "half", dtype=torch.bfloat16)
+    (shard,) = (tmp_path / "half").glob("*.safetensors")
+    assert {entry["dtype"] for entry in header(shard).values()} == {"BF16"}
+    total = json.loads((tmp_path / "half" / INDEX).read_text())["metadata"]["total_size"]
+    assert total == sum(t.numel() * 2 for t in model.state_dict().values())
+    loaded = load(tmp_path / "half").state_dict()
+    assert all(torch.equal(loaded[n], t.bfloat16().float()) for n, t in model.state_dict().items())
+    assert next(model.parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_dtype_on_load(model, folder, dtype):
+    loaded = load(folder, dtype=dtype).state_dict()
+    assert all(torch.equal(loaded[n], t.to(dtype)) and loaded[n].dtype == dtype for n, t in model.state_dict().items())
+
+
+def test_one_file_without_an_index(model, single):
+    assert same(model, load(single))
+
+
+def test_a_hub_id_is_downloaded(model, folder, monkeypatch):
+    """Nothing but configuration and safetensors is asked for."""
+    asked = {}
+    monkeypatch.setattr(
+        huggingface_hub,
+        "snapshot_download",
+        lambda name, allow_patterns: asked.update({name: allow_patterns}) or folder,
+    )
+    assert same(model, load("owner/name"))
+    assert asked == {"owner/name": ["*.json", "*.safetensors", "*.jinja"]}
+
+
+# ---------------------------------------------------------------------------------------------------- killed in between
+
+
+def kill_on_shard(monkeypatch, number: int) -> None:
+    calls = []
+
+    def write(*args, **more):
+        calls.append(args)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        save_file(*args, **more)
+
+    monkeypatch.setattr(checkpoint, "save_file", write)
+
+
+def test_killed_while_saving_over_an_old_checkpoint(model, folder, monkeypatch):
+    """The old one is untouched and nothing lies beside it."""
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    kill_on_shard(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        save(KeyeVL(model.config), folder, LIMIT)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert list(folder.parent.iterdir()) == [folder] and same(model, load(folder))
+
+
+def test_killed_while_saving_for_the_first_time(model, tmp_path, monkeypatch):
+    kill_on_shard(monkeypatch, 2)
+    with pytest.raises(KeyboardInterrupt):
+        save(model, tmp_path / "nano", LIMIT)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_saving_over_an_old_checkpoint(model, folder):
+    """The new one in fewer shards; none of the old shards is left."""
+    other = KeyeVL(model.config)
+    save(other, folder)
+    assert same(other, load(folder)) and len(list(folder.glob("*.safetensors"))) == 1
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_a_folder_of_other_things_is_not_replaced(model, tmp_path):
+    """Saving swaps whole folders: one that is no checkpoint is left alone."""
+    (tmp_path / "holiday.txt").write_text("do not lose me")
+    with pytest.raises(FileExistsError, match=r"holds other files but no config\.json"):
+        save(model, tmp_path)
+    assert (tmp_path / "holiday.txt").read_text() == "do not lose me"
+
+
+# ----------------------------------------------------------------------------------------------------- what is refused
+
+
+def test_all_differences_in_one_error(single):
+    change(
+        single,
+        lm_head__weight=None,
+        model__norm__weight=torch.zeros(65),
+        model__embed_tokens__weight=torch.zeros(320, 64, dtype=torch.int64),
+        model__surplus=torch.zeros(2, 3),
+    )
+    with pytest.raises(CheckpointError) as error:
+        load(single)
+    for line in (
+        "does not hold this model (4 differences)",
+        "missing: lm_head.weight [320, 64]",
+        "misshapen: model.norm.weight is [65], the config needs [64]",
+        "wrong dtype: model.embed_tokens.weight is I64, expected F32, F16 or BF16",
+        "extra: model.surplus [2, 3]",
+    ):
+        assert line in str(error.value)
+
+
+def test_a_long_list_is_cut(single):
+    change(single, **{f"x{n}": torch.zeros(1) for n in range(50)})
+    with pytest.raises(CheckpointError, match=r"\(50 differences\)(?s:.*)\.\.\. and 10 more"):
+        load(single)
+
+
+def test_keys_outside_the_function_are_ignored(model, single):
+    """SigLIP's pooling head and the rotary buffers of older releases."""
+    change(
+        single,
+        visual__vision_model__head__probe=torch.zeros(1, 1, 48),
+        model__layers__0__self_attn__rotary_emb__inv_freq=torch.zeros(16),
+    )
+    assert same(model, load(single))
+
+
+def test_truncated_shard(folder):
+    path = sorted(folder.glob("*.safetensors"))[1]
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match=f"{path.name} is not a readable safetensors file"):
+        load(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"lm_head.weight": 1}}'])
+def test_broken_index(folder, text):
+    (folder / INDEX).write_text(text)
+    with pytest.raises(CheckpointError, match="is not a safetensors index"):
+        load(folder)
+
+
+def test_index_names_an_absent_file(folder):
+    path = sorted(folder.glob("*.safetensors"))[1]
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=f"names files that are not there: {path.name}"):
+        load(folder)
+
+
+def test_no_config(folder):
+    (folder / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"expected a config\.json"):
+        load(folder)
+
+
+def test_only_safetensors_are_read(single):
+    """A pickled checkpoint could run any code: its name is not even tried."""
+    (single / SINGLE).rename(single / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match="minikeye reads safetensors only"):
+        load(single)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "a/b/c", Path("owner/name")])
+def test_neither_a_folder_nor_a_hub_id(name):
+    with pytest.raises(FileNotFoundError, match="give a checkpoint folder or a hub id such as owner/name"):
+        load(name)
