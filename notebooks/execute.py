@@ -1,0 +1,119 @@
+"""Re-run notebooks from top to bottom and save them, so that running twice gives the same bytes.
+
+    make notebooks                            all lessons and their solutions
+    make notebooks NB=notebooks/03_moe.ipynb  one
+
+What differs between two machines or two runs is left out of the file: timings, widget state, tracebacks (the error's
+name and message stay), the kernel's exact version. A notebook that prints to stderr or fails is not saved.
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbformat import NotebookNode
+
+FOLDER = Path(__file__).resolve().parent
+CELL_SECONDS = 120  # the same limit as in `make validate`
+METADATA = {
+    "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+# Kernels inherit these.
+ENVIRONMENT = {"MINIKEYE_QUIET": "1", "PYTHONHASHSEED": "0", "JUPYTER_PREFER_ENV_PATH": "1"}
+
+
+def all_notebooks(folder: Path = FOLDER) -> list[Path]:
+    """Every lesson of `folder`, then every solution, each in order of its number."""
+    return sorted(folder.glob("*.ipynb")) + sorted((folder / "solutions").glob("*.ipynb"))
+
+
+def normalise(notebook: NotebookNode) -> NotebookNode:
+    """Return a copy of `notebook` without anything that differs between two runs of the same notebook."""
+    notebook = nbformat.from_dict(notebook)
+    notebook.metadata = nbformat.from_dict(METADATA)
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    for number, cell in enumerate(notebook.cells):
+        cell.setdefault("id", f"cell-{number:02d}")
+        tags = cell.metadata.get("tags")
+        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+        for output in cell.get("outputs", []):
+            if output.output_type == "error":
+                output.traceback = [f"{output.ename}: {output.evalue}"]
+    return notebook
+
+
+def serialise(notebook: NotebookNode) -> str:
+    """The text of the file: sorted keys, indented by one, newline at the end."""
+    return nbformat.writes(notebook, version=nbformat.NO_CONVERT).rstrip("\n") + "\n"
+
+
+def stderr_of(notebook: NotebookNode) -> str:
+    """Everything that the cells wrote to stderr."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    return "".join(o.text for o in outputs if o.output_type == "stream" and o.name == "stderr")
+
+
+def run(path: Path) -> NotebookNode:
+    """Run the notebook in a fresh kernel, in its own folder.
+
+    Raises CellExecutionError for an error in a cell that is not tagged raises-exception, and RuntimeError for anything
+    printed to stderr, warnings included.
+    """
+    notebook = normalise(nbformat.read(path, as_version=4))
+    client = NotebookClient(
+        notebook,
+        timeout=CELL_SECONDS,
+        kernel_name="python3",
+        record_timing=False,
+        extra_arguments=["--IPKernelApp.log_level=40"],  # no remarks about its own transport; errors still show
+        coalesce_streams=True,  # how prints are cut into messages is a matter of timing
+        resources={"metadata": {"path": str(path.parent)}},
+    )
+    client.execute()
+    if text := stderr_of(notebook):
+        raise RuntimeError(
+            f"{path.parent.name}/{path.name} writes to stderr; repair the cause of this message:\n{text}"
+        )
+    return normalise(notebook)
+
+
+def save(notebook: NotebookNode, path: Path) -> bool:
+    """Replace `path` in one step; return whether its bytes changed."""
+    text = serialise(notebook)
+    if path.read_text(encoding="utf-8") == text:
+        return False
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(text, encoding="utf-8", newline="\n")
+    draft.replace(path)
+    return True
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run and save each notebook; return 0, or 1 if one of them failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("notebooks", nargs="*", type=Path, help="default: all lessons and solutions")
+    paths = parser.parse_args(arguments).notebooks or all_notebooks()
+    os.environ.update(ENVIRONMENT)
+    failures = 0
+    for path in (path.resolve() for path in paths):
+        print(f"==> {path.parent.name}/{path.name} ...", end=" ", flush=True)
+        start = time.perf_counter()
+        try:
+            changed = save(run(path), path)
+        except (CellExecutionError, RuntimeError) as error:
+            failures += 1
+            print(f"FAILED, not saved\n{error}")
+        else:
+            print(f"{time.perf_counter() - start:.1f} s, {'saved' if changed else 'unchanged'}")
+    print(f"==> {len(paths) - failures} of {len(paths)} notebooks ran")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
