@@ -99,7 +99,9 @@ def load(chosen: Int[Tensor, "*n c"], experts: int) -> Int[Tensor, " x"]:
 
 
 def balance_loss(probabilities: Float[Tensor, "*n x"], chosen: Int[Tensor, "*n c"]) -> Float[Tensor, ""]:
-    """x * sum over experts of (share of choices) * (mean probability): 1 when balanced, x when one expert takes all.
+    """x * sum over experts of (share of choices) * (mean probability): 1 when balanced.
+
+    Worst is x / c, when the same c experts take every token: x where a token has one choice.
 
     The loss of Switch Transformer (equation 4) over all choices of a token, as Qwen3-MoE has it divided by its number
     of choices. The report does not say which loss Keye-VL-2.0 used: our choice.
