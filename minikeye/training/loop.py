@@ -84,7 +84,8 @@ def train(
         last = step == config.steps - 1
         saving = state is not None and (last or (config.save_every and (step + 1) % config.save_every == 0))
         logging = last or step % config.log_every == 0
-        if (saving or logging) and not (math.isfinite(loss.detach()) and math.isfinite(norm)):  # before log and state see it
+        finite = torch.isfinite(loss.detach()) & torch.isfinite(norm)
+        if (saving or logging) and not bool(finite):  # before log and state see it
             raise FloatingPointError(
                 f"the loss of {name} is {float(loss)}, its gradient's norm {float(norm)} at step {step}: "
                 f"lower the learning rate"
