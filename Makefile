@@ -40,7 +40,7 @@ demo: $(STAMP)
 
 lab: $(STAMP)
 	@echo "==> JupyterLab; stop it with Ctrl-C"
-	@$(BIN)/jupyter lab notebooks
+	@$(BIN)/jupyter lab notebooks/00_tour.ipynb
 
 lint: $(STAMP)
 	@echo "==> ruff"
