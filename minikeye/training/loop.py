@@ -54,7 +54,7 @@ def optimiser(parameters: dict[str, nn.Parameter], config: LoopConfig) -> torch.
 
 def train(
     parameters: dict[str, nn.Parameter],
-    backward_at: Callable[[int], tuple[Tensor, dict[str, float | Tensor]]],
+    backward_at: Callable[[int], tuple[Tensor, dict[str, float | int | Tensor]]],
     config: LoopConfig,
     folder: str | Path | None = None,
     name: str = "train",
@@ -62,9 +62,9 @@ def train(
     """Run `config.steps` steps, or those that are left, over the parameters that are given (others stay as they are).
 
     backward_at(step) leaves that step's gradients in the parameters (replacing the last ones) and returns the loss and
-    numbers for the log. folder: where `NAME.pt` (resumable state) and `NAME.jsonl`
-    (log) go; None keeps nothing. Returns the log lines of this call. Raises FloatingPointError for a loss that is not
-    finite; the last checkpoint is then intact.
+    numbers for the log. folder: where `NAME.pt` (resumable state) and `NAME.jsonl` (log) go; None keeps nothing.
+    Returns the log lines of this call. Raises FloatingPointError for a loss or gradient that is not finite, at the
+    next step that is logged or saved; the last state is then intact.
     """
     optim = optimiser(parameters, config)
     if folder is not None:
