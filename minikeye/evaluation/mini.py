@@ -67,7 +67,9 @@ def exact(model: KeyeVL, run: Run, n: int, device: str, tokens: int = 262_144) -
             model.config, device
         )
         with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
-            likely = model(inputs, attention=run.attention).logits[:, :-1].argmax(dim=-1)
+            logits = model(inputs, attention=run.attention).logits[:, :-1]
+        logits[..., [model.config.image_token_id, model.config.video_token_id]] = -torch.inf  # as `generate` does
+        likely = logits.argmax(dim=-1)
         right += int(((likely == inputs["input_ids"][:, 1:]) | ~inputs["answer"][:, 1:]).all(dim=1).sum())
     estimate = wilson(right, n)
     interval = [round(100 * estimate.low, 2), round(100 * estimate.high, 2)]
@@ -96,7 +98,7 @@ def measure(model: KeyeVL, run: Run, n: int, device: str, tokens: int = 262_144)
         answers = [tokenizer.decode(out.row(row)) for row in range(len(videos.problems))]
         scores += [score(run.task, a, videos, row) for row, a in enumerate(answers)]
         context += int(mask.sum())
-        if run.task == "N":
+        if run.task == "N" and out.record is not None:  # None: every answer is empty
             hits += needle_hits(out.record, frames, videos, mask.shape[1] - mask.sum(dim=1))
     row = {**vars(run), "n": n, "seconds_taken": round(time.monotonic() - begun, 1), "context": round(context / n)}
     for name in scores[0]:

@@ -1,6 +1,7 @@
 """How every script of this project writes down what it measured."""
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -17,7 +18,7 @@ def write_result(
     what: str,
     command: str,
     rows: list[dict[str, Any]],
-    summary: dict[str, float],
+    summary: dict[str, Any],
     seeds: list[int],
     packages: tuple[str, ...] = ("torch", "numpy"),
     where: str | None = None,
@@ -26,10 +27,12 @@ def write_result(
 
     rows: the measurements. summary: flat names to numbers, the ones a README may quote. where: the hardware, if it is
     not all this machine. The file is written beside its
-    place and renamed. Raises ValueError where a summary value is not a number.
+    place and renamed. Raises ValueError where a summary value is not a finite number.
     """
-    if bad := {k: v for k, v in summary.items() if isinstance(v, bool) or not isinstance(v, int | float)}:
-        raise ValueError(f"summary holds flat names and numbers, got {bad}")
+    if bad := {
+        k: v for k, v in summary.items() if isinstance(v, bool) or not (isinstance(v, int | float) and math.isfinite(v))
+    }:
+        raise ValueError(f"summary holds flat names and finite numbers, got {bad}")
     result = {
         "what": what,
         "command": command,

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from minikeye.config import KeyeConfig
+from minikeye.minivid.dataset import make_videos
 from minikeye.model import KeyeVL
 from minikeye.training.dsa import IndexerTeacher, RecallMeter, draw_rows
 from minikeye.training.graphs import beside, stepper
-from minikeye.training.lessons import Lessons, Size, stream
+from minikeye.training.lessons import Lesson, Lessons, Size, ask, stream
 from minikeye.training.loop import LoopConfig, train
 from minikeye.training.supervised import answer_accuracy, answer_loss
 from minikeye.training.tower import autocast, teach_tower, trainable
@@ -95,7 +96,7 @@ def teach_answers(model: KeyeVL, recipe: Recipe, folder: Path, device: str, stag
     config: LoopConfig = getattr(recipe, stage)
     parameters = trainable(model, TRAINED[stage])
     state = folder / f"{stage}.pt"
-    done = torch.load(state, weights_only=True)["step"] if state.is_file() else 0
+    done = torch.load(state, map_location="cpu", weights_only=True)["step"] if state.is_file() else 0
     seed = list(TRAINED).index(stage) + 2
     if stage == "sparse":  # masks are dear: three videos of 1,024 frames, not four
         recipe = replace(recipe, frames=recipe.frames * 3 // 4)
@@ -138,12 +139,15 @@ def stage_loss(model: KeyeVL, recipe: Recipe, stage: str, device: str, inputs: d
 
 @torch.no_grad()
 def recall(model: KeyeVL, frames: int, device: str, mode: str) -> list[float]:
-    """Share of dense attention mass in the indexer's top-k, per layer, at the last tokens of fresh prompts."""
-    size = Size(frames, 4)
-    lesson = Lessons(model.config, lambda step: size, range(1), seed=99)[0]
+    """Share of dense attention mass in the indexer's top-k, per layer, where the answers to fresh questions begin."""
+    size, videos = Size(frames, 4), make_videos(99, range(4), frames, "train")
+    prompts = ask(videos, "N", size, model.config)  # padded on the left: the last tokens are real ones
+    mask = prompts["attention_mask"].to(device)
+    del prompts["frames"]
+    inputs = Lesson(prompts, videos, size).inputs(model.config, device) | {"attention_mask": mask}
     meter = RecallMeter(model.config.indexer.topk)
     with autocast(device):
-        model(lesson.inputs(model.config, device), attention=mode, observer=meter)
+        model(inputs, attention=mode, observer=meter)
     return [round(float(kept.mean()), 4) for kept in meter.kept]
 
 
@@ -168,9 +172,11 @@ def main() -> None:
     for stage in (s for s in options.stages if s not in done):
         begun = time.monotonic()
         if stage == "tower":
-            lines = teach_tower(model, recipe.tower, recipe.stills, options.out, options.device)
+            teach_tower(model, recipe.tower, recipe.stills, options.out, options.device)
         else:
-            lines = teach_answers(model, recipe, options.out, options.device, stage, options.workers)
+            teach_answers(model, recipe, options.out, options.device, stage, options.workers)
+        # Not what the call returned: that lacks what was logged before a kill.
+        lines = [json.loads(line) for line in (options.out / f"{stage}.jsonl").read_text().splitlines()]
         done.append(stage)
         torch.save({"model": model.state_dict(), "stages": done}, progress.with_suffix(".tmp"))
         os.replace(progress.with_suffix(".tmp"), progress)

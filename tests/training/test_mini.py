@@ -1,0 +1,255 @@
+"""The recipe of the shipped checkpoint: which stage trains what, which lengths it sees, and that it can be resumed."""
+
+import json
+import random
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from minikeye.config import KeyeConfig
+from minikeye.model import KeyeVL
+from minikeye.training import mini
+from minikeye.training.dsa import draw_rows
+from minikeye.training.lessons import Lessons, Size
+from minikeye.training.loop import LoopConfig
+from minikeye.training.mini import CAPS, SIZES, TRAINED, Recipe, size_at, stage_loss
+from minikeye.training.tower import teach_tower, trainable
+
+STAGES = ("tower", "dense", "warmup", "sparse")
+CONFIG = KeyeConfig.nano()
+
+
+def batch(size: Size, rows: int = 12) -> dict[str, torch.Tensor]:
+    lesson = Lessons(CONFIG, lambda step: size, range(1), 0)[0]
+    return lesson.inputs(CONFIG, "cpu") | {
+        "rows": draw_rows(lesson.tokens["answer"], rows, torch.Generator().manual_seed(0))
+    }
+
+
+def gradients(model: KeyeVL) -> set[str]:
+    return {n for n, p in model.named_parameters() if p.grad is not None and bool(p.grad.any())}
+
+
+# ---------------------------------------------------------------------------------------------------------- the stages
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_a_stage_trains_what_it_should(stage):
+    """dense: all but the indexer; warmup: the indexer; sparse: all. Every such parameter really gets a gradient."""
+    model = KeyeVL(CONFIG)
+    parameters = trainable(model, TRAINED[stage])
+    loss, numbers = stage_loss(model, Recipe(), stage, "cpu", batch(Size(4, 2)))
+    loss.backward()
+    indexer = {n for n, _ in model.named_parameters() if "sa_indexer" in n}
+    table = {"visual.vision_model.embeddings.packing_position_embedding.weight"}  # ships, is never read
+    others = {n for n, _ in model.named_parameters()} - indexer - table
+    expected = {"dense": others, "warmup": indexer, "sparse": others | indexer}[stage]
+    assert set(parameters) == expected and gradients(model) == expected
+    assert numbers.keys() == (set() if stage == "warmup" else {"answer", "kl", "balance", "right"})
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_the_loss_is_the_sum_of_its_parts(stage):
+    """Answers + 0.01 balance + lambda KL; the KL alone in the warm-up; no KL in the dense stage."""
+    model, inputs = KeyeVL(CONFIG), batch(Size(4, 2))
+    recipe = replace(Recipe(), indexer=0.5)
+    with torch.no_grad():
+        loss, numbers = stage_loss(model, recipe, stage, "cpu", inputs)
+    if stage == "warmup":
+        assert float(loss) > 0
+    else:
+        parts = {k: float(v) for k, v in numbers.items()}
+        assert float(loss) == pytest.approx(parts["answer"] + 0.01 * parts["balance"] + 0.5 * parts["kl"], rel=1e-5)
+        assert (parts["kl"] > 0) == (stage == "sparse") and 4.0 < parts["answer"] < 9.0 and 0.0 <= parts["right"] < 0.2
+
+
+def test_the_losses_do_not_mix():
+    """In the sparse stage a tenfold lambda gives the indexer tenfold gradients and leaves all others bit for bit."""
+    model, inputs = KeyeVL(CONFIG), batch(Size(4, 2))
+    trainable(model, TRAINED["sparse"])
+    seen = []
+    for weight in (1.0, 16.0):
+        model.zero_grad()
+        stage_loss(model, replace(Recipe(), indexer=weight), "sparse", "cpu", inputs)[0].backward()
+        seen.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    for name, once in seen[0].items():
+        assert torch.equal(seen[1][name], 16.0 * once if "sa_indexer" in name else once), name
+
+
+def test_text_only():
+    """Batches without pixels train the decoder alone."""
+    model = KeyeVL(CONFIG)
+    trainable(model, TRAINED["dense"])
+    stage_loss(model, Recipe(), "dense", "cpu", batch(Size(0, 2)))[0].backward()
+    assert gradients(model) and not any(n.startswith(("visual.", "mlp_AR.")) for n in gradients(model))
+
+
+def test_the_tower_stage(tmp_path):
+    """Only the tower moves, and the loss on stills falls."""
+    model = KeyeVL(CONFIG)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    lines = teach_tower(model, LoopConfig(steps=25, lr=3e-3, warmup=3, log_every=1), 16, tmp_path, "cpu")
+    moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == {n for n in before if n.startswith("visual.") and "packing_position" not in n}
+    assert sum(x["loss"] for x in lines[-5:]) < 0.9 * sum(x["loss"] for x in lines[:5])
+
+
+# ---------------------------------------------------------------------------------------------------------- the lengths
+
+
+@pytest.mark.parametrize("growing", [True, False])
+@pytest.mark.parametrize("longest", [16, 1024])
+def test_lengths(growing, longest):
+    """Never longer than the cap of that share of the stage; each listed size in turn; about `frames` frames a batch."""
+    recipe, steps = replace(Recipe(), longest=longest), 4000
+    sizes = [size_at(step, steps, recipe, growing) for step in range(steps)]
+    listed = {(f, h, w, turns) for f, h, w, turns, _ in SIZES}
+    for step, size in enumerate(sizes):
+        caps = [n for n, until in CAPS.items() if step < until * steps] if growing else []
+        assert size.frames <= min([longest, *caps[:1]])
+        if size.frames:
+            assert (size.frames, size.height, size.width, size.turns) in listed
+            assert size.frames * size.videos <= recipe.frames and size.videos <= (96 if size.turns > 1 else 256)
+    assert {s.frames for s in sizes[-1000:]} == {f for f, *_ in SIZES if f <= longest} | {0}
+    assert 0.02 < sum(s.frames == 0 for s in sizes) / steps < 0.06
+    if growing:
+        assert {s.frames for s in sizes[: int(0.08 * steps)]} == {4, 0}
+
+
+def test_lengths_come_as_often_as_they_should():
+    """After the caps: within four standard errors of the listed weights."""
+    sizes = [size_at(step, 1, Recipe(), False) for step in range(8000)]
+    total = sum(often for *_, often in SIZES)
+    for frames, height, width, turns, often in SIZES:
+        p = 0.96 * often / total
+        count = sum((s.frames, s.height, s.width, s.turns) == (frames, height, width, turns) for s in sizes)
+        assert abs(count / 8000 - p) < 4 * (p * (1 - p) / 8000) ** 0.5
+
+
+def test_a_length_depends_on_its_step_only():
+    random.seed(1)
+    sizes = [size_at(step, 100, Recipe(), True) for step in range(100)]
+    random.seed(2)
+    assert [size_at(step, 100, Recipe(), True) for step in reversed(range(100))] == sizes[::-1]
+
+
+def test_caps_grow_to_all_lengths():
+    assert list(CAPS) == sorted(CAPS) and list(CAPS.values()) == sorted(CAPS.values()) and max(CAPS.values()) < 1
+    assert set(CAPS) < {f for f, *_ in SIZES}
+
+
+def test_the_smoke_recipe_is_the_recipe_in_small():
+    smoke = Recipe().scaled(0.002, frames=32, longest=16, stills=16)
+    assert [getattr(smoke, s).steps for s in STAGES] == [2, 7, 2, 2]
+    for stage in STAGES:
+        mine, full = getattr(smoke, stage), getattr(Recipe(), stage)
+        assert replace(mine, steps=full.steps, log_every=full.log_every, save_every=full.save_every) == full
+    assert (smoke.frames, smoke.longest, smoke.stills, smoke.balance) == (32, 16, 16, Recipe().balance)
+
+
+# ----------------------------------------------------------------------------------------------------------- the script
+
+
+class Killed(Exception):
+    """Stands in for a kill."""
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """The script on a model of nano's size, with `--smoke`; returns what it printed, one dict a stage."""
+    monkeypatch.setattr(KeyeConfig, "mini", classmethod(lambda cls: CONFIG))
+    monkeypatch.setattr(mini, "size_at", lambda step, steps, recipe, growing: Size(4, 2))
+
+    def call(*more: str) -> list[dict]:
+        argv = ["mini", "--smoke", "--device", "cpu", "--workers", "0", "--out", str(tmp_path / "out"), *more]
+        monkeypatch.setattr(sys, "argv", argv)
+        capsys.readouterr()  # what a killed call printed
+        mini.main()
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    call.out = tmp_path / "out"
+    return call
+
+
+def test_every_stage_once(run):
+    """Four stages, a checkpoint after each that loads; a second call finds nothing to do and writes nothing."""
+    printed = run()
+    assert [p["stage"] for p in printed] == list(STAGES)
+    assert [len(p["recall"].get("16", [])) for p in printed] == [0, 2, 2, 2]
+    assert all(0 < x <= 1 for p in printed for x in p["recall"].get("16", []))
+    models = [KeyeVL.from_pretrained(run.out / f"checkpoint-{stage}").state_dict() for stage in STAGES]
+    for before, after, stage in zip(models, models[1:], STAGES[1:], strict=False):
+        moved = {n for n, t in after.items() if not torch.equal(t, before[n])}
+        assert moved and moved <= {n for n in after if TRAINED[stage](n)}
+    before = {path: path.stat().st_mtime_ns for path in run.out.rglob("*")}
+    assert run() == [] and {path: path.stat().st_mtime_ns for path in run.out.rglob("*")} == before
+
+
+def test_killed_in_a_stage(run, monkeypatch):
+    """Finished stages are skipped, the killed one goes on; weights and log are those of a run that nobody killed."""
+    run("--stages", "tower", "dense")
+    whole = torch.load(run.out / "done.pt", weights_only=True)["model"]
+    log = (run.out / "mini_training.jsonl").read_text()
+    run.out.rename(run.out.with_name("whole"))
+
+    scaled = Recipe.scaled
+
+    def saving(self, *args, **more):
+        recipe = scaled(self, *args, **more)
+        return replace(recipe, dense=replace(recipe.dense, save_every=2))
+
+    monkeypatch.setattr(Recipe, "scaled", saving)
+    calls, loss = [], stage_loss
+
+    def killed(*args):
+        calls.append(args)
+        if len(calls) == 6:
+            raise Killed
+        return loss(*args)
+
+    monkeypatch.setattr(mini, "stage_loss", killed)
+    with pytest.raises(Killed):
+        run("--stages", "tower", "dense")
+    printed = run("--stages", "tower", "dense")
+    assert [p["stage"] for p in printed] == ["dense"] and len(calls) == 6 + 3  # steps 4, 5 and 6 of seven
+    resumed = torch.load(run.out / "done.pt", weights_only=True)["model"]
+    assert all(torch.equal(t, resumed[n]) for n, t in whole.items())
+
+    def numbers(text: str) -> list[dict]:
+        return [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in text.splitlines()]
+
+    assert numbers((run.out / "mini_training.jsonl").read_text()) == numbers(log)
+
+
+def test_recall_looks_at_real_tokens(monkeypatch):
+    """Not at padding: the last queries are the end of the question and the mark of the assistant's turn."""
+    seen = []
+
+    class Spy:
+        def __init__(self, topk: int):
+            self.kept = []
+
+        def attention(self, layer, trace):
+            seen.append((trace.q.shape[1], trace.start))
+            self.kept.append(torch.ones(1, 1))
+
+        def routing(self, layer, probabilities, chosen):
+            pass
+
+    monkeypatch.setattr(mini, "RecallMeter", Spy)
+    model = KeyeVL(CONFIG)
+    forward, ids = model.forward, []
+    monkeypatch.setattr(
+        model, "forward", lambda inputs, **more: ids.append(inputs["input_ids"]) or forward(inputs, **more)
+    )
+    assert mini.recall(model, 4, "cpu", "dense") == [1.0, 1.0] and len(seen) == 2
+    assert all(bytes(row[-len("assistant\n") :].tolist()) == b"assistant\n" for row in ids[0])
+
+
+def test_the_module_needs_a_folder(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["mini"])
+    with pytest.raises(SystemExit):
+        mini.main()
+    assert "--out" in capsys.readouterr().err
