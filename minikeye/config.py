@@ -151,7 +151,7 @@ class KeyeConfig:
 
     @classmethod
     def mini(cls) -> "KeyeConfig":
-        """The shipped checkpoint: frames of 56x56 or 56x84 pixels, about 10 tokens a frame, 1,024 frames."""
+        """The shipped checkpoint: frames of 4 to 8 visual tokens, 10 to 14 with their time, up to 1,024 of them."""
         return cls(
             vision=VisionConfig(width=192, layers=4, heads=6, mlp_width=768, image_size=56, packing_positions=1),
             text=TextConfig(

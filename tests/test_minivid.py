@@ -157,6 +157,33 @@ def test_the_card_carries_the_handwriting_it_is_labelled_with() -> None:
         assert int(torch.stack(likeness).argmax()) == int(number) and labels[number] == digit
 
 
+def test_only_training_digits_are_bent() -> None:
+    """Two renderings of one test digit differ in nothing but the card; of one training digit, in the strokes too."""
+    plain = torch.eye(2, 3)
+    for split, bent in (("train", True), ("test", False)):
+        cards = make_videos(8, range(30), 4, split).spec.cards
+        assert bool((cards.warp != plain).any()) is bent and bool((cards.weight != 1).any()) is bent
+        assert float((cards.warp - plain).abs().max()) <= 0.25 and bool((cards.weight.log2().abs() <= 0.5).all())
+
+
+def test_a_shifted_hand_moves_the_ink() -> None:
+    """A warp that reads 0.5 further right draws the strokes that much further left; twice the weight darkens them."""
+    spec = make_videos(8, range(6), 4, "test").spec
+    upright = dict(place=torch.zeros_like(spec.cards.place), angle=torch.zeros_like(spec.cards.angle))
+    cards = replace(spec.cards, half=torch.full_like(spec.cards.half, 0.5), **upright)
+
+    def ink(**changes) -> torch.Tensor:
+        frames = render(replace(spec, cards=replace(cards, **changes)), 112, 112)[cards.shown].float().mean(1)
+        return (255 - frames[:, 34:78, 34:78]).clamp(min=0)
+
+    def middle(picture: torch.Tensor) -> torch.Tensor:
+        return (picture.sum(1) * torch.arange(44)).sum(-1) / picture.sum((1, 2))
+
+    shift = torch.tensor([[1.0, 0.0, 0.5], [0.0, 1.0, 0.0]]).expand_as(cards.warp)
+    assert bool((middle(ink(warp=shift)) < middle(ink()) - 2).all())
+    assert bool((ink(weight=2 * cards.weight).sum((1, 2)) > ink().sum((1, 2))).all())
+
+
 def test_neither_a_card_nor_the_other_thing_hides_a_thing() -> None:
     spec = make_videos(9, range(150), 4).spec
     both = render(spec, 56, 56)

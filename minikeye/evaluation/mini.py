@@ -47,7 +47,7 @@ RUNS = (
     Run("N", 256, "dense", "dense"),
     Run("N", 256, "dense", "final"),
     Run("G", 64, "sparse", "final", blank=True),
-    Run("N", 64, "sparse", "final", width=84),
+    *(Run("N", 64, "sparse", "final", height=h, width=w) for h, w in ((56, 84), (84, 56), (56, 112), (28, 112))),
     *(Run(task, 64, "dense", model) for task in "NG" for model in ("dense", "final")),
     Run("N", 1024, "sparse", "final"),
     Run("N", 1024, "dense", "dense"),
@@ -154,8 +154,8 @@ def summarise(rows: list[dict], constant: float) -> dict[str, float]:
     for row in rows:
         if row["attention"] == "dense" or (row["blank"] and row["frames"] != 64):
             continue
-        shape = "_wide" if row["width"] > row["height"] else ""
-        name = f"{row['frames']}{shape}"
+        sides = row["height"], row["width"]
+        name = f"{row['frames']}" + (f"_{sides[0]}x{sides[1]}" if sides != (56, 56) else "")
         if row["task"] == "G":
             out[f"grounding_miou_{name}{'_blank' if row['blank'] else ''}"] = row["tiou"]
         elif row["blank"]:

@@ -18,7 +18,8 @@ from minikeye.training.graphs import stepper
 from minikeye.training.lessons import pixels
 from minikeye.training.loop import LoopConfig, train
 
-SIDES = ((56, 56), (56, 84), (84, 56))  # height and width of the stills in pixels, in turn
+# Height and width of the stills in pixels, in turn: what frames between 1:2 and 3:1 are resized to (sampling.py).
+SIDES = ((56, 56), (56, 84), (28, 112), (56, 56), (84, 56), (56, 112), (56, 56), (112, 56))
 
 
 class LabelHead(nn.Module):

@@ -233,9 +233,11 @@ def test_summary_of_all_runs():
             f"dense_minus_sparse_{frames}": place("N", frames, "dense", "dense") - mine,
             f"same_weights_dense_minus_sparse_{frames}": place("N", frames, "dense", "final") - mine,
         }
-    wide, blank = place("N", 64, "sparse", "final", width=84), place("N", 64, "sparse", "final", blank=True)
-    expected |= {"needle_digit_64_wide": wide + 0.1, "needle_second_64_wide": wide + 0.2}
-    expected |= {"needle_frame_hit_64_wide": wide + 0.3, "selected_share_64_wide": wide / 1000}
+    for h, w in ((56, 84), (84, 56), (56, 112), (28, 112)):
+        mine, name = place("N", 64, "sparse", "final", height=h, width=w), f"64_{h}x{w}"
+        expected |= {f"needle_digit_{name}": mine + 0.1, f"needle_second_{name}": mine + 0.2}
+        expected |= {f"needle_frame_hit_{name}": mine + 0.3, f"selected_share_{name}": mine / 1000}
+    blank = place("N", 64, "sparse", "final", blank=True)
     expected |= {"blind_digit_64": blank + 0.1, "blind_second_64": blank + 0.2}
     expected["grounding_miou_64"] = place("G", 64, "sparse", "final") + 0.4
     expected["grounding_miou_64_blank"] = place("G", 64, "sparse", "final", blank=True) + 0.4

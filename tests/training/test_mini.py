@@ -141,7 +141,7 @@ def test_caps_grow_to_all_lengths():
 
 
 def test_the_smoke_recipe_is_the_recipe_in_small():
-    smoke = Recipe().scaled(0.002, frames=32, longest=16, stills=16)
+    smoke = Recipe().scaled(0.0012, frames=32, longest=16, stills=16)
     assert [getattr(smoke, s).steps for s in STAGES] == [2, 7, 2, 2]
     for stage in STAGES:
         mine, full = getattr(smoke, stage), getattr(Recipe(), stage)
