@@ -32,15 +32,16 @@ class CheckpointError(ValueError):
 def save(model: KeyeVL, folder: str | Path, max_shard_bytes: int = 5 * 2**30, dtype: torch.dtype | None = None) -> None:
     """Write config.json, safetensors shards of at most `max_shard_bytes` and their index.
 
-    Everything is written beside the target and renamed at the end: a kill leaves the old folder or the new one.
+    Everything is written beside the target and renamed at the end: a kill leaves the old folder or the new one. Over an
+    older checkpoint, its weights and config.json are replaced; its other files (tokenizer.json, notes) are kept.
     dtype: convert on writing. Raises CheckpointError for a tensor larger than a shard, FileExistsError for a folder
-    of other things, which would be lost.
+    that holds files but no config.json, where a checkpoint was hardly meant to go.
     """
     tensors = {n: t.detach().to("cpu", dtype or t.dtype).contiguous() for n, t in model.state_dict().items()}
     shards = plan_shards({n: t.numel() * t.element_size() for n, t in tensors.items()}, max_shard_bytes)
     target = Path(folder)
     if target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file():
-        raise FileExistsError(f"{target} holds other files but no config.json and would be replaced: name a new folder")
+        raise FileExistsError(f"{target} holds other files but no config.json: name a new folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
@@ -53,6 +54,7 @@ def save(model: KeyeVL, folder: str | Path, max_shard_bytes: int = 5 * 2**30, dt
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(where.items()))}
         (temporary / INDEX).write_text(json.dumps(index, indent=1) + "\n")
         (temporary / "config.json").write_text(json.dumps(model.config.to_dict(), indent=2) + "\n")
+        _keep_other_files(target, temporary)
         _replace_folder(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -73,6 +75,14 @@ def plan_shards(sizes: dict[str, int], limit: int) -> list[list[str]]:
     return shards
 
 
+def _keep_other_files(old: Path, new: Path) -> None:
+    """Copy what is not part of a checkpoint, so that replacing the folder loses nothing."""
+    for path in old.iterdir() if old.is_dir() else ():
+        if path.name == "config.json" or re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?", path.name):
+            continue
+        (shutil.copytree if path.is_dir() else shutil.copy2)(path, new / path.name)
+
+
 def _replace_folder(new: Path, target: Path) -> None:
     """Swap the folders by renames; the old one goes only when the new one is in place."""
     if not target.exists():
@@ -88,16 +98,19 @@ def _replace_folder(new: Path, target: Path) -> None:
 def load(folder: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> KeyeVL:
     """The model in `folder`, or in the hub repository of that name.
 
-    dtype: of the weights in memory; default float32 on a CPU, as stored elsewhere. Raises FileNotFoundError where there
-    is no checkpoint, CheckpointError listing all tensors that are missing, extra, misshapen or not float.
+    dtype: of the weights in memory; default float32 on a CPU, as stored elsewhere. The model is in eval mode. Raises
+    FileNotFoundError where there is no checkpoint, CheckpointError listing all tensors that are missing, extra,
+    misshapen or not float, ValueError for a device that is not there.
     """
+    device = torch.device(device or "cpu")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {str(device)!r} was asked for, but torch sees no GPU: use device='cpu'")
     folder = local_folder(folder)
     config = KeyeConfig.from_folder(folder)
     with torch.device("meta"):
         model = KeyeVL(config)
     files = tensor_files(folder)
     check(folder, files, {n: tuple(t.shape) for n, t in model.state_dict().items()})
-    device = torch.device(device or "cpu")
     dtype = dtype or (torch.float32 if device.type == "cpu" else None)
     tensors: dict[str, Tensor] = {}
     for file in sorted(set(files.values())):
@@ -156,7 +169,7 @@ def check(folder: Path, files: dict[str, str], shapes: dict[str, tuple[int, ...]
     problems += [f"extra: {n} {list(s)}" for n, (s, _) in held.items() if n not in shapes and not IGNORED.search(n)]
     if problems:
         shown = "\n  ".join(problems[:40]) + (f"\n  ... and {len(problems) - 40} more" if len(problems) > 40 else "")
-        raise CheckpointError(f"{folder} does not hold this model ({len(problems)} differences):\n  {shown}")
+        raise CheckpointError(f"{folder} does not hold this model; differences: {len(problems)}:\n  {shown}")
 
 
 def _open(path: Path):

@@ -147,20 +147,25 @@ class KeyeVL(nn.Module):
         return self.mlp_AR(self.visual(patches.to(self.visual.vision_model.post_layernorm.weight.dtype), grids), grids)
 
     def is_visual(self, ids: Int[Tensor, "b t"]) -> Tensor:
+        """bool [b t]: which tokens are placeholders of visual tokens."""
         return (ids == self.config.image_token_id) | (ids == self.config.video_token_id)
 
     def new_cache(self) -> Cache:
+        """An empty cache for `forward`, which fills it."""
         return Cache.empty(self.config.text.layers)
 
     def generate(self, inputs: Mapping[str, Any], **options):
-        """See `minikeye.generate.generate`."""
+        """See `minikeye.generate.generate`, whose arguments are keywords here.
+
+        With a processor: `stop_ids=processor.stop_ids`, and `processor.tokenizer.decode(out.row())` is the answer.
+        """
         from minikeye.generate import generate
 
         return generate(self, inputs, **options)
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, dtype: torch.dtype | None = None, device: str | None = None
+        cls, folder: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device | None = None
     ) -> "KeyeVL":
         """See `minikeye.checkpoint.load`."""
         from minikeye.checkpoint import load

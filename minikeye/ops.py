@@ -195,8 +195,9 @@ def sparse_attention(
     """u[t, g] = Attn(h[t, g], {c[s, g] : s in indices[t]}): all heads of a token share one set of keys.
 
     Only the selected rows of k and v are read. -1 marks no key; a position listed twice counts twice; a query without
-    keys gives zeros. scale: default e^-1/2. Returns the output in q's dtype and the log-sum-exp of each query's logits
-    (float32, float64 for float64 inputs; no gradient). Gradients flow to q, k, v.
+    keys gives zeros. Nothing else is masked: causality lies in the indices. scale: default (head width)^-1/2. Returns
+    the output in q's dtype and the log-sum-exp of each query's logits (float32, float64 for float64 q; -inf without keys;
+    no gradient). Gradients flow to q, k, v.
     Raises ValueError for shapes that do not fit.
     """
     b, t, h, e = q.shape

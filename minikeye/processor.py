@@ -47,7 +47,7 @@ class Processor:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """Tokens that end an answer."""
+        """Tokens that end an answer: pass them to `generate`."""
         return self.tokenizer.token_id("<|im_end|>"), self.tokenizer.token_id("<|endoftext|>")
 
     def __call__(self, messages: Sequence[Message]) -> dict[str, Any]:
@@ -55,7 +55,8 @@ class Processor:
 
         messages: {"role", "content"}, content a string or a list of {"type": "text", "text"}, {"type": "image",
         "image": path, PIL image or uint8 array [height width 3]} and {"type": "video", "video": path, uint8 array
-        [f height width 3] or Clip; for an array "fps": frames per second of the array; optional "max_frames"}.
+        [f height width 3] or Clip; "fps": for a file the rate to sample at, for an array its own rate; optional
+        "max_frames"}; a Clip is taken whole.
         Returns input_ids [1 t], positions [3 1 t], attention_mask [1 t], frames [[FrameSpan, ...]], and with pixels
         patches [p 3 s s] and grids [n 3]. Raises ValueError (VideoError for videos), naming what is wrong.
         """

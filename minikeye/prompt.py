@@ -41,14 +41,17 @@ class Prompt:
     videos: int = 0
 
     def begin(self, role: str) -> None:
+        """Open a turn of "system", "user" or "assistant"."""
         self._special("<|im_start|>")
         self.text(f"{role}\n")
 
     def end(self) -> None:
+        """Close the turn."""
         self._special("<|im_end|>")
         self.text("\n")
 
     def text(self, text: str) -> None:
+        """Plain text inside a turn."""
         self._add(self.tokenizer.encode(text))
 
     def answer_turn(self, text: str) -> None:
@@ -61,6 +64,7 @@ class Prompt:
         self.text("\n")
 
     def image(self, grid: Grid) -> None:
+        """One image: a placeholder for each of its visual tokens."""
         self._special("<|vision_start|>")
         self._block("<|image_pad|>", grid)
         self._special("<|vision_end|>")
@@ -78,6 +82,7 @@ class Prompt:
         self.videos += 1
 
     def positions(self) -> Int[Tensor, "3 t"]:
+        """Temporal, height and width position of every token (`rope.position_ids`)."""
         return position_ids(self.visual, self.grids, self.merge)
 
     def _block(self, placeholder: str, grid: Grid) -> None:
@@ -98,8 +103,11 @@ def pad(prompts: list[Prompt], side: str, length: int = 0) -> dict[str, Tensor]:
     """A batch of prompts: input_ids [b t], positions [3 b t], attention_mask and answer bool [b t].
 
     side: "left" for generation, "right" for training, where causal attention never looks at the padding.
-    length: pad to that many tokens at least. Padding takes the id of <|endoftext|> and position 0.
+    length: pad to that many tokens at least. Padding takes the id of <|endoftext|> and position 0. Raises ValueError
+    without prompts or for another side.
     """
+    if not prompts or side not in ("left", "right"):
+        raise ValueError(f'expected at least one prompt and side "left" or "right", got {len(prompts)} and {side!r}')
     t = max(length, *(len(p.ids) for p in prompts))
     filler = prompts[0].tokenizer.token_id("<|endoftext|>")
     batch = {

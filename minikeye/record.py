@@ -27,13 +27,14 @@ class LayerRecord:
 
 @dataclass
 class Record:
-    """The layers' selections for the queries at absolute positions first, first + 1, ..."""
+    """The layers' selections for the queries at absolute positions first, first + 1, ... (left padding counts)."""
 
     layers: list[LayerRecord] = field(default_factory=list)
     first: int = 0
 
     @property
     def queries(self) -> int:
+        """How many queries each layer recorded."""
         return self.layers[0].indices.shape[1]
 
     def extend(self, later: "Record") -> "Record":

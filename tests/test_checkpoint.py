@@ -183,6 +183,29 @@ def test_a_folder_of_other_things_is_not_replaced(model, tmp_path):
     assert (tmp_path / "holiday.txt").read_text() == "do not lose me"
 
 
+def test_saving_over_a_checkpoint_keeps_the_other_files(model, tmp_path):
+    """New weights in place of the old, in fewer shards; the tokenizer, a note and a folder stay."""
+    save(model, tmp_path / "m", max_shard_bytes=400_000)
+    (tmp_path / "m" / "tokenizer.json").write_text("{}")
+    (tmp_path / "m" / "notes").mkdir()
+    (tmp_path / "m" / "notes" / "a.txt").write_text("mine")
+    save(model, tmp_path / "m")
+    kept = sorted(str(path.relative_to(tmp_path / "m")) for path in (tmp_path / "m").rglob("*") if path.is_file())
+    assert kept == [
+        "config.json",
+        "model-00001-of-00001.safetensors",
+        "model.safetensors.index.json",
+        "notes/a.txt",
+        "tokenizer.json",
+    ]
+
+
+def test_a_device_that_is_not_there(single, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="torch sees no GPU: use device='cpu'"):
+        load(single, device="cuda")
+
+
 # ----------------------------------------------------------------------------------------------------- what is refused
 
 
@@ -197,7 +220,7 @@ def test_all_differences_in_one_error(single):
     with pytest.raises(CheckpointError) as error:
         load(single)
     for line in (
-        "does not hold this model (4 differences)",
+        "does not hold this model; differences: 4",
         "missing: lm_head.weight [320, 64]",
         "misshapen: model.norm.weight is [65], the config needs [64]",
         "wrong dtype: model.embed_tokens.weight is I64, expected F32, F16 or BF16",
@@ -208,7 +231,7 @@ def test_all_differences_in_one_error(single):
 
 def test_a_long_list_is_cut(single):
     change(single, **{f"x{n}": torch.zeros(1) for n in range(50)})
-    with pytest.raises(CheckpointError, match=r"\(50 differences\)(?s:.*)\.\.\. and 10 more"):
+    with pytest.raises(CheckpointError, match=r"differences: 50(?s:.*)\.\.\. and 10 more"):
         load(single)
 
 

@@ -1,6 +1,7 @@
 """Scores of answers, and how sure an average of scores is.
 
-Nothing here knows about models or videos: numbers in, numbers out.
+Nothing here knows about models or videos: numbers in, numbers out. `minivid.tasks.parse_needle` and `parse_interval`
+read the numbers off an answer.
 """
 
 import math
@@ -16,7 +17,7 @@ SECONDS_TOLERANCE = 0.5  # how far a needle's second may be off
 
 @dataclass(frozen=True)
 class NeedleScore:
-    """How much of a needle answer is right."""
+    """How much of a needle answer is right. `both`: digit and second."""
 
     digit: bool  # the digit is right
     second: bool  # the second is within the tolerance
@@ -40,7 +41,7 @@ def temporal_iou(prediction: Sequence[Interval] | None, truth: Sequence[Interval
     """Length of what two sets of intervals share, over the length of what they cover together; 0..1.
 
     Intervals of one set may overlap: each moment counts once. An answer that could not be read (None) scores 0.
-    Raises ValueError for an interval that does not end after it starts, or a truth without intervals.
+    Raises ValueError for an interval of either set that does not end after it starts, or a truth without intervals.
     """
     if not truth:
         raise ValueError("the truth needs at least one (start, end) interval")

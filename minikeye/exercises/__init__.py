@@ -1,8 +1,23 @@
 """Checkers for the exercises: `minikeye/exercises/nbNN.py` belongs to the notebook NN_*.ipynb.
 
 A checker is a function `check_NAME(answer)` that raises AssertionError when the answer is wrong, names the usual
-mistake when it recognises one, and returns None when the answer is right. CONTRIBUTING.md has an example.
+mistake when it recognises one, and says so when the answer is right. CONTRIBUTING.md has an example.
 """
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+
+def checker(check: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Decorates `check_NAME`: an answer that was not refused is called right, aloud."""
+
+    @wraps(check)
+    def told(answer: Any) -> None:
+        check(answer)
+        print(f"{check.__name__.removeprefix('check_')}: right")
+
+    return told
 
 
 def written(value: object, name: str) -> None:

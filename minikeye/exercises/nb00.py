@@ -2,10 +2,11 @@
 
 import torch
 
-from minikeye.exercises import written
+from minikeye.exercises import checker, written
 from minikeye.prompt import FrameSpan
 
 
+@checker
 def check_frames_read(answer):
     """answer(indices [t k], spans) -> [t f]: how many selected keys of each query lie in each frame."""
     spans = [FrameSpan(2, 5, 0.0, 0), FrameSpan(8, 11, 0.5, 0)]
@@ -27,6 +28,7 @@ def check_frames_read(answer):
     )
 
 
+@checker
 def check_best_keys(answer):
     """answer(scores [s], k) -> k positions of the highest scores: ascending, ties to the smaller one, -1 at the end."""
     inf = float("inf")

@@ -2,9 +2,10 @@
 
 import torch
 
-from minikeye.exercises import written
+from minikeye.exercises import checker, written
 
 
+@checker
 def check_patches_of(answer):
     """answer(token, columns) -> numbers of the four patches, in raster order, of a visual token."""
     got = answer(4, 6)
@@ -24,6 +25,7 @@ def check_patches_of(answer):
         assert got == expected, f"token {token} of a frame {columns} patches wide holds patches {expected}, got {got}"
 
 
+@checker
 def check_read_place(answer):
     """answer(n, count, side) -> the place, in table entries, at which output n of `count` reads a row of `side`."""
     got = answer(1, 6, 4)
@@ -42,6 +44,7 @@ def check_read_place(answer):
         assert abs(got - expected) < 1e-6, f"output {n} of {count} reads a row of {side} at {expected:.4f}, got {got}"
 
 
+@checker
 def check_may_see(answer):
     """answer(counts) -> bool [p p]: may patch p read patch s, when frames of `counts` patches are packed."""
     got = answer([2, 2, 3])

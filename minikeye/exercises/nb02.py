@@ -2,9 +2,10 @@
 
 from fractions import Fraction
 
-from minikeye.exercises import written
+from minikeye.exercises import checker, written
 
 
+@checker
 def check_frames_to_sample(answer):
     """answer(seconds, video_fps, total, budget) -> frames to sample at 2 per second, at least 64 tokens each."""
     got = answer(10, 30, 300, 184_320)
@@ -30,6 +31,7 @@ def check_frames_to_sample(answer):
         assert got == expected, f"frames_to_sample{case} is {expected}, got {got}"
 
 
+@checker
 def check_next_position(answer):
     """answer(start, rows, columns) -> position of the token after a frame of rows x columns visual tokens at start."""
     got = answer(10, 2, 3)
@@ -44,6 +46,7 @@ def check_next_position(answer):
         assert got == expected, f"a frame of {rows} x {columns} at {start} is followed by {expected}, got {got}"
 
 
+@checker
 def check_frame_seconds(answer):
     """answer(pts, time_base) -> seconds of every frame after the first one, from integer presentation times."""
     pts, time_base = [1000, 1040, 1500, 3000], Fraction(1, 1000)

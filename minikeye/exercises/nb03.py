@@ -2,9 +2,10 @@
 
 import torch
 
-from minikeye.exercises import written
+from minikeye.exercises import checker, written
 
 
+@checker
 def check_chosen_weights(answer):
     """answer(logits [n x], c) -> weights [n c] of the c chosen experts, largest first, from their logits alone."""
     generator = torch.Generator().manual_seed(0)
@@ -23,6 +24,7 @@ def check_chosen_weights(answer):
     assert torch.allclose(got, expected, atol=1e-6), "not the router's weights: softmax the largest logits of each row"
 
 
+@checker
 def check_busy_share(answer):
     """answer(load [x], devices) -> share of the time that devices work, when all wait for the fullest one."""
     counts = torch.tensor([40, 0, 10, 30, 20, 20])  # two experts a device: 40 tokens each
@@ -36,6 +38,7 @@ def check_busy_share(answer):
     assert abs(got - 40 / 60) < 1e-6, f"devices with 60 and 20 tokens work 0.67 of the time on average, got {got:.2f}"
 
 
+@checker
 def check_experts_read(answer):
     """answer(tokens, experts, chosen) -> expected number of different experts that a batch of tokens reads."""
     got = answer(1, 128, 8)

@@ -5,9 +5,10 @@ import torch
 from minikeye import KeyeConfig
 from minikeye.cache import cache_bytes_per_token
 from minikeye.cost import active_parameters, parameters
-from minikeye.exercises import written
+from minikeye.exercises import checker, written
 
 
+@checker
 def check_repeat_heads(answer):
     """answer(k [b s g e], heads) -> [b s h e]: for every query head, the key that it reads."""
     k = torch.arange(2 * 3 * 2 * 4.0).view(2, 3, 2, 4)
@@ -21,6 +22,7 @@ def check_repeat_heads(answer):
     assert torch.equal(got, expected), "query heads 0, 1, 2 read KV head 0, query heads 3, 4, 5 read KV head 1"
 
 
+@checker
 def check_causal_mask(answer):
     """answer(t, s, offset) -> bool [t s]: which of s keys the t queries at positions offset, offset + 1, ... see."""
     got = answer(2, 5, 3)
@@ -32,8 +34,12 @@ def check_causal_mask(answer):
     assert not bool(got[0, 4]), "query 3 sees key 4: that is the future"
     assert got.tolist() == [[True] * 4 + [False], [True] * 5], f"queries 3 and 4 see keys 0-3 and 0-4, got {got.int()}"
     assert torch.equal(answer(3, 3, 0), torch.ones(3, 3).tril().bool()), "with offset 0 this is the lower triangle"
+    assert answer(2, 7, 3)[:, 5:].logical_not().all(), (
+        "with 7 keys and offset 3, keys 5 and 6 are the future: count from the offset, not from the end of the keys"
+    )
 
 
+@checker
 def check_longest_context(answer):
     """answer(config, memory) -> tokens whose cache fits in `memory` bytes beside all weights, everything in bf16."""
     config, memory = KeyeConfig.keye_vl_2_30b_a3b(), 80 * 10**9
@@ -53,6 +59,7 @@ def check_longest_context(answer):
     assert not near(free / kv), "the index keys are held as well: cache_bytes_per_token returns two numbers"
     assert isinstance(got, int), f"expected a whole number of tokens (use //), got {got!r}"
     assert got == free // (kv + index), f"expected {free // (kv + index):,} tokens, got {got:,}"
+    assert answer(config, 60 * 10**9) == 0, "60 gigabytes do not hold the weights: 0 tokens, not a negative number"
     assert answer(config, 160 * 10**9) <= config.text.max_positions, (
         f"more memory does not lift the model's own limit of {config.text.max_positions:,} positions"
     )

@@ -32,12 +32,13 @@ class MiniVideos:
 def make_videos(
     seed: int, indices: Sequence[int], frames: int, split: Split = "train", dt: float | int | None = None
 ) -> MiniVideos:
-    """The videos of the given numbers, e.g. `range(96)`. Video n of (seed, split) is the same in every batch.
+    """The videos of the given numbers, e.g. `range(96)`. Video n of (seed, split, frames) is the same in
+    every batch.
 
     frames: per video, at least 4.  dt: seconds between two frames; None draws it from 0.25..1 for each video.
     Raises ValueError for too few frames, an unknown split, or a `dt` below 0.1 (times would no longer differ).
     """
-    if dt is not None and dt < 0.1:
+    if dt is not None and not 0.1 <= dt < float("inf"):
         raise ValueError(f"dt must be at least 0.1 s, because times have one decimal; it is {dt}")
     draws = Draws.of_samples(seed, split, indices)
     step = draws.uniform(MIN_STEP, MAX_STEP, 1)

@@ -37,22 +37,36 @@ class IndexerTeacher:
         self.balance.append(balance_loss(probabilities, chosen))
 
     def indexer_loss(self) -> Float[Tensor, ""]:
-        """Mean over layers of the mean KL of a row."""
+        """Mean over layers of the mean KL of a row; over all passes that were watched. Raises ValueError before one."""
+        if not self.indexer:
+            raise ValueError("expected a pass with this observer and rows before it, got none: there is no loss yet")
         return torch.stack(self.indexer).mean()
 
     def balance_loss(self) -> Float[Tensor, ""]:
+        """Mean over layers of `moe.balance_loss`. Raises ValueError before a pass."""
+        if not self.balance:
+            raise ValueError("expected a pass with this observer before it, got none: there is no loss yet")
         return torch.stack(self.balance).mean()
 
 
 def draw_rows(answer: Bool[Tensor, "b t"], count: int, generator: torch.Generator) -> Int[Tensor, " n"]:
-    """Random query rows of a right-padded batch: half anywhere, half at answer tokens (our choice)."""
+    """Random query rows of a right-padded batch: half anywhere, half at answer tokens (our choice).
+
+    Raises ValueError where no token of the batch belongs to an answer.
+    """
     spoken = answer.any(dim=0).nonzero().squeeze(-1)
+    if not len(spoken):
+        raise ValueError("expected answer to be True somewhere, got none: there is nothing to teach from")
     anywhere = torch.randint(0, int(spoken[-1]) + 1, (count - count // 2,), generator=generator)
     return torch.cat((anywhere, spoken[torch.randint(0, len(spoken), (count // 2,), generator=generator)]))
 
 
 def row_losses(trace: AttentionTrace, rows: Int[Tensor, " n"]) -> Float[Tensor, "b n"]:
-    """KL loss of these rows: L_warmup over all valid keys in dense mode, L_sparse over the selected ones else."""
+    """KL loss of these rows in nats: L_warmup over all valid keys in dense mode, L_sparse over the selected ones else.
+
+    The sum over KV groups g of KL(p_g || softmax(I)), p_g the attention averaged over the heads of the group, I the
+    row's index scores. Gradients reach the indexer alone. A row that sees no key has loss 0.
+    """
     q, index_q, index_w = trace.q[:, rows].detach(), trace.index_q[:, rows], trace.index_w[:, rows]
     if trace.indices is None:
         s = trace.k.shape[1]
@@ -74,6 +88,7 @@ class RecallMeter:
     """An observer that measures what the indexer's top-k keeps of the dense attention mass, per layer.
 
     Works in any mode: in dense mode on what the indexer would have selected. This, not the KL, tells how far it is.
+    `kept`: one tensor a layer, [b last], for the last queries of the pass.
     """
 
     def __init__(self, topk: int, last: int = 32):

@@ -20,9 +20,11 @@ from minikeye.progress import progress
 
 @dataclass(frozen=True)
 class LoopConfig:
+    """How long and how fast to learn. A run is resumed with the config it began with."""
+
     steps: int  # optimiser steps
     lr: float  # peak learning rate
-    warmup: int = 100  # steps of linear warm-up
+    warmup: int = 100  # steps of linear warm-up: choose it well below `steps`
     final_lr: float = 0.05  # learning rate at the end, as a share of the peak
     weight_decay: float = 0.05  # on matrices only
     betas: tuple[float, float] = (0.9, 0.95)
@@ -32,9 +34,13 @@ class LoopConfig:
     save_every: int = 0  # steps between checkpoints; 0: only at the end
     log_every: int = 20  # steps between log lines
 
+    def __post_init__(self) -> None:
+        if min(self.steps, self.log_every) < 1 or min(self.warmup, self.save_every) < 0:
+            raise ValueError(f"expected steps and log_every >= 1, warmup and save_every >= 0, got {self}")
+
 
 def learning_rate(step: int, config: LoopConfig) -> float:
-    """Linear from 0 over the warm-up, then half a cosine down to final_lr of the peak."""
+    """(step + 1) / warmup of the peak during the warm-up, then half a cosine down to final_lr of the peak."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     done = (step - config.warmup) / max(1, config.steps - config.warmup)
@@ -62,9 +68,11 @@ def train(
     """Run `config.steps` steps, or those that are left, over the parameters that are given (others stay as they are).
 
     backward_at(step) leaves that step's gradients in the parameters (replacing the last ones) and returns the loss and
-    numbers for the log. folder: where `NAME.pt` (resumable state) and `NAME.jsonl` (log) go; None keeps nothing.
-    Returns the log lines of this call. Raises FloatingPointError for a loss or gradient that is not finite, at the
-    next step that is logged or saved; the last state is then intact.
+    numbers for the log. folder: where `NAME.pt` (resumable state, always written after the last step) and `NAME.jsonl`
+    (log) go; None keeps nothing. A folder with a state is resumed, to the losses of an uninterrupted run with the same
+    config. Returns the log lines of this call: step, loss, norm (of the gradient), those numbers, seconds.
+    Raises FloatingPointError for a loss or gradient that is not finite, at the next step that is logged or saved; the
+    last state is then intact.
     """
     optim = optimiser(parameters, config)
     if folder is not None:

@@ -198,3 +198,13 @@ def test_warmup_raises_recall():
         after.append(recall(model, unseen))
     assert all(b > a + 0.04 for a, b in zip(before, after, strict=True)), (before, after)
     assert sum(after) / 5 > sum(before) / 5 + 0.08, (before, after)
+
+
+def test_nothing_to_teach_from():
+    """Losses before a pass, and rows of a batch without answers, are told apart from zero."""
+    teacher = IndexerTeacher(torch.tensor([0]))
+    for loss in (teacher.indexer_loss, teacher.balance_loss):
+        with pytest.raises(ValueError, match="there is no loss yet"):
+            loss()
+    with pytest.raises(ValueError, match="nothing to teach from"):
+        draw_rows(torch.zeros(2, 5, dtype=torch.bool), 4, torch.Generator())

@@ -231,3 +231,9 @@ def test_only_the_given_parameters_move():
     before = {n: p.detach().clone() for n, p in fit.parameters.items()}
     train(last, fit.backward_at, CONFIG)
     assert {n for n, p in fit.parameters.items() if not torch.equal(p, before[n])} == set(last)
+
+
+@pytest.mark.parametrize("wrong", [{"steps": 0}, {"log_every": 0}, {"warmup": -1}, {"save_every": -5}])
+def test_a_loop_needs_steps(wrong):
+    with pytest.raises(ValueError, match="steps and log_every >= 1"):
+        LoopConfig(**({"steps": 3, "lr": 1e-3} | wrong))

@@ -21,6 +21,7 @@ WRONG_ANSWERS = [
     (check_causal_mask, lambda t, s, offset: torch.ones(t, s).tril(offset - 1).bool(), "sees itself"),
     (check_causal_mask, lambda t, s, offset: torch.ones(t, s).bool(), "the future"),
     (check_causal_mask, lambda t, s, offset: torch.ones(t, s).tril(offset), "expected bool"),
+    (check_causal_mask, lambda t, s, offset: torch.ones(t, s).tril(s - t).bool(), "count from the offset"),
     (check_longest_context, lambda config, memory: None, "write its body"),
     (check_longest_context, lambda config, memory: memory // per_token(config), "subtract them first"),
     (
@@ -41,6 +42,11 @@ WRONG_ANSWERS = [
     (
         check_longest_context,
         lambda config, memory: (memory - 2 * parameters(config).total) // per_token(config),
+        "0 tokens, not a negative",
+    ),
+    (
+        check_longest_context,
+        lambda config, memory: max(0, memory - 2 * parameters(config).total) // per_token(config),
         "own limit",
     ),
 ]
