@@ -13,7 +13,7 @@ from functools import cache
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 BACKENDS = ("auto", "torch", "triton")
@@ -31,10 +31,9 @@ def readable(x: Tensor) -> bool:
 
 
 def choose_backend(backend: str, device: torch.device | str = "cpu") -> tuple[str, str]:
-    """The backend that will run, and why.
+    """The backend that will run, and why. "auto" takes the Triton kernels where they can run on `device`, else torch.
 
-    "auto" takes the Triton kernels where they exist and can run on `device`, else torch. Raises RuntimeError where
-    "triton" is asked for and cannot run: a request is never answered by another backend.
+    Raises RuntimeError where "triton" is asked for and cannot run: a request is never answered by another backend.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
@@ -58,9 +57,6 @@ def _triton_obstacle(device: torch.device) -> str:
 def _kernels_present() -> bool:
     package = importlib.util.find_spec("minikeye.kernels")
     return package is not None and importlib.util.find_spec("minikeye.kernels.sparse_attention") is not None
-
-
-# ------------------------------------------------------------------------------------------------- scores, selection
 
 
 def index_scores(
@@ -130,17 +126,26 @@ def select_topk(
 def topk_positions(scores: Float[Tensor, "b n s"], topk: int) -> Int[Tensor, "b n k"]:
     """The selection rule on a slab of scores: everything above the k-th score, then its ties from the left."""
     s = scores.shape[-1]
-    valid = scores > -torch.inf
-    if topk < s:
-        kth = scores.topk(topk, dim=-1).values[..., -1:]
-        above, tied = scores > kth, scores == kth
-        room = topk - above.sum(dim=-1, keepdim=True, dtype=torch.int32)
-        valid = valid & (above | (tied & (tied.cumsum(dim=-1, dtype=torch.int32) <= room)))
-    rank = valid.cumsum(dim=-1, dtype=torch.int32) - 1
-    # Selected keys go to the column of their rank, the others to one spare column that is cut off.
-    column = torch.where(valid, rank, topk).long()
-    position = torch.arange(s, dtype=torch.int32, device=scores.device).expand_as(column)
-    out = torch.full((*scores.shape[:-1], topk + 1), -1, dtype=torch.int32, device=scores.device)
+    if topk >= s:
+        return _ascending(scores > -torch.inf, topk)
+    best = scores.topk(topk, dim=-1, sorted=False)
+    kth = best.values.amin(dim=-1, keepdim=True)
+    if readable(scores) and not bool((((scores >= kth).sum(dim=-1, keepdim=True) > topk) & (kth > -torch.inf)).any()):
+        # No valid key outside the set has the k-th score, so the set is unique, whatever order topk found it in.
+        at = best.indices.masked_fill(best.values == -torch.inf, s).sort(dim=-1).values
+        return torch.where(at == s, -1, at).int()
+    above, tied = scores > kth, (scores == kth) & (kth > -torch.inf)
+    room = topk - above.sum(dim=-1, keepdim=True, dtype=torch.int32)
+    return _ascending(above | (tied & (tied.cumsum(dim=-1, dtype=torch.int32) <= room)), topk)
+
+
+def _ascending(chosen: Bool[Tensor, "b n s"], topk: int) -> Int[Tensor, "b n k"]:
+    """Positions of the True entries, at most topk a row, padded with -1."""
+    rank = chosen.cumsum(dim=-1, dtype=torch.int32) - 1
+    # Chosen keys go to the column of their rank, the others to one spare column that is cut off.
+    column = torch.where(chosen, rank, topk).long()
+    position = torch.arange(chosen.shape[-1], dtype=torch.int32, device=chosen.device).expand_as(column)
+    out = torch.full((*chosen.shape[:-1], topk + 1), -1, dtype=torch.int32, device=chosen.device)
     return out.scatter_(-1, column, position)[..., :topk]
 
 
@@ -196,8 +201,8 @@ def sparse_attention(
 
     Only the selected rows of k and v are read. -1 marks no key; a position listed twice counts twice; a query without
     keys gives zeros. Nothing else is masked: causality lies in the indices. scale: default (head width)^-1/2. Returns
-    the output in q's dtype and the log-sum-exp of each query's logits (float32, float64 for float64 q; -inf without keys;
-    no gradient). Gradients flow to q, k, v.
+    the output in q's dtype and the log-sum-exp of each query's logits (float32, float64 for float64 q; -inf without
+    keys; no gradient). Gradients flow to q, k, v.
     Raises ValueError for shapes that do not fit.
     """
     b, t, h, e = q.shape
@@ -216,11 +221,10 @@ def sparse_attention(
 
 
 def gather_rows(x: Float[Tensor, "b s g e"], indices: Int[Tensor, "b n k"]) -> Float[Tensor, "b n k g e"]:
-    """The selected rows of x; row 0 stands in for -1 and is masked by the caller."""
+    """The selected rows of x. The query's first row stands in for -1 and is masked by the caller."""
     for counter in _counters:
         counter.rows += int((indices >= 0).sum()) * x.shape[2]
-    batch = torch.arange(len(x), device=x.device)[:, None, None]
-    return x[batch, indices.clamp(min=0).long()]
+    return _gather_uncounted(x, indices)
 
 
 def _logits(q: Tensor, keys: Tensor, indices: Tensor, scale: float) -> Float[Tensor, "b n g r k"]:
@@ -277,14 +281,19 @@ def _slabs(k: Tensor, indices: Tensor) -> Iterator[slice]:
     return (slice(first, min(first + rows, t)) for first in range(0, t, rows))
 
 
-def _gather_uncounted(v: Tensor, indices: Tensor) -> Tensor:
-    """A value row rides along with its key row, which was counted."""
-    batch = torch.arange(len(v), device=v.device)[:, None, None]
-    return v[batch, indices.clamp(min=0).long()]
+def _gather_uncounted(x: Tensor, indices: Tensor) -> Tensor:
+    """Value rows ride along with their key rows, which were counted. No row outside the set is touched."""
+    batch = torch.arange(len(x), device=x.device)[:, None, None]
+    return x[batch, _stand_in(indices)]
+
+
+def _stand_in(indices: Tensor) -> Tensor:
+    """Indices with -1 replaced by the query's first selected position; by 0 where it has none."""
+    return torch.where(indices < 0, indices[..., :1], indices).clamp(min=0).long()
 
 
 def _scatter_add(target: Float[Tensor, "b s g e"], indices: Tensor, rows: Float[Tensor, "b n k g e"]) -> None:
-    """target[b, indices] += rows. Padded entries carry zero rows, so adding them to row 0 changes nothing."""
+    """target[b, indices] += rows. Padded entries carry zero rows, so adding them anywhere changes nothing."""
     b, s = target.shape[:2]
-    flat = indices.clamp(min=0).long() + s * torch.arange(b, device=target.device)[:, None, None]
+    flat = _stand_in(indices) + s * torch.arange(b, device=target.device)[:, None, None]
     target.view(b * s, -1).index_add_(0, flat.flatten(), rows.flatten(3).flatten(0, 2).to(target.dtype))

@@ -1,6 +1,8 @@
 """Scores, exact selection and sparse attention against loops, sorted() and dense attention in float64."""
 
 import inspect
+import subprocess
+import sys
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -185,6 +187,73 @@ def test_more_room_keeps_what_was_selected(seed, s, offset):
         assert all(a <= b for a, b in zip(smaller, larger, strict=True))
 
 
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**30), s=st.integers(2, 40), topk=st.integers(1, 40), levels=st.integers(1, 60))
+def test_the_two_roads_to_the_set_agree(seed, s, topk, levels):
+    """The short cut where nothing ties with the k-th score, and the general rule: from all scores equal to none."""
+    draw = torch.Generator().manual_seed(seed)
+    scores = torch.randint(0, levels, (1, 4, s), generator=draw).float()
+    scores[torch.rand(scores.shape, generator=draw) < 0.2] = NEVER
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops, "readable", lambda x: False)  # as inside a CUDA graph, where the CPU may not look
+        general = ops.topk_positions(scores, topk)
+    assert ops.topk_positions(scores, topk).tolist() == general.tolist() == sorted_selection(scores, topk)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**30), lengths=st.lists(st.integers(1, 7), min_size=1, max_size=4), topk=st.integers(1, 8))
+def test_packed_documents_do_not_see_each_other(seed, lengths, topk):
+    """Several documents in one row, each query starting at its own: selection and attention of each alone."""
+    draw = torch.Generator().manual_seed(seed)
+    s = sum(lengths)
+    index_q, index_k, w = (torch.randn(1, s, *n, generator=draw) for n in ((2, 4), (4,), (2,)))
+    q, k, v = (torch.randn(1, s, heads, 4, generator=draw) for heads in (4, 2, 2))
+    begins = [sum(lengths[:n]) for n in range(len(lengths))]
+    start = torch.tensor(begins).repeat_interleave(torch.tensor(lengths))[None]
+    packed = ops.select_topk(index_q, index_k, w, topk, start=start)
+    out = ops.sparse_attention(q, k, v, packed)[0]
+    for first, length in zip(begins, lengths, strict=True):
+        own = slice(first, first + length)
+        alone = ops.select_topk(index_q[:, own], index_k[:, own], w[:, own], topk)
+        assert torch.equal(packed[:, own], torch.where(alone >= 0, alone + first, -1))
+        assert_close(out[:, own], ops.sparse_attention(q[:, own], k[:, own], v[:, own], alone)[0])
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**30), s=st.integers(1, 12), topk=st.integers(1, 14), copies=st.integers(2, 4))
+def test_duplicates_of_a_key_go_from_the_left(seed, s, topk, copies):
+    """Every key several times in a row: the set holds a duplicate only if it holds all its earlier twins."""
+    draw = torch.Generator().manual_seed(seed)
+    q, k, w = (torch.randn(n, generator=draw) for n in ((1, 1, 2, 4), (1, s, 4), (1, 1, 2)))
+    got = ops.select_topk(q, k.repeat_interleave(copies, dim=1), w, topk, offset=s * copies - 1)[0, 0].tolist()
+    chosen = {n for n in got if n >= 0}
+    assert all(n - 1 in chosen for n in chosen if n % copies)
+
+
+PEAK = """
+import resource, sys, torch
+from minikeye import ops
+torch.set_num_threads(1)
+s, t, topk = 32_768, 1_024, 256  # the last rows of a prefill: every slab sees all keys; widths of `mini`
+index = torch.randn(1, t, 4, 32), torch.randn(1, s, 32), torch.randn(1, t, 4)
+q, k, v = (torch.randn(1, n, heads, 64) for n, heads in ((t, 8), (s, 2), (s, 2)))
+indices = torch.rand(1, t, s // 8).topk(topk).indices.sort().values
+calls = {"select": lambda n: ops.select_topk(index[0][:, :n], index[1], index[2][:, :n], topk, s - t),
+         "attend": lambda n: ops.sparse_attention(q[:, :n], k, v, indices[:, :n])}
+calls[sys.argv[1]](1)  # libraries load what they need
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+calls[sys.argv[1]](t)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@pytest.mark.parametrize("what", ["select", "attend"])
+def test_memory_at_32768_tokens(what):
+    """At most 256 MiB beyond the inputs; all scores would be 4 GiB, all gathered rows 8 GiB."""
+    run = subprocess.run([sys.executable, "-c", PEAK, what], capture_output=True, text=True, check=True)
+    assert 4 < float(run.stdout) <= 256  # less than a slab would mean that nothing was measured
+
+
 # ---------------------------------------------------------------------------------------------------- sparse attention
 
 GROUPS = [(2, 2), (4, 2), (8, 1)]
@@ -325,8 +394,8 @@ def test_rows_read_are_counted():
 def test_rows_not_selected_are_not_read():
     """They hold nan, which no mask can hide: 0 x nan is nan. The masked imitation fails, forward and backward."""
     q, k, v = attention_inputs()
-    indices = torch.tensor([[[1, 4, 7]] * 5, [[0, 4, -1]] * 5])
-    unread = torch.ones(2, 9, dtype=torch.bool).scatter(1, torch.tensor([[1, 4, 7], [0, 4, 0]]), False)
+    indices = torch.tensor([[[1, 4, 7]] * 5, [[2, 4, -1]] * 5])  # -1 reads nothing, not even row 0 or the last
+    unread = torch.ones(2, 9, dtype=torch.bool).scatter(1, torch.tensor([[1, 4, 7], [2, 4, 2]]), False)
     poisoned = [z.masked_fill(unread[:, :, None, None], float("nan")).requires_grad_() for z in (k, v)]
     out = ops.sparse_attention(q, *poisoned, indices)[0]
     assert torch.equal(out, ops.sparse_attention(q, k, v, indices)[0])
