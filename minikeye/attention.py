@@ -94,19 +94,23 @@ class Attention(nn.Module):
         index_q, index_k, index_w = self.sa_indexer(x, *step.index_rotation)
         if cache is not None:
             k, v, index_k = cache.append(k, v, index_k)
-        indices = None
+        trace = AttentionTrace(q, k, index_q, index_k, index_w, None, step.offset, step.start)
         if step.mode != "dense":
-            topk = min(self.topk, k.shape[1])  # no more columns than there are keys
-            indices = ops.select_topk(index_q, index_k, index_w, topk, step.offset, step.start, step.backend)
+            trace.indices = self.select(trace, step.backend)
         match step.mode:
             case "dense":
                 out = dense_attention(q, k, v, step.offset, step.start)
             case "sparse":
-                out, _ = ops.sparse_attention(q, k, v, indices, backend=step.backend)
+                out, _ = ops.sparse_attention(q, k, v, trace.indices, backend=step.backend)
             case "masked":
-                out = masked_attention(q, k, v, indices)
-        trace = AttentionTrace(q, k, index_q, index_k, index_w, indices, step.offset, step.start)
+                out = masked_attention(q, k, v, trace.indices)
         return self.o_proj(rearrange(out, "b t h e -> b t (h e)")), trace
+
+    def select(self, trace: AttentionTrace, backend: str) -> Int[Tensor, "b t k"]:
+        """The keys that each query reads: the indexer's top-k. A study may put another rule in this place."""
+        topk = min(self.topk, trace.k.shape[1])  # no more columns than there are keys
+        index = trace.index_q, trace.index_k, trace.index_w
+        return ops.select_topk(*index, topk, trace.offset, trace.start, backend)
 
     def project(self, x: Float[Tensor, "b t d"], step: Step) -> tuple[Tensor, Tensor, Tensor]:
         """q [b t h e], k and v [b t g e]; q and k normalised per head and rotated."""

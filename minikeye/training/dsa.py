@@ -85,13 +85,14 @@ def gather_index_rows(index_k: Float[Tensor, "b s i"], indices: Int[Tensor, "b t
 
 
 class RecallMeter:
-    """An observer that measures what the indexer's top-k keeps of the dense attention mass, per layer.
+    """An observer that measures what a selection keeps of the dense attention mass, per layer.
 
-    Works in any mode: in dense mode on what the indexer would have selected. This, not the KL, tells how far it is.
+    topk: of the indexer's best topk keys, in any mode; this, not the KL, tells how far it is. None: of the keys that
+    the pass really read, by whatever rule; ValueError in dense mode, which selects none.
     `kept`: one tensor a layer, [b last], for the last queries of the pass.
     """
 
-    def __init__(self, topk: int, last: int = 32):
+    def __init__(self, topk: int | None, last: int = 32):
         self.topk, self.last = topk, last
         self.kept: list[Float[Tensor, "b t"]] = []
 
@@ -99,10 +100,14 @@ class RecallMeter:
     def attention(self, layer: int, trace: AttentionTrace) -> None:
         first = max(0, trace.q.shape[1] - self.last)
         offset = trace.offset + first
-        topk = min(self.topk, trace.k.shape[1])
-        index = trace.index_q[:, first:], trace.index_k, trace.index_w[:, first:]
-        indices = ops.select_topk(*index, topk, offset, trace.start)
+        if self.topk is None and trace.indices is None:
+            raise ValueError("expected a pass that selects keys, got a dense one: give RecallMeter a topk")
+        indices = trace.indices[:, first:] if self.topk is None else self._would_select(trace, first, offset)
         self.kept.append(selection_mass(trace.q[:, first:], trace.k, indices, offset, trace.start)[1])
 
     def routing(self, layer: int, probabilities: Tensor, chosen: Tensor) -> None:
         """Nothing to measure here."""
+
+    def _would_select(self, trace: AttentionTrace, first: int, offset: int) -> Int[Tensor, "b t k"]:
+        index = trace.index_q[:, first:], trace.index_k, trace.index_w[:, first:]
+        return ops.select_topk(*index, min(self.topk, trace.k.shape[1]), offset, trace.start)

@@ -36,29 +36,6 @@ from minikeye.training.tower import autocast, teach_tower, trainable
 SLOW = ("visual.", "mlp_AR.")
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Steps and peak learning rates of the four stages."""
-
-    tower: LoopConfig = LoopConfig(steps=1800, lr=1.5e-3)
-    dense: LoopConfig = LoopConfig(steps=6000, lr=1.2e-3, warmup=100, save_every=500, slow=SLOW)
-    warmup: LoopConfig = LoopConfig(steps=200, lr=3e-3, warmup=20)
-    sparse: LoopConfig = LoopConfig(steps=1000, lr=4e-4, warmup=20, save_every=500, slow=SLOW)
-    stills: int = 2048  # images a step of the tower stage
-    frames: int = 4096  # video frames of 56x56 pixels a step, about 40,000 tokens
-    longest: int = 1024  # frames
-    balance: float = 0.01  # weight of the experts' balance loss
-    indexer: float = 1.0  # lambda: weight of the indexer's KL loss in the sparse stage
-
-    def scaled(self, share: float, frames: int, longest: int, stills: int) -> "Recipe":
-        """The same recipe with fewer steps and smaller batches, for a smoke test."""
-        stages = {n: getattr(self, n) for n in ("tower", "dense", "warmup", "sparse")}
-        shorter = {
-            n: replace(c, steps=max(2, int(c.steps * share)), log_every=1, save_every=0) for n, c in stages.items()
-        }
-        return replace(self, **shorter, frames=frames, longest=longest, stills=stills)
-
-
 # Frames, height and width in pixels, turns, and how often. The longest need the most steps.
 SIZES = (
     (4, 56, 56, 1, 0.2),
@@ -77,6 +54,32 @@ SIZES = (
     (512, 56, 56, 4, 2.0),
     (1024, 56, 56, 4, 4.0),
 )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Steps and peak learning rates of the four stages."""
+
+    tower: LoopConfig = LoopConfig(steps=1800, lr=1.5e-3)
+    dense: LoopConfig = LoopConfig(steps=6000, lr=1.2e-3, warmup=100, save_every=500, slow=SLOW)
+    warmup: LoopConfig = LoopConfig(steps=200, lr=3e-3, warmup=20)
+    sparse: LoopConfig = LoopConfig(steps=1000, lr=4e-4, warmup=20, save_every=500, slow=SLOW)
+    stills: int = 2048  # images a step of the tower stage
+    frames: int = 4096  # video frames of 56x56 pixels a step, about 40,000 tokens
+    longest: int = 1024  # frames
+    sizes: tuple[tuple[int, int, int, int, float], ...] = SIZES
+    balance: float = 0.01  # weight of the experts' balance loss
+    indexer: float = 1.0  # lambda: weight of the indexer's KL loss in the sparse stage
+
+    def scaled(self, share: float, frames: int, longest: int, stills: int) -> "Recipe":
+        """The same recipe with fewer steps and smaller batches, for a smoke test."""
+        stages = {n: getattr(self, n) for n in ("tower", "dense", "warmup", "sparse")}
+        shorter = {
+            n: replace(c, steps=max(2, int(c.steps * share)), log_every=1, save_every=0) for n, c in stages.items()
+        }
+        return replace(self, **shorter, frames=frames, longest=longest, stills=stills)
+
+
 # Longest video until that share of the dense stage. With four frames a quarter of an attention that knows nothing yet
 # already falls on the right one: that is where finding begins; from sixteen frames on it does not begin at all.
 CAPS = {4: 0.08, 8: 0.14, 16: 0.18, 32: 0.24, 64: 0.32, 128: 0.40, 256: 0.50, 512: 0.60}
@@ -88,19 +91,24 @@ def size_at(step: int, steps: int, recipe: Recipe, growing: bool) -> Size:
     if rng.random() < 0.04:
         return Size(0, 64)
     cap = next((n for n, until in CAPS.items() if growing and step < until * steps), 1024)
-    sizes = [size for size in SIZES if size[0] <= min(cap, recipe.longest)]
+    sizes = [size for size in recipe.sizes if size[0] <= min(cap, recipe.longest)]
     frames, height, width, turns, _ = rng.choices(sizes, [size[-1] for size in sizes])[0]
     videos = max(1, min(96 if turns > 1 else 256, recipe.frames * 56 * 56 // (frames * height * width)))
     return Size(frames, videos, height, width, turns)
 
 
-def teach_answers(model: KeyeVL, recipe: Recipe, folder: Path, device: str, stage: str, workers: int) -> list[dict]:
-    """The stages "dense", "warmup" and "sparse": they differ in what is trained, in the attention, and in the loss."""
+def teach_answers(
+    model: KeyeVL, recipe: Recipe, folder: Path, device: str, stage: str, workers: int, seed: int = 0
+) -> list[dict]:
+    """The stages "dense", "warmup" and "sparse": they differ in what is trained, in the attention, and in the loss.
+
+    seed: of the videos, beside the stage.
+    """
     config: LoopConfig = getattr(recipe, stage)
     parameters = trainable(model, TRAINED[stage])
     state = folder / f"{stage}.pt"
     done = torch.load(state, map_location="cpu", weights_only=True)["step"] if state.is_file() else 0
-    seed = list(TRAINED).index(stage) + 2
+    seed = 100 * seed + list(TRAINED).index(stage) + 2
     if stage == "sparse":  # masks are dear: three videos of 1,024 frames, not four
         recipe = replace(recipe, frames=recipe.frames * 3 // 4)
     sizes = partial(size_at, steps=config.steps, recipe=recipe, growing=stage == "dense")

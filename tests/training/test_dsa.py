@@ -10,6 +10,7 @@ from minikeye import ops
 from minikeye.attention import AttentionTrace
 from minikeye.config import IndexerConfig, KeyeConfig
 from minikeye.model import KeyeVL
+from minikeye.record import selection_mass
 from minikeye.training.dsa import IndexerTeacher, RecallMeter, draw_rows, row_losses
 
 B, T, HEADS, GROUPS, WIDTH, J, INDEX_WIDTH, K = 2, 23, 4, 2, 8, 3, 6, 5
@@ -163,6 +164,20 @@ def test_recall_is_counted_by_hand(mode, start):
     expected = [[recall_by_hand(trace, b, t, 4) for t in range(T - 6, T)] for b in range(B)]
     torch.testing.assert_close(meter.kept[0], torch.tensor(expected), rtol=1e-5, atol=1e-6)
     assert 0.05 < float(meter.kept[0].mean()) < 0.95
+
+
+def test_recall_of_what_was_read():
+    """Without a topk of its own the meter takes the pass's selection; a dense pass has none."""
+    trace, read, all_of_it = make_trace("sparse", None), RecallMeter(None, last=6), RecallMeter(T, last=6)
+    read.attention(0, trace)
+    expected = selection_mass(trace.q[:, -6:], trace.k, trace.indices[:, -6:], trace.offset + T - 6, trace.start)[1]
+    torch.testing.assert_close(read.kept[0], expected)
+    trace.indices = torch.arange(T).expand(B, T, T).int().masked_fill(torch.ones(T, T).triu(1).bool(), -1)
+    for meter in (read, all_of_it):
+        meter.attention(0, trace)
+    torch.testing.assert_close(read.kept[1], all_of_it.kept[0])
+    with pytest.raises(ValueError, match="got a dense one"):
+        read.attention(0, make_trace("dense", None))
 
 
 def test_recall_of_everything_is_one():

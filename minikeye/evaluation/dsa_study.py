@@ -1,0 +1,217 @@
+"""What is lost by reading k keys: python -m minikeye.evaluation.dsa_study --dense TRAINED/checkpoint-dense --out FILE
+
+The dense mini checkpoint knows videos of up to 1,024 frames. Five times, with fresh indexers and other videos, its DSA
+stages are repeated on videos of at most 64 frames, and the result is tested at 1x, 4x and 16x that length: needles (N)
+and grounding (G), beside other ways to choose the same number of keys (`rules`). An answer is exact if every token of
+it is the most likely one after the true tokens before it.
+
+Stated beforehand: DSA counts as equal to dense at a length if the 95 % interval over seeds of their difference in exact
+answers, on the same videos, lies within 2 points. The dense model is the same in all seeds: the study tells how much
+the teaching of indexers varies, not how much pre-training does. Our choice, all of it: the report has no such study.
+"""
+
+import argparse
+import copy
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from scipy.stats import t as student
+from torch import Tensor
+
+from minikeye.evaluation.results import hardware, write_result
+from minikeye.evaluation.rules import RULES, interleave, selecting
+from minikeye.minivid.dataset import make_videos
+from minikeye.model import KeyeVL
+from minikeye.training.dsa import RecallMeter
+from minikeye.training.lessons import Lesson, Size, ask
+from minikeye.training.loop import LoopConfig
+from minikeye.training.mini import SIZES, SLOW, Recipe, teach_answers
+from minikeye.training.tower import autocast
+
+TRAINED_FRAMES = 64  # longest video of the DSA stages: 1x
+RECIPE = Recipe(
+    warmup=LoopConfig(steps=200, lr=3e-3, warmup=20),
+    sparse=LoopConfig(steps=300, lr=2e-4, warmup=20, slow=SLOW),
+    frames=2048,
+    longest=TRAINED_FRAMES,
+    sizes=tuple(size for size in SIZES if size[1:3] == (56, 56)),
+)
+# Questions of each task, per seed and method.
+QUESTIONS = {16: {"N": 60}, 64: {"N": 100, "G": 60}, 256: {"N": 100, "G": 50}, 1024: {"N": 40, "G": 20}}
+METHODS = ("dense", "dsa", "warmup", "random", "window", "firstlast", "oracle", "wrongrope", "densefallback")
+OTHER_K = (64, 128, 512)  # at 256 frames, needles only
+
+
+@dataclass(frozen=True)
+class Run:
+    """One line of the study."""
+
+    seed: int
+    method: str
+    task: str  # "N" needle, "G" grounding
+    frames: int
+    k: int  # keys a query reads at most; dense methods read all
+
+
+def planned(seed: int, topk: int) -> Iterator[Run]:
+    """All lines of one seed, method by method."""
+    for method in METHODS:
+        for frames, tasks in QUESTIONS.items():
+            if frames >= TRAINED_FRAMES or method in ("dense", "dsa", "wrongrope"):
+                yield from (Run(seed, method, task, frames, topk) for task in tasks)
+        if method in ("dsa", "oracle"):
+            yield from (Run(seed, method, "N", 256, k) for k in OTHER_K)
+
+
+def fresh(dense: KeyeVL, seed: int) -> KeyeVL:
+    """The dense model with indexers that know nothing, drawn anew."""
+    torch.manual_seed(seed)
+    model = KeyeVL(dense.config).to(dense.lm_head.weight.device)
+    model.load_state_dict({n: t for n, t in dense.state_dict().items() if "sa_indexer" not in n}, strict=False)
+    return model
+
+
+def teach(dense: KeyeVL, seed: int, recipe: Recipe, device: str, workers: int) -> dict[str, KeyeVL]:
+    """The models of this seed: after the warm-up, after the sparse stage, and that with the wrong layout."""
+    model = fresh(dense, seed)
+    model.visual.chunk_patches = 2**20
+    with tempfile.TemporaryDirectory() as folder:
+        teach_answers(model, recipe, Path(folder), device, "warmup", workers, seed)
+        warm = copy.deepcopy(model)
+        teach_answers(model, recipe, Path(folder), device, "sparse", workers, seed)
+    wrong = copy.deepcopy(model)
+    interleave(wrong)
+    return {"warmup": warm.eval(), "dsa": model.eval(), "wrongrope": wrong.eval()}
+
+
+@torch.no_grad()
+def measure(model: KeyeVL, run: Run, n: int, device: str, tokens: int = 2**17) -> dict:
+    """Exact answers of n questions in percent, parts of needle answers, and what the selection keeps, per layer."""
+    begun, config = time.monotonic(), model.config
+    mode = "dense" if run.method in ("dense", "densefallback") else "masked" if device == "cuda" else "sparse"
+    batch = max(1, min(n, tokens // (10 * run.frames)))
+    size, parts = Size(run.frames, batch), []
+    kept: list[Tensor] = []
+    with selecting(model, RULES.get(run.method), run.k), autocast(device):
+        torch.manual_seed(run.seed)  # of random_keys
+        for first in range(0, n, batch):
+            numbers = range(100_000 * run.seed + first, 100_000 * run.seed + min(first + batch, n))
+            videos = make_videos(11, numbers, run.frames, "test")
+            asked = ask(videos, run.task, size, config, answered=True)
+            inputs = Lesson(asked, videos, size).inputs(config, device)
+            parts += right_parts(model(inputs, attention=mode).logits, inputs["input_ids"], inputs["answer"], config)
+            if mode != "dense" and first == 0:  # one batch tells
+                prompts = ask(videos, run.task, size, config)
+                mask = {"attention_mask": prompts["attention_mask"].to(device)}
+                del prompts["frames"]
+                meter = RecallMeter(None, last=1)
+                model(
+                    Lesson(prompts, videos, size).inputs(config, device) | mask, attention=mode, observer=meter, last=1
+                )
+                kept = meter.kept
+    row = {**vars(run), "n": n, "seconds_taken": round(time.monotonic() - begun, 1)}
+    for name in ("exact", "digit", "second") if run.task == "N" else ("exact",):
+        row[name] = round(100 * sum(p[name] for p in parts) / n, 2)
+    return row | {"recall": [round(float(layer.mean()), 4) for layer in kept] or [1.0] * config.text.layers}
+
+
+def right_parts(logits: Tensor, ids: Tensor, answer: Tensor, config) -> list[dict[str, bool]]:
+    """Which parts of each answer the model would give: the first token (the digit), those after it, all."""
+    logits = logits[:, :-1].index_fill(
+        -1, torch.tensor([config.image_token_id, config.video_token_id]).to(ids), -torch.inf
+    )
+    right = (logits.argmax(dim=-1) == ids[:, 1:]) | ~answer[:, 1:]
+    first = answer[:, 1:] & (answer[:, 1:].cumsum(dim=1) == 1)
+    digit, second = (right | ~first).all(dim=1), (right | first).all(dim=1)
+    pairs = zip(digit.tolist(), second.tolist(), strict=True)
+    return [{"digit": d, "second": s, "exact": d and s} for d, s in pairs]
+
+
+def interval(values: list[float]) -> tuple[float, float, float]:
+    """Mean and 95 % interval of Student's t over seeds; the interval of one value is infinite."""
+    x = torch.tensor(values, dtype=torch.float64)
+    half = float(student.ppf(0.975, len(x) - 1) * x.std() / len(x) ** 0.5) if len(x) > 1 else float("inf")
+    return float(x.mean()), float(x.mean()) - half, float(x.mean()) + half
+
+
+def summarise(rows: list[dict], topk: int) -> dict[str, float | int]:
+    """needle_M_Lx, grounding_M_Lx, recall_M_Lx (percent, mean over seeds); dense minus DSA with its interval."""
+    out: dict[str, float | int] = {}
+
+    def by_seed(method: str, task: str, frames: int, name: str) -> dict[int, float]:
+        wanted = (method, task, frames, topk)
+        found = [r for r in rows if (r["method"], r["task"], r["frames"], r["k"]) == wanted]
+        return {r["seed"]: 100 * sum(r[name]) / len(r[name]) if name == "recall" else r[name] for r in found}
+
+    for method in METHODS:
+        for times in (1, 4, 16):
+            for key, task, name in (("needle", "N", "exact"), ("grounding", "G", "exact"), ("recall", "N", "recall")):
+                if values := by_seed(method, task, times * TRAINED_FRAMES, name):
+                    out[f"{key}_{method}_{times}x"] = round(interval(list(values.values()))[0], 2)
+    for times in (1, 4, 16):
+        for key, task in (("needle", "N"), ("grounding", "G")):
+            dense, dsa = (by_seed(m, task, times * TRAINED_FRAMES, "exact") for m in ("dense", "dsa"))
+            if len(both := sorted(dense.keys() & dsa.keys())) > 1:
+                mean, low, high = interval([dense[s] - dsa[s] for s in both])
+                name = f"{key}_dense_minus_dsa_{times}x"
+                out |= {name: round(mean, 2), f"{name}_low": round(low, 2), f"{name}_high": round(high, 2)}
+    return out | {"seeds": len({r["seed"] for r in rows})}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dense", type=Path, required=True, help="checkpoint of `training.mini` after its dense stage")
+    parser.add_argument("--out", type=Path, required=True, help="the JSON to write, or to add missing lines to")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--add", type=Path, nargs="*", default=[], help="results of other seeds, to join")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=int, default=8, help="processes that make prompts")
+    parser.add_argument("--smoke", action="store_true", help="a few steps and questions, for a CPU")
+    options = parser.parse_args()
+    recipe, share = (RECIPE.scaled(0.01, 32, 16, 16), 0.02) if options.smoke else (RECIPE, 1.0)
+    dense = KeyeVL.from_pretrained(options.dense, dtype=torch.float32, device=options.device)
+    topk = dense.config.indexer.topk
+    rows = [row for path in (options.out, *options.add) for row in known(path)]
+    done = {Run(**{k: r[k] for k in Run.__dataclass_fields__}) for r in rows}
+    for seed in options.seeds:
+        if all(run in done for run in planned(seed, topk)):
+            continue
+        begun = time.monotonic()
+        models = teach(dense, seed, recipe, options.device, options.workers)
+        models |= {"densefallback": models["dsa"]}
+        print(json.dumps({"seed": seed, "teaching": round(time.monotonic() - begun, 1)}), flush=True)
+        for run in (r for r in planned(seed, topk) if r not in done and (r.frames <= 64 or not options.smoke)):
+            n = max(2, round(share * QUESTIONS[run.frames][run.task]))
+            where = {"hardware": hardware(), "torch": torch.__version__}
+            rows.append(measure(models.get(run.method, dense), run, n, options.device) | where)
+            print(json.dumps(rows[-1]), flush=True)
+            report(options.out, rows, topk)
+    report(options.out, rows, topk)
+
+
+def known(path: Path) -> list[dict]:
+    """The rows of an earlier result, each with the torch that made it; none where there is no file."""
+    if not path.is_file():
+        return []
+    result = json.loads(path.read_text())
+    return [{"torch": result["versions"]["torch"], **row} for row in result["rows"]]
+
+
+def report(path: Path, rows: list[dict], topk: int) -> None:
+    """Write all that is known so far."""
+    what = "exact answers and attention mass kept, dense, DSA and other selections, taught on 64 frames, percent"
+    command = (
+        "python -m minikeye.evaluation.dsa_study --dense TRAINED/checkpoint-dense --out assets/results/dsa_study.json"
+    )
+    rows = sorted(rows, key=lambda r: (r["seed"], METHODS.index(r["method"]), r["task"], r["frames"], r["k"]))
+    where = "; ".join(sorted({r["hardware"] for r in rows}))
+    write_result(path, what, command, rows, summarise(rows, topk), sorted({r["seed"] for r in rows}), where=where)
+
+
+if __name__ == "__main__":
+    main()
