@@ -70,16 +70,18 @@ def index_scores(
 
     Query t stands at absolute position offset + t and sees the keys start <= s <= offset + t. start: one first key a
     row [b], or one a query [b t]; None means 0. The report's equation for I leaves out the factor 1/sqrt(i) of the
-    released code; being positive it changes no selection, but it does change the softmax of the KL losses.
-    Raises ValueError for shapes that do not fit.
+    released code; it changes no selection, but the softmax of the KL losses. Raises ValueError where shapes do not fit.
     """
     _check_index(q, k, w, start)
     scores = torch.zeros(*q.shape[:2], k.shape[1], dtype=torch.float32, device=q.device)
     with torch.autocast(q.device.type, enabled=False):
-        for j in range(q.shape[2]):  # one head at a time: [b t s] once, never [b t j s]
-            scores = scores + w[:, :, j, None].float() * (q[:, :, j].float() @ k.float().mT).relu()
-    valid = valid_keys(q.shape[1], k.shape[1], offset, start, q.device)
-    return (scores * q.shape[-1] ** -0.5).masked_fill(~valid, -torch.inf)
+        keys = k.float().mT
+        for j in range(q.shape[2]):  # one head at a time: [b t s] once, never [b t j s]; few passes over memory
+            scores = torch.addcmul(scores, w[:, :, j, None].float(), (q[:, :, j].float() @ keys).relu_())
+    sure = min(offset, k.shape[1]) if start is None else 0  # so many keys are valid for all queries
+    valid = valid_keys(q.shape[1], k.shape[1] - sure, offset - sure, start, q.device)
+    scores.mul_(q.shape[-1] ** -0.5)[..., sure:].masked_fill_(~valid, -torch.inf)
+    return scores
 
 
 def valid_keys(t: int, s: int, offset: int, start: Tensor | None, device: torch.device | None = None) -> Tensor:
@@ -87,8 +89,7 @@ def valid_keys(t: int, s: int, offset: int, start: Tensor | None, device: torch.
     key = torch.arange(s, device=device)
     valid = (key <= offset + torch.arange(t, device=device)[:, None])[None]
     if start is not None:
-        first = start.to(device)[:, None, None] if start.ndim == 1 else start.to(device)[:, :, None]
-        valid = valid & (key >= first)
+        valid = valid & (key >= start.to(device).reshape(len(start), -1, 1))
     return valid
 
 
@@ -128,18 +129,23 @@ def topk_positions(scores: Float[Tensor, "b n s"], topk: int) -> Int[Tensor, "b 
     s = scores.shape[-1]
     if topk >= s:
         return _ascending(scores > -torch.inf, topk)
-    best = scores.topk(topk, dim=-1, sorted=False)
-    kth = best.values.amin(dim=-1, keepdim=True)
-    if readable(scores) and not bool((((scores >= kth).sum(dim=-1, keepdim=True) > topk) & (kth > -torch.inf)).any()):
-        # No valid key outside the set has the k-th score, so the set is unique, whatever order topk found it in.
-        at = best.indices.masked_fill(best.values == -torch.inf, s).sort(dim=-1).values
-        return torch.where(at == s, -1, at).int()
+    kth = (best := scores.topk(topk, dim=-1, sorted=False)).values.amin(dim=-1, keepdim=True)
+    if not readable(scores):
+        return _ties_from_left(scores, kth, topk)
+    at = best.indices.masked_fill(best.values == -torch.inf, s).sort(dim=-1).values
+    out = torch.where(at == s, -1, at).int()
+    # Where no valid key outside the set has the k-th score, the set is unique, in whatever order topk found it.
+    tied = ((scores >= kth).count_nonzero(dim=-1) > topk) & (kth[..., 0] > -torch.inf)
+    out[tied] = _ties_from_left(scores[tied], kth[tied], topk)
+    return out
+
+
+def _ties_from_left(scores: Float[Tensor, "*n s"], kth: Float[Tensor, "*n 1"], topk: int) -> Int[Tensor, "*n k"]:
     above, tied = scores > kth, (scores == kth) & (kth > -torch.inf)
-    room = topk - above.sum(dim=-1, keepdim=True, dtype=torch.int32)
-    return _ascending(above | (tied & (tied.cumsum(dim=-1, dtype=torch.int32) <= room)), topk)
+    return _ascending(above | (tied & (tied.cumsum(dim=-1) <= topk - above.sum(dim=-1, keepdim=True))), topk)
 
 
-def _ascending(chosen: Bool[Tensor, "b n s"], topk: int) -> Int[Tensor, "b n k"]:
+def _ascending(chosen: Bool[Tensor, "*n s"], topk: int) -> Int[Tensor, "*n k"]:
     """Positions of the True entries, at most topk a row, padded with -1."""
     rank = chosen.cumsum(dim=-1, dtype=torch.int32) - 1
     # Chosen keys go to the column of their rank, the others to one spare column that is cut off.
@@ -150,8 +156,8 @@ def _ascending(chosen: Bool[Tensor, "b n s"], topk: int) -> Int[Tensor, "b n k"]
 
 
 def slab_rows(device: torch.device, elements_per_row: int) -> int:
-    """Query rows worked on at once: 2^22 elements on a CPU (16 MiB in float32), 2^26 on a GPU (256 MiB)."""
-    return max(1, 2 ** (26 if device.type == "cuda" else 22) // max(1, elements_per_row))
+    """Query rows worked on at once: 2^19 elements on a CPU, which caches hold (2 MiB), 2^26 on a GPU (256 MiB)."""
+    return max(1, 2 ** (26 if device.type == "cuda" else 19) // max(1, elements_per_row))
 
 
 def _check_index(q: Tensor, k: Tensor, w: Tensor, start: Tensor | None) -> None:
@@ -163,9 +169,6 @@ def _check_index(q: Tensor, k: Tensor, w: Tensor, start: Tensor | None) -> None:
         )
     if start is not None and tuple(start.shape) not in ((b,), (b, t)):
         raise ValueError(f"start must be [{b}] or [{b}, {t}], got {list(start.shape)}")
-
-
-# ------------------------------------------------------------------------------------------------- sparse attention
 
 
 @dataclass
@@ -181,8 +184,7 @@ _counters: list[RowCount] = []
 @contextmanager
 def count_rows() -> Iterator[RowCount]:
     """Counts the key rows that sparse attention really reads inside the block. Forward and backward both count."""
-    counter = RowCount()
-    _counters.append(counter)
+    _counters.append(counter := RowCount())
     try:
         yield counter
     finally:
@@ -202,8 +204,7 @@ def sparse_attention(
     Only the selected rows of k and v are read. -1 marks no key; a position listed twice counts twice; a query without
     keys gives zeros. Nothing else is masked: causality lies in the indices. scale: default (head width)^-1/2. Returns
     the output in q's dtype and the log-sum-exp of each query's logits (float32, float64 for float64 q; -inf without
-    keys; no gradient). Gradients flow to q, k, v.
-    Raises ValueError for shapes that do not fit.
+    keys; no gradient). Gradients flow to q, k, v. Raises ValueError for shapes that do not fit.
     """
     b, t, h, e = q.shape
     if k.shape != v.shape or k.shape[0] != b or k.shape[-1] != e or h % k.shape[2]:

@@ -155,8 +155,8 @@ def test_slabs_equal_whole(start, monkeypatch):
 
 
 def test_slab_size():
-    """2^22 scores on a CPU, 2^26 on a GPU, one row at least."""
-    assert ops.slab_rows(torch.device("cpu"), 2**12) == 2**10
+    """2^19 scores on a CPU, 2^26 on a GPU, one row at least."""
+    assert ops.slab_rows(torch.device("cpu"), 2**12) == 2**7
     assert ops.slab_rows(torch.device("cuda"), 2**12) == 2**14
     assert ops.slab_rows(torch.device("cpu"), 2**30) == 1
 
@@ -241,17 +241,21 @@ indices = torch.rand(1, t, s // 8).topk(topk).indices.sort().values
 calls = {"select": lambda n: ops.select_topk(index[0][:, :n], index[1], index[2][:, :n], topk, s - t),
          "attend": lambda n: ops.sparse_attention(q[:, :n], k, v, indices[:, :n])}
 calls[sys.argv[1]](1)  # libraries load what they need
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+now = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 2**20
+ballast = torch.ones(int((peak() - now + 8) * 2**18))  # imports peaked higher than this: fill up, so that growth shows
+before = peak()
 calls[sys.argv[1]](t)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+print(peak() - before)
 """
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the process's memory from /proc")
 @pytest.mark.parametrize("what", ["select", "attend"])
 def test_memory_at_32768_tokens(what):
     """At most 256 MiB beyond the inputs; all scores would be 4 GiB, all gathered rows 8 GiB."""
     run = subprocess.run([sys.executable, "-c", PEAK, what], capture_output=True, text=True, check=True)
-    assert 4 < float(run.stdout) <= 256  # less than a slab would mean that nothing was measured
+    assert 2 < float(run.stdout) <= 256  # less than a slab would mean that nothing was measured
 
 
 # ---------------------------------------------------------------------------------------------------- sparse attention
