@@ -78,7 +78,7 @@ def index_scores(
         keys = k.float().mT
         for j in range(q.shape[2]):  # one head at a time: [b t s] once, never [b t j s]; few passes over memory
             scores = torch.addcmul(scores, w[:, :, j, None].float(), (q[:, :, j].float() @ keys).relu_())
-    sure = min(offset, k.shape[1]) if start is None else 0  # so many keys are valid for all queries
+    sure = max(0, min(offset, k.shape[1])) if start is None else 0  # so many keys are valid for all queries
     valid = valid_keys(q.shape[1], k.shape[1] - sure, offset - sure, start, q.device)
     scores.mul_(q.shape[-1] ** -0.5)[..., sure:].masked_fill_(~valid, -torch.inf)
     return scores

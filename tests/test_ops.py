@@ -43,7 +43,7 @@ STARTS = {
 
 
 @pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
-@pytest.mark.parametrize("offset", [0, 4])
+@pytest.mark.parametrize("offset", [-1, 0, 4, 20])
 def test_index_scores_are_a_loop(start, offset):
     q, k, w = index_inputs()
     scores = ops.index_scores(q, k, w, offset, start)
@@ -107,7 +107,7 @@ def sorted_selection(scores: torch.Tensor, topk: int) -> list[list[list[int]]]:
 
 @pytest.mark.parametrize("integers", [False, True], ids=["no ties", "many ties"])
 @pytest.mark.parametrize("topk", [1, 2, 4, 8, 9, 12])
-@pytest.mark.parametrize("offset", [0, 4])
+@pytest.mark.parametrize("offset", [0, 4, 20])
 @pytest.mark.parametrize("start", STARTS.values(), ids=STARTS)
 def test_selection_is_sorted(integers, topk, offset, start):
     q, k, w = index_inputs(integers=integers)
