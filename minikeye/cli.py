@@ -15,13 +15,13 @@ from typing import Any
 
 import minikeye
 from minikeye.config import KeyeConfig
+from minikeye.shipped import CHECKPOINT
 
 PRESETS = {
     "keye_vl_2_30b_a3b": KeyeConfig.keye_vl_2_30b_a3b,
     "mini": KeyeConfig.mini,
     "nano": KeyeConfig.nano,
 }
-CHECKPOINT = Path(__file__).resolve().parent.parent / "assets" / "checkpoints" / "mini"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

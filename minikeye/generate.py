@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from minikeye.attention import Mode
+from minikeye.attention import Mode, Observer
 from minikeye.record import Record
 
 
@@ -20,7 +20,7 @@ class Generation:
     """What came out. Rows that stopped early are filled with -1."""
 
     ids: Int[Tensor, "b n"]
-    record: Record | None  # one query per generated token: what was read to produce it
+    record: Record | None  # query n is the one whose logits gave token n; None where nothing was generated or asked for
 
     def row(self, n: int = 0) -> list[int]:
         """The tokens of one row, without filling."""
@@ -60,13 +60,16 @@ def generate(
     attention: Mode = "sparse",
     backend: str = "auto",
     record: bool = False,
+    observer: Observer | None = None,
     on_token: Callable[[Int[Tensor, " b"]], None] | None = None,
 ) -> Generation:
     """Continue every row of `inputs` until a stop token or `max_new_tokens`.
 
     model: a KeyeVL. stop_ids: tokens that end a row; they are not returned. seed: fixes the sampling. record: keep what
-    each generated token's query selected. on_token: called with each step's tokens [b] as they come, -1 for rows that
-    have ended. Raises ValueError for sampling numbers out of range, FloatingPointError where the logits are not finite.
+    the query that produced each token selected (query 0 is the prompt's last token). observer: sees every layer of
+    every step, also of the step that ends the answer; not with record. on_token: called with each step's tokens [b] as
+    they come, -1 for rows that have ended.
+    Raises ValueError for sampling numbers out of range, FloatingPointError where the logits are not finite.
     """
     if max_new_tokens < 1 or temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
         raise ValueError(
@@ -81,7 +84,8 @@ def generate(
     cache, steps, history = model.new_cache(), [], None
     done = torch.zeros(len(inputs["input_ids"]), dtype=torch.bool, device=device)
     for _ in range(max_new_tokens):
-        out = model(inputs, cache, attention=attention, backend=backend, record=int(record), last=1)
+        options = {"attention": attention, "backend": backend, "record": int(record), "observer": observer}
+        out = model(inputs, cache, last=1, **options)
         logits = out.logits[:, -1]
         if not bool(logits.isfinite().all()):
             raise FloatingPointError("the model's logits are not finite: check the checkpoint's dtype and the weights")

@@ -3,8 +3,9 @@
     make notebooks                            all lessons and their solutions
     make notebooks NB=notebooks/03_moe.ipynb  one
 
-What differs between two machines or two runs is left out of the file: timings, widget state, tracebacks (the error's
-name and message stay), the kernel's exact version. A notebook that prints to stderr or fails is not saved.
+What differs between two machines or two runs is left out of the file: timings, live widgets (their picture and words
+stay), tracebacks (the error's name and message stay), the kernel's exact version. A notebook that prints to stderr or
+fails is not saved.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from nbformat import NotebookNode
 
 FOLDER = Path(__file__).resolve().parent
 CELL_SECONDS = 120  # the same limit as in `make validate`
+WIDGET = "application/vnd.jupyter.widget-view+json"  # of use only while its kernel runs
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -45,6 +47,8 @@ def normalise(notebook: NotebookNode) -> NotebookNode:
         for output in cell.get("outputs", []):
             if output.output_type == "error":
                 output.traceback = [f"{output.ename}: {output.evalue}"]
+            if "image/png" in output.get("data", {}):
+                output.data.pop(WIDGET, None)
     return notebook
 
 

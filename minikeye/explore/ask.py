@@ -3,7 +3,7 @@
 Optionally a card with a digit goes into one frame first (a needle), so that it is known where the answer lies.
 """
 
-import os
+import io
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from minikeye.attention import Mode
+from minikeye.checkpoint import local_folder
 from minikeye.evaluation.metrics import needle_score
 from minikeye.explore.selection import FrameSelection
+from minikeye.explore.whole import write_whole
 from minikeye.minivid import needle
 from minikeye.minivid.tasks import parse_needle
 from minikeye.model import KeyeVL
@@ -23,6 +25,7 @@ from minikeye.processor import Clip, Processor
 from minikeye.prompt import FrameSpan
 from minikeye.record import Record
 from minikeye.sampling import VideoError
+from minikeye.shipped import CHECKPOINT
 from minikeye.video import read_video
 
 OnStep = Callable[[str, float, str], None]  # name of the step, its seconds, what it did
@@ -62,9 +65,9 @@ class Asked:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.selection.save(folder / "selection.json")
-        picture, part = folder / "selection.png", folder / "selection.png.part"
-        self.selection.figure().savefig(part, format="png", metadata={"Software": None})
-        os.replace(part, picture)
+        picture, png = folder / "selection.png", io.BytesIO()
+        self.selection.figure().savefig(png, format="png", metadata={"Software": None})
+        write_whole(picture, png.getvalue())
         return picture
 
 
@@ -121,6 +124,28 @@ def ask(
     )
     card = (insert_card[0], clip.seconds[truth[0]]) if insert_card is not None else None
     return Asked(decode(ids), clip, tuple(inputs["frames"][0]), out.record, selection, truth, card, watch.seconds)
+
+
+def load(
+    checkpoint: str | Path | None = None, model: KeyeVL | None = None, processor: Processor | None = None
+) -> tuple[KeyeVL, Processor]:
+    """The model to ask: `model` with its `processor` where they are given, else loaded from `checkpoint`.
+
+    checkpoint: folder or hub id. None takes the checkpoint of the repository that this package stands in, as the
+    command line does, wherever the caller's working directory is. Raises ValueError for one of model and processor
+    without the other or both beside a checkpoint, FileNotFoundError where there is no checkpoint.
+    """
+    if model is not None and processor is not None and checkpoint is None:
+        return model, processor
+    if model is not None or processor is not None:
+        raise ValueError("expected either model and processor together, or checkpoint: a folder or hub id")
+    if checkpoint is None and not CHECKPOINT.is_dir():
+        raise FileNotFoundError(
+            f"no checkpoint in {CHECKPOINT}: it comes with the repository, not with the installed package. "
+            "Name one: checkpoint=FOLDER"
+        )
+    folder = local_folder(checkpoint or CHECKPOINT)
+    return KeyeVL.from_pretrained(folder).eval(), Processor(folder)
 
 
 def read_clip(

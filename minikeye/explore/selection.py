@@ -7,7 +7,6 @@ Report, section 2.3: every query attends only to the keys that the lightning ind
 import base64
 import io
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,15 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
+from minikeye.explore.whole import write_whole
 from minikeye.prompt import FrameSpan
 from minikeye.record import Record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from minikeye.model import KeyeVL
+    from minikeye.processor import Processor
 
 FORMAT = "minikeye.frame_selection"
 VERSION = 1
@@ -60,12 +63,14 @@ class FrameSelection:
         labels: Sequence[str] | None = None,
         subject: str = "",
         row: int = 0,
+        length: int | None = None,
     ) -> "FrameSelection":
         """Count the selected keys of one batch row by frame.
 
         frames: the spans of that row, `inputs["frames"][row]`. layers, queries: numbers from 0 within the record, None
-        takes all. labels: one per chosen query. thumbnails: the frames' pictures, kept at no
-        more than 192 pixels a side. truth: numbers of the frames that hold the answer.
+        takes all. labels: one per chosen query. thumbnails: the frames' pictures, kept at no more than 192 pixels a
+        side. truth: numbers of the frames that hold the answer. length: tokens of the whole prompt, for queries that
+        stand before its end; None: the prompt ends with the record.
         Raises ValueError where the record has no layers or no such row, layer or query, where there are no frames or
         they are not those of the recorded prompt, and where labels, truth or thumbnails do not fit.
         """
@@ -76,7 +81,7 @@ class FrameSelection:
             raise ValueError(f"expected a row from 0 to {rows - 1}, as the record has {rows}, got {row}")
         layers = _choice(layers, len(record.layers), "layers")
         queries = _choice(queries, total, "queries")
-        _check_frames(frames, record.first + total)
+        _check_frames(frames, record.first + total if length is None else length)
         if thumbnails is not None and len(thumbnails) != len(frames):
             raise ValueError(f"expected one thumbnail for each of {len(frames)} frames, got {len(thumbnails)}")
         picked = [record.layers[n] for n in layers]
@@ -93,8 +98,28 @@ class FrameSelection:
             labels=tuple(labels or ()),
             truth=tuple(sorted(set(truth or ()))),
             subject=subject,
-            thumbnails=None if thumbnails is None else _shrink(thumbnails.cpu()),
+            thumbnails=None if thumbnails is None else shrink(thumbnails.cpu()),
         )
+
+    @classmethod
+    def from_video(
+        cls,
+        path: str | Path,
+        question: str,
+        *,
+        checkpoint: str | Path | None = None,
+        model: "KeyeVL | None" = None,
+        processor: "Processor | None" = None,
+        **options: Any,
+    ) -> "FrameSelection":
+        """Ask `question` about a video file: what the query of each token of the answer selected.
+
+        checkpoint, or model and processor: see `ask.load`; none of them takes the checkpoint that comes with the
+        repository. options: those of `ask.ask`, such as insert_card=(7, 13.0). Raises as these two do.
+        """
+        from minikeye.explore import ask
+
+        return ask.ask(*ask.load(checkpoint, model, processor), path, question, **options).selection
 
     def __post_init__(self) -> None:
         f, t = len(self.seconds), self.counts.shape[1]
@@ -203,21 +228,16 @@ class FrameSelection:
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the JSON whole or not at all: to a neighbouring file first, then renamed."""
-        path = Path(path)
-        part = path.with_name(path.name + ".part")
-        part.write_text(self.to_json(), encoding="utf-8")
-        os.replace(part, path)
+        """Write the JSON whole or not at all."""
+        write_whole(path, self.to_json().encode())
 
 
 def _per_frame(values: Tensor, at: Int[Tensor, "t k"], frames: list[FrameSpan]) -> Tensor:
     """Sum `values` [t k] of the keys at positions `at` by frame -> [t f]. Padding and text fall into a spare column."""
-    f = len(frames)
-    owner = torch.full((max(int(at.max()) + 1, frames[-1].stop),), f)
-    for n, span in enumerate(frames):
-        owner[span.start : span.stop] = n
-    column = torch.where(at >= 0, owner[at.clamp(min=0)], f)
-    return torch.zeros(len(at), f + 1, dtype=values.dtype).scatter_add_(-1, column, values)[:, :f]
+    starts, stops = torch.tensor([span.start for span in frames]), torch.tensor([span.stop for span in frames])
+    last = torch.searchsorted(starts, at, right=True) - 1  # the last frame that starts at the key or before; -1: none
+    column = torch.where((last >= 0) & (at < stops[last]), last, len(frames))
+    return torch.zeros(len(at), len(frames) + 1, dtype=values.dtype).scatter_add_(-1, column, values)[:, : len(frames)]
 
 
 def _choice(numbers: Sequence[int] | None, total: int, what: str) -> list[int]:
@@ -242,7 +262,7 @@ def _check_frames(frames: list[FrameSpan], end: int) -> None:
         )
 
 
-def _shrink(pictures: UInt8[Tensor, "f 3 height width"]) -> UInt8[Tensor, "f 3 smaller_height smaller_width"]:
+def shrink(pictures: UInt8[Tensor, "f 3 height width"]) -> UInt8[Tensor, "f 3 smaller_height smaller_width"]:
     """Pictures with a longest side of at most THUMBNAIL pixels; smaller ones as they are."""
     scale = THUMBNAIL / max(pictures.shape[-2:])
     if scale >= 1:

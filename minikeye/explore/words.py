@@ -52,7 +52,7 @@ def _of_truth(s: FrameSelection) -> tuple[int | None, str]:
     frames = list(s.truth)
     share, mass = s.shares[..., frames].sum(-1).mean(1), s.mass[..., frames].sum(-1).mean(1)
     layer = max(range(len(share)), key=lambda n: (share[n].item(), mass[n].item()))
-    place = f"{s.subject or ('the frame' if len(frames) == 1 else 'the frames')} {_at(s, frames)}"
+    place = f"{s.subject or ('the frame' if len(frames) == 1 else 'the frames')} {at_times(s, frames)}"
     if share[layer] == 0:
         return None, f"No layer reads {place}: none of {_keys(s.keys, 'the')} lies there"
     keys, attention = percent(share[layer].item()), percent(mass[layer].item())
@@ -84,7 +84,7 @@ def _keys(keys: Tensor, owner: str = "its") -> str:
     return f"{owner} {n[0]} keys" if len(n) == 1 else f"{owner} keys"
 
 
-def _at(s: FrameSelection, frames: list[int]) -> str:
+def at_times(s: FrameSelection, frames: list[int]) -> str:
     """Name the times: "at 3.2 s and 7.0 s", "from 3.0 s to 9.5 s" for a run; beyond four only their number."""
     run = frames == list(range(frames[0], frames[-1] + 1)) and len({s.videos[f] for f in frames}) == 1
     if len(frames) > 2 and run:
@@ -156,7 +156,7 @@ def alt(selection: FrameSelection) -> str:
         sentence(s),
     ]
     if s.truth:
-        parts.append(f"Marks show {s.subject or 'the answer'} {_at(s, list(s.truth))}.")
+        parts.append(f"Marks show {s.subject or 'the answer'} {at_times(s, list(s.truth))}.")
     if read:
         most = listed([f"{when(s, f)} ({percent(share[f].item())} of the keys)" for f in read])
         parts.append(f"Over all layers the most-read frames are at {most}." if len(read) > 1 else f"Read most: {most}.")

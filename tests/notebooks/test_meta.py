@@ -4,8 +4,10 @@ import os
 import re
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 
+import nbconvert
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
@@ -224,3 +226,30 @@ def test_execute_refuses_stderr_and_errors(damaged, source, reason):
     assert result.returncode == 1
     assert reason in result.stdout
     assert path.read_bytes() == before
+
+
+EXPLORER = """\
+import torch
+
+from minikeye.explore import FrameSelection
+from minikeye.explore.explorer import FrameExplorer
+
+one = torch.ones(1, 1)
+FrameExplorer(FrameSelection(one.int()[None], 4 * one.int(), one[None] / 2, one, (0,), (0.0,), (0,)))"""
+
+
+def test_a_widget_leaves_its_picture_and_its_words(tmp_path):
+    """Saved without the live view, whose model nobody has; the same bytes twice; compared by its words; alt in HTML."""
+    path = tmp_path / "98_widget.ipynb"
+    nbformat.write(new_notebook(cells=[new_code_cell(EXPLORER)]), path)
+    assert "saved" in execute(path).stdout
+    [output] = nbformat.read(path, as_version=4).cells[0].outputs
+    words = output.data["text/plain"]
+    assert set(output.data) == {"image/png", "text/plain"} and output.metadata["image/png"]["alt"] == words
+    assert "1 of its 4 keys (25 %) lies in the frame at 0.0 s, with 50 % of the attention." in words
+    assert "unchanged" in execute(path).stdout
+    assert nbval(path).returncode == 0
+    html, _ = nbconvert.HTMLExporter(template_name="classic").from_filename(str(path))
+    assert f'alt="{words}"' in unescape(html)
+    path.write_text(path.read_text().replace("1 of its 4 keys", "2 of its 4 keys"))
+    assert nbval(path).returncode == 1

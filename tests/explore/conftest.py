@@ -1,0 +1,69 @@
+"""A small model that was watched while it answered, and a record small enough to count by hand."""
+
+import pytest
+import torch
+
+from minikeye import KeyeConfig, KeyeVL, Processor
+from minikeye.explore import FrameSelection
+from minikeye.explore.sources import Probed
+from minikeye.processor import Clip
+from minikeye.prompt import FrameSpan
+from minikeye.record import LayerRecord, Record
+
+
+@pytest.fixture(scope="session")
+def model() -> KeyeVL:
+    """nano with weights large enough for lively scores: 2 layers, 2 indexer heads, k = 16."""
+    torch.manual_seed(9)
+    model = KeyeVL(KeyeConfig.nano()).eval()
+    for name, p in model.named_parameters():
+        if "norm" not in name:
+            torch.nn.init.normal_(p, std=0.2)
+    return model
+
+
+@pytest.fixture(scope="session")
+def processor() -> Processor:
+    return Processor(KeyeConfig.nano())
+
+
+@pytest.fixture(scope="session")
+def pictures() -> torch.Tensor:
+    """Eight frames of 2 tokens each."""
+    return torch.randint(256, (8, 3, 28, 56), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="session")
+def inputs(processor, pictures):
+    video = Clip(pictures, [0.5 * n for n in range(8)])
+    content = [{"type": "video", "video": video}, {"type": "text", "text": "What is on the card?"}]
+    return processor([{"role": "user", "content": content}])
+
+
+@pytest.fixture(scope="session")
+def probed(model, processor, inputs, pictures) -> Probed:
+    """Ten tokens of an answer to a question about eight frames; frame 3 is said to hold it."""
+    known = {"thumbnails": pictures, "truth": [3], "subject": "the card"}
+    return Probed.of(model, processor, inputs, max_new_tokens=10, **known)
+
+
+@pytest.fixture
+def tiny() -> FrameSelection:
+    """Tokens: 0 1 text, 2-4 frame 0, 5 text, 6-8 frame 1, 9 text, 10-12 frame 2, 13-15 text. Queries at 14 and 15."""
+    frames = [FrameSpan(2, 5, 0.0, 0), FrameSpan(6, 9, 0.5, 0), FrameSpan(10, 13, 1.0, 0)]
+    indices = [[[0, 2, 6, 7], [5, 6, 7, 8]], [[2, 3, 10, -1], [3, 10, 11, 12]], [[0, 1, 5, 9], [0, 1, 13, 14]]]
+    weights = [
+        [[0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.3, 0.4]],
+        [[0.5, 0.25, 0.25, 0.0], [0.4, 0.3, 0.2, 0.1]],
+        [[0.25] * 4, [0.25] * 4],
+    ]
+    layers = [
+        LayerRecord(
+            torch.tensor([at], dtype=torch.int32),
+            torch.tensor([weight]),
+            torch.tensor([[0.9, 0.8]]),
+            torch.zeros(1, 2, 1, dtype=torch.long),
+        )
+        for at, weight in zip(indices, weights, strict=True)
+    ]
+    return FrameSelection.from_record(Record(layers, first=14), frames, labels=["7", " "])
