@@ -31,6 +31,7 @@ from minikeye.training.dsa import RecallMeter
 from minikeye.training.lessons import Lesson, Size, ask
 from minikeye.training.loop import LoopConfig
 from minikeye.training.mini import SIZES, SLOW, Recipe, teach_answers
+from minikeye.training.supervised import parts_right
 from minikeye.training.tower import autocast
 
 TRAINED_FRAMES = 64  # longest video of the DSA stages: 1x
@@ -95,7 +96,8 @@ def measure(model: KeyeVL, run: Run, n: int, device: str, tokens: int = 2**17) -
     begun, config = time.monotonic(), model.config
     mode = "dense" if run.method in ("dense", "densefallback") else "masked" if device == "cuda" else "sparse"
     batch = max(1, min(n, tokens // (10 * run.frames)))
-    size, parts = Size(run.frames, batch), []
+    size, never = Size(run.frames, batch), (config.image_token_id, config.video_token_id)
+    right = dict.fromkeys(("exact", "digit", "second"), 0)
     kept: list[Tensor] = []
     with selecting(model, RULES.get(run.method), run.k), autocast(device):
         torch.manual_seed(run.seed)  # of random_keys
@@ -104,7 +106,9 @@ def measure(model: KeyeVL, run: Run, n: int, device: str, tokens: int = 2**17) -
             videos = make_videos(11, numbers, run.frames, "test")
             asked = ask(videos, run.task, size, config, answered=True)
             inputs = Lesson(asked, videos, size).inputs(config, device)
-            parts += right_parts(model(inputs, attention=mode).logits, inputs["input_ids"], inputs["answer"], config)
+            logits = model(inputs, attention=mode).logits
+            parts = parts_right(logits, inputs["input_ids"], inputs["answer"], never)
+            right = {name: right[name] + int(parts[name].sum()) for name in right}
             if mode != "dense" and first == 0:  # one batch tells
                 prompts = ask(videos, run.task, size, config)
                 mask = {"attention_mask": prompts["attention_mask"].to(device)}
@@ -115,21 +119,9 @@ def measure(model: KeyeVL, run: Run, n: int, device: str, tokens: int = 2**17) -
                 )
                 kept = meter.kept
     row = {**vars(run), "n": n, "seconds_taken": round(time.monotonic() - begun, 1)}
-    for name in ("exact", "digit", "second") if run.task == "N" else ("exact",):
-        row[name] = round(100 * sum(p[name] for p in parts) / n, 2)
+    for name in right if run.task == "N" else ("exact",):
+        row[name] = round(100 * right[name] / n, 2)
     return row | {"recall": [round(float(layer.mean()), 4) for layer in kept] or [1.0] * config.text.layers}
-
-
-def right_parts(logits: Tensor, ids: Tensor, answer: Tensor, config) -> list[dict[str, bool]]:
-    """Which parts of each answer the model would give: the first token (the digit), those after it, all."""
-    logits = logits[:, :-1].index_fill(
-        -1, torch.tensor([config.image_token_id, config.video_token_id]).to(ids), -torch.inf
-    )
-    right = (logits.argmax(dim=-1) == ids[:, 1:]) | ~answer[:, 1:]
-    first = answer[:, 1:] & (answer[:, 1:].cumsum(dim=1) == 1)
-    digit, second = (right | ~first).all(dim=1), (right | first).all(dim=1)
-    pairs = zip(digit.tolist(), second.tolist(), strict=True)
-    return [{"digit": d, "second": s, "exact": d and s} for d, s in pairs]
 
 
 def interval(values: list[float]) -> tuple[float, float, float]:

@@ -22,6 +22,7 @@ from minikeye.model import KeyeVL
 from minikeye.record import Record
 from minikeye.tokenizer import load_tokenizer
 from minikeye.training.lessons import Lesson, Size, ask
+from minikeye.training.supervised import parts_right
 
 SEED = 7  # of the test videos
 
@@ -60,17 +61,18 @@ def exact(model: KeyeVL, run: Run, n: int, device: str, tokens: int = 262_144) -
     """Share of n questions that dense attention would answer exactly, by one pass over prompt and answer each."""
     begun, right = time.monotonic(), 0
     batch = max(1, min(100, tokens // (10 * run.frames)))
-    size = Size(run.frames, batch, run.height, run.width)
+    size, never = (
+        Size(run.frames, batch, run.height, run.width),
+        (model.config.image_token_id, model.config.video_token_id),
+    )
     for first in range(0, n, batch):
         videos = make_videos(SEED, range(first, min(first + batch, n)), run.frames, "test")
         inputs = Lesson(ask(videos, run.task, size, model.config, answered=True), videos, size).inputs(
             model.config, device
         )
         with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
-            logits = model(inputs, attention=run.attention).logits[:, :-1]
-        logits[..., [model.config.image_token_id, model.config.video_token_id]] = -torch.inf  # as `generate` does
-        likely = logits.argmax(dim=-1)
-        right += int(((likely == inputs["input_ids"][:, 1:]) | ~inputs["answer"][:, 1:]).all(dim=1).sum())
+            logits = model(inputs, attention=run.attention).logits
+        right += int(parts_right(logits, inputs["input_ids"], inputs["answer"], never)["exact"].sum())
     estimate = wilson(right, n)
     interval = [round(100 * estimate.low, 2), round(100 * estimate.high, 2)]
     seconds = round(time.monotonic() - begun, 1)

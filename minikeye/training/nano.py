@@ -22,6 +22,7 @@ from minikeye.model import KeyeVL
 from minikeye.training.lessons import Lesson, Size, ask
 from minikeye.training.loop import LoopConfig, train
 from minikeye.training.mini import SLOW, TRAINED, Recipe, stage_loss
+from minikeye.training.supervised import parts_right
 from minikeye.training.tower import teach_tower, trainable
 
 TOWER = LoopConfig(steps=400, lr=3e-3, warmup=20)
@@ -64,18 +65,10 @@ def teach_dense(model: KeyeVL, config: LoopConfig, folder: Path | None) -> list[
 
 @torch.no_grad()
 def right(model: KeyeVL, inputs: dict[str, Tensor], attention: str) -> dict[str, float]:
-    """Share of the answers whose digit, and whose second, has the most likely token everywhere, given the truth
-    before it. Both are what greedy decoding would say where the rest of the answer is right.
-    """
-    logits = model(inputs, attention=attention).logits[:, :-1].clone()
-    logits[..., [model.config.image_token_id, model.config.video_token_id]] = -torch.inf
-    answer = inputs["answer"][:, 1:]
-    good = (logits.argmax(dim=-1) == inputs["input_ids"][:, 1:]) | ~answer
-    digit = answer & (answer.cumsum(dim=1) == 1)  # the first token of the answer; the second is in those after it
-    return {
-        "digit": float((good | ~digit).all(dim=1).float().mean()),
-        "second": float((good | digit).all(dim=1).float().mean()),
-    }
+    """Share of the answers whose digit, and whose second, is right (`supervised.parts_right`)."""
+    never = model.config.image_token_id, model.config.video_token_id
+    parts = parts_right(model(inputs, attention=attention).logits, inputs["input_ids"], inputs["answer"], never)
+    return {part: float(parts[part].float().mean()) for part in ("digit", "second")}
 
 
 def main() -> None:

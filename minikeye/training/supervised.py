@@ -3,6 +3,9 @@
 Axes: b batch, t position, v vocabulary.
 """
 
+from collections.abc import Sequence
+
+import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -27,3 +30,19 @@ def answer_accuracy(
     """Share of the answer tokens that are the most likely token, given the true tokens before them."""
     right = (logits[:, :-1].argmax(dim=-1) == ids[:, 1:]) & answer[:, 1:]
     return right.sum() / answer[:, 1:].sum()
+
+
+def parts_right(
+    logits: Float[Tensor, "b t v"], ids: Int[Tensor, "b t"], answer: Bool[Tensor, "b t"], never: Sequence[int]
+) -> dict[str, Bool[Tensor, " b"]]:
+    """Which answers, and which parts, consist of most likely tokens, given the true tokens before them.
+
+    "digit": the first token of the answer, "second": those after it (the parts of a needle answer), "exact": all, which
+    is what greedy decoding would write. never: tokens that `generate` cannot say, image and video placeholders.
+    """
+    said = logits[:, :-1].index_fill(-1, torch.tensor(never, device=logits.device), -torch.inf).argmax(dim=-1)
+    answer = answer[:, 1:]
+    right = (said == ids[:, 1:]) | ~answer
+    first = answer & (answer.cumsum(dim=1) == 1)
+    digit, second = (right | ~first).all(dim=1), (right | first).all(dim=1)
+    return {"digit": digit, "second": second, "exact": digit & second}

@@ -20,7 +20,6 @@ from minikeye.evaluation.dsa_study import (
     known,
     measure,
     planned,
-    right_parts,
     summarise,
     teach,
 )
@@ -40,27 +39,6 @@ def test_the_plan():
     assert {r.task for r in runs if r.k != 256} == {"N"}
     assert all(QUESTIONS[r.frames][r.task] >= 20 for r in runs)
     assert max(size[0] for size in RECIPE.sizes if size[0] <= RECIPE.longest) == 64
-
-
-def test_right_parts_by_hand():
-    """Prompt of two tokens, answer of three: the logits at t speak for token t + 1. Placeholders cannot be said."""
-    ids = torch.tensor([[5, 6, 7, 8, 9]] * 4)
-    answer = torch.tensor([[False, False, True, True, True]] * 4)
-    logits = torch.zeros(4, 5, NANO.text.vocab)
-    for row in range(4):
-        for t, token in enumerate((6, 7, 8, 9)):
-            logits[row, t, token] = 1.0
-    logits[1, 1, 30] = 2.0  # another digit
-    logits[2, 3, 30] = 2.0  # another last token
-    logits[3, 2, NANO.video_token_id] = 9.0  # would be the most likely, but is not allowed
-    logits[3, 0, 30] = 2.0  # the prompt does not matter
-    got = right_parts(logits, ids, answer, NANO)
-    assert [(p["digit"], p["second"], p["exact"]) for p in got] == [
-        (True, True, True),
-        (False, True, False),
-        (True, False, False),
-        (True, True, True),
-    ]
 
 
 def test_interval_is_scipys():
