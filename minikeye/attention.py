@@ -41,6 +41,12 @@ class AttentionTrace:
     offset: int  # absolute position of the first query
     start: Int[Tensor, " b"] | None  # first real token of each row
 
+    def indexer_choice(self, topk: int, first: int = 0, backend: str = "auto") -> Int[Tensor, "b t k"]:
+        """The indexer's topk keys (all there are, where they are fewer) for the queries from number `first` on."""
+        topk = min(topk, self.k.shape[1])  # no more columns than there are keys
+        index = self.index_q[:, first:], self.index_k, self.index_w[:, first:]
+        return ops.select_topk(*index, topk, self.offset + first, self.start, backend)
+
 
 @runtime_checkable
 class Observer(Protocol):
@@ -108,9 +114,7 @@ class Attention(nn.Module):
 
     def select(self, trace: AttentionTrace, backend: str) -> Int[Tensor, "b t k"]:
         """The keys that each query reads: the indexer's top-k. A study may put another rule in this place."""
-        topk = min(self.topk, trace.k.shape[1])  # no more columns than there are keys
-        index = trace.index_q, trace.index_k, trace.index_w
-        return ops.select_topk(*index, topk, trace.offset, trace.start, backend)
+        return trace.indexer_choice(self.topk, backend=backend)
 
     def project(self, x: Float[Tensor, "b t d"], step: Step) -> tuple[Tensor, Tensor, Tensor]:
         """q [b t h e], k and v [b t g e]; q and k normalised per head and rotated."""

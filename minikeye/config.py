@@ -1,7 +1,7 @@
 """Every number of a Keye-VL-2.0 model, and the `config.json` it travels in.
 
 Presets: `KeyeConfig.keye_vl_2_30b_a3b()` is the released model (report, section 2; 31,122,082,160 parameters),
-`mini` the shipped checkpoint, `nano` trains on a laptop CPU in a minute. Same code for all three: only numbers differ.
+`mini` the shipped checkpoint, `nano` trains on a laptop CPU in minutes. Same code for all three: only numbers differ.
 """
 
 import json

@@ -94,9 +94,10 @@ def selected_probabilities(
 def selected_targets(
     q: Float[Tensor, "b t h e"], keys: Float[Tensor, "b t k g e"], indices: Int[Tensor, "b t k"]
 ) -> Float[Tensor, "b t g k"]:
-    """Sparse-adaptation targets: `dense_targets` truncated to the selected set and renormalised over it.
+    """Sparse-adaptation targets: each head's dense attention truncated to the selected set and renormalised over it,
+    which is its softmax over the set; then the mean over the heads of a group.
 
-    Each head's softmax over the set is that head's dense softmax renormalised; their mean over the group is the target.
+    Not the same as `dense_targets` truncated: a head with little attention inside the set counts in full. Our reading.
     """
     p = selected_probabilities(q, keys, indices)
     return rearrange(p, "b t (g r) k -> b t g r k", g=keys.shape[3]).mean(dim=3)

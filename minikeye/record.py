@@ -68,7 +68,7 @@ class Recorder:
     def attention(self, layer: int, trace: AttentionTrace) -> None:
         n = trace.q.shape[1] if self.queries is None else min(self.queries, trace.q.shape[1])
         last, offset = slice(trace.q.shape[1] - n, None), trace.offset + trace.q.shape[1] - n
-        indices = trace.indices[:, last] if trace.indices is not None else self._would_select(trace, last, offset)
+        indices = trace.indices[:, last] if trace.indices is not None else trace.indexer_choice(self.topk, last.start)
         weights, kept = selection_mass(trace.q[:, last], trace.k, indices, offset, trace.start)
         self.record.first = offset
         experts = indices.new_empty(*kept.shape, 0, dtype=torch.long)  # the router has not spoken yet
@@ -78,11 +78,6 @@ class Recorder:
         r = self.record.layers[layer]
         experts = chosen[:, chosen.shape[1] - r.indices.shape[1] :]
         self.record.layers[layer] = LayerRecord(r.indices, r.weights, r.kept, experts)
-
-    def _would_select(self, trace: AttentionTrace, last: slice, offset: int) -> Int[Tensor, "b t k"]:
-        topk = min(self.topk, trace.k.shape[1])
-        index = trace.index_q[:, last], trace.index_k, trace.index_w[:, last]
-        return ops.select_topk(*index, topk, offset, trace.start)
 
 
 @torch.no_grad()

@@ -102,12 +102,8 @@ class RecallMeter:
         offset = trace.offset + first
         if self.topk is None and trace.indices is None:
             raise ValueError("expected a pass that selects keys, got a dense one: give RecallMeter a topk")
-        indices = trace.indices[:, first:] if self.topk is None else self._would_select(trace, first, offset)
+        indices = trace.indices[:, first:] if self.topk is None else trace.indexer_choice(self.topk, first)
         self.kept.append(selection_mass(trace.q[:, first:], trace.k, indices, offset, trace.start)[1])
 
     def routing(self, layer: int, probabilities: Tensor, chosen: Tensor) -> None:
         """Nothing to measure here."""
-
-    def _would_select(self, trace: AttentionTrace, first: int, offset: int) -> Int[Tensor, "b t k"]:
-        index = trace.index_q[:, first:], trace.index_k, trace.index_w[:, first:]
-        return ops.select_topk(*index, min(self.topk, trace.k.shape[1]), offset, trace.start)
