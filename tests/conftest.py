@@ -30,6 +30,19 @@ def seeds() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session")
+def lively():
+    """nano with weights large enough for lively scores and logits: 2 layers, 2 indexer heads, k = 16. Not to change."""
+    from minikeye import KeyeConfig, KeyeVL  # not before the hook
+
+    torch.manual_seed(9)
+    model = KeyeVL(KeyeConfig.nano()).eval()
+    for name, p in model.named_parameters():
+        if "norm" not in name:
+            torch.nn.init.normal_(p, std=0.2)
+    return model
+
+
 @pytest.fixture
 def generator() -> torch.Generator:
     """A seeded generator of its own, for tests that draw their inputs."""

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from minikeye.config import KeyeConfig
 from minikeye.generate import Generation, sample
 from minikeye.model import KeyeVL
 
@@ -11,14 +10,8 @@ PROMPT = torch.tensor([[72, 105, 32, 116, 104, 101, 114, 101]])
 
 
 @pytest.fixture(scope="module")
-def model() -> KeyeVL:
-    """nano with weights large enough for lively logits; k = 16 keys, which these texts exceed."""
-    torch.manual_seed(9)
-    model = KeyeVL(KeyeConfig.nano()).eval()
-    for name, p in model.named_parameters():
-        if "norm" not in name:
-            torch.nn.init.normal_(p, std=0.2)
-    return model
+def model(lively) -> KeyeVL:
+    return lively
 
 
 @pytest.mark.parametrize("attention", ["sparse", "dense", "masked"])

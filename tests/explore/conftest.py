@@ -12,14 +12,8 @@ from minikeye.record import LayerRecord, Record
 
 
 @pytest.fixture(scope="session")
-def model() -> KeyeVL:
-    """nano with weights large enough for lively scores: 2 layers, 2 indexer heads, k = 16."""
-    torch.manual_seed(9)
-    model = KeyeVL(KeyeConfig.nano()).eval()
-    for name, p in model.named_parameters():
-        if "norm" not in name:
-            torch.nn.init.normal_(p, std=0.2)
-    return model
+def model(lively) -> KeyeVL:
+    return lively
 
 
 @pytest.fixture(scope="session")
