@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from scipy.stats import t as student
 from torch import Tensor
 
+from minikeye.evaluation.metrics import student_mean
 from minikeye.evaluation.results import hardware, write_result
 from minikeye.evaluation.rules import RULES, interleave, selecting
 from minikeye.minivid.dataset import make_videos
@@ -124,13 +124,6 @@ def measure(model: KeyeVL, run: Run, n: int, device: str, tokens: int = 2**17) -
     return row | {"recall": [round(float(layer.mean()), 4) for layer in kept] or [1.0] * config.text.layers}
 
 
-def interval(values: list[float]) -> tuple[float, float, float]:
-    """Mean and 95 % interval of Student's t over seeds; the interval of one value is infinite."""
-    x = torch.tensor(values, dtype=torch.float64)
-    half = float(student.ppf(0.975, len(x) - 1) * x.std() / len(x) ** 0.5) if len(x) > 1 else float("inf")
-    return float(x.mean()), float(x.mean()) - half, float(x.mean()) + half
-
-
 def summarise(rows: list[dict], topk: int) -> dict[str, float | int]:
     """needle_M_Lx, grounding_M_Lx, recall_M_Lx (percent, mean over seeds); dense minus DSA with its interval."""
     out: dict[str, float | int] = {}
@@ -144,14 +137,18 @@ def summarise(rows: list[dict], topk: int) -> dict[str, float | int]:
         for times in (1, 4, 16):
             for key, task, name in (("needle", "N", "exact"), ("grounding", "G", "exact"), ("recall", "N", "recall")):
                 if values := by_seed(method, task, times * TRAINED_FRAMES, name):
-                    out[f"{key}_{method}_{times}x"] = round(interval(list(values.values()))[0], 2)
+                    out[f"{key}_{method}_{times}x"] = round(student_mean(list(values.values())).mean, 2)
     for times in (1, 4, 16):
         for key, task in (("needle", "N"), ("grounding", "G")):
             dense, dsa = (by_seed(m, task, times * TRAINED_FRAMES, "exact") for m in ("dense", "dsa"))
             if len(both := sorted(dense.keys() & dsa.keys())) > 1:
-                mean, low, high = interval([dense[s] - dsa[s] for s in both])
+                lost = student_mean([dense[s] - dsa[s] for s in both])
                 name = f"{key}_dense_minus_dsa_{times}x"
-                out |= {name: round(mean, 2), f"{name}_low": round(low, 2), f"{name}_high": round(high, 2)}
+                out |= {
+                    name: round(lost.mean, 2),
+                    f"{name}_low": round(lost.low, 2),
+                    f"{name}_high": round(lost.high, 2),
+                }
     return out | {"seeds": len({r["seed"] for r in rows})}
 
 

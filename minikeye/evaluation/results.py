@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from minikeye.whole import write_whole
+
 
 def write_result(
     path: str | Path,
@@ -26,8 +28,8 @@ def write_result(
     """Write assets/results/NAME.json: what was measured, by which command, on what, and the numbers.
 
     rows: the measurements. summary: flat names to numbers, the ones a README may quote. where: the hardware, if it is
-    not all this machine. The file is written beside its
-    place and renamed. Raises ValueError where a summary value is not a finite number.
+    not all this machine. The file is written whole or not at all. Raises ValueError where a summary value is not a
+    finite number.
     """
     if bad := {
         k: v for k, v in summary.items() if isinstance(v, bool) or not (isinstance(v, int | float) and math.isfinite(v))
@@ -45,9 +47,7 @@ def write_result(
     }
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(temporary, target)
+    write_whole(target, (json.dumps(result, indent=1) + "\n").encode())
 
 
 def hardware() -> str:

@@ -17,7 +17,6 @@ from minikeye.attention import Mode
 from minikeye.checkpoint import local_folder
 from minikeye.evaluation.metrics import needle_score
 from minikeye.explore.selection import FrameSelection
-from minikeye.explore.whole import write_whole
 from minikeye.minivid import needle
 from minikeye.minivid.tasks import parse_needle
 from minikeye.model import KeyeVL
@@ -27,6 +26,7 @@ from minikeye.record import Record
 from minikeye.sampling import VideoError
 from minikeye.shipped import CHECKPOINT
 from minikeye.video import read_video
+from minikeye.whole import write_whole
 
 OnStep = Callable[[str, float, str], None]  # name of the step, its seconds, what it did
 

@@ -18,7 +18,7 @@ from minikeye.explore import panels, view
 from minikeye.explore.controls import ALL_HEADS, FIXED, Controls, named
 from minikeye.explore.selection import FrameSelection
 from minikeye.explore.sources import Probed, Recorded
-from minikeye.explore.whole import write_whole
+from minikeye.whole import write_whole
 
 
 class FrameExplorer(widgets.VBox):

@@ -19,9 +19,9 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from minikeye.explore.whole import write_whole
 from minikeye.prompt import FrameSpan
 from minikeye.record import Record
+from minikeye.whole import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

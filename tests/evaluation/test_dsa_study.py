@@ -3,7 +3,6 @@
 import json
 import sys
 
-import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -16,7 +15,6 @@ from minikeye.evaluation.dsa_study import (
     RECIPE,
     Run,
     fresh,
-    interval,
     known,
     measure,
     planned,
@@ -39,13 +37,6 @@ def test_the_plan():
     assert {r.task for r in runs if r.k != 256} == {"N"}
     assert all(QUESTIONS[r.frames][r.task] >= 20 for r in runs)
     assert max(size[0] for size in RECIPE.sizes if size[0] <= RECIPE.longest) == 64
-
-
-def test_interval_is_scipys():
-    values = [97.0, 99.0, 98.0, 100.0, 96.5]
-    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert interval(values) == pytest.approx((np.mean(values), low, high))
-    assert interval([5.0]) == (5.0, -float("inf"), float("inf"))
 
 
 def row(seed, method, task, frames, exact, recall=(1.0,), k=256) -> dict:

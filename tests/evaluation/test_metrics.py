@@ -1,5 +1,7 @@
 """Scores against hand values, scikit-learn and scipy."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,7 +9,15 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import jaccard_score
 
-from minikeye.evaluation.metrics import bootstrap_mean, iou_recall, needle_score, temporal_iou, wilson
+from minikeye.evaluation.metrics import (
+    Estimate,
+    bootstrap_mean,
+    iou_recall,
+    needle_score,
+    student_mean,
+    temporal_iou,
+    wilson,
+)
 
 interval = st.tuples(st.integers(0, 60), st.integers(1, 20)).map(lambda pair: (pair[0], pair[0] + pair[1]))
 intervals = st.lists(interval, min_size=1, max_size=4)
@@ -91,3 +101,13 @@ def test_averages_of_nothing_are_refused() -> None:
     for attempt in (lambda: wilson(0, 0), lambda: wilson(3, 2), lambda: bootstrap_mean([])):
         with pytest.raises(ValueError):
             attempt()
+
+
+def test_student_mean_is_scipys():
+    values = [97.0, 99.0, 98.0, 100.0, 96.5]
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    got = student_mean(values)
+    assert (got.mean, got.low, got.high, got.count) == pytest.approx((np.mean(values), low, high, 5))
+    assert student_mean([5.0]) == Estimate(5.0, -math.inf, math.inf, 1)
+    with pytest.raises(ValueError, match="no values"):
+        student_mean([])
