@@ -1,0 +1,173 @@
+"""What the compiler makes of the kernels, without a GPU: python -m minikeye.kernels.compiled
+
+Compiles every kernel for Hopper (sm_90) and Ampere (sm_80) at the released shapes, as a launch would, and writes
+registers a thread, bytes of spilled registers and bytes of shared memory to assets/results/kernels_compiled.json.
+"""
+
+import argparse
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from minikeye.evaluation.results import write_result
+from minikeye.kernels import (
+    index_scores,
+    select_fast,
+    select_topk,
+    sparse_backward,
+    sparse_backward_atomic,
+    sparse_forward,
+    sparse_union,
+)
+from minikeye.kernels.workload import RELEASED, Shape
+
+FLOATS = {"scale", "scale_log2", "pays"}
+UNEVEN = {"T", "S", "G", "R", "TILES", "BLOCKS", "t_count", "offset", "start_b", "start_t"}  # not multiples of 16
+POINTERS = {
+    **dict.fromkeys(("scores", "bound", "lse", "delta"), "fp32"),
+    **dict.fromkeys(("start", "only", "bitmap", "candidates", "passed", "indices", "union_sizes", "marks"), "i32"),
+    **dict.fromkeys(("words", "counts", "ends", "entries", "sizes", "queries", "members", "begins"), "i32"),
+}
+INPUTS = {"q", "k", "v", "w", "out", "dout", "dq"}  # in the inputs' dtype, where a kernel's row below says nothing else
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler made of a kernel."""
+
+    registers: int  # a thread
+    spilled: int  # bytes of a thread's registers that went to memory
+    shared: int  # bytes
+    ptx: str
+    ttgir: str
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kernel as one launch sees it: constants are its constexprs, its unit strides and its absent tensors."""
+
+    kernel: triton.JITFunction
+    constants: dict
+    launch: dict  # of launch.py: constexprs of the table and compiler options
+    pointers: dict[str, str]  # dtypes that differ from the tables above
+
+
+def compile_case(case: Case, sm: int, dtype: str = "bf16") -> Compiled:
+    """Compiles for GPUs of capability sm (90 or 80), pointers and strides aligned to 16 as torch's are."""
+    known = case.constants | case.launch | {"UPCAST": False}
+    types, constants, aligned = {}, {}, {}
+    for n, parameter in enumerate(case.kernel.params):
+        name = parameter.name
+        if parameter.is_constexpr or name in known:
+            types[name], constants[name] = "constexpr", known[name]
+            continue
+        if pointer := case.pointers.get(name) or POINTERS.get(name) or (dtype if name in INPUTS else ""):
+            types[name] = "*" + pointer
+        else:
+            types[name] = "fp32" if name in FLOATS else "i32"
+        if types[name] != "fp32" and name not in UNEVEN:
+            aligned[(n,)] = [["tt.divisibility", 16]]
+    names = {parameter.name for parameter in case.kernel.params}
+    options = {name: value for name, value in case.launch.items() if name not in names and value is not None}
+    source = ASTSource(case.kernel, types, constexprs=constants, attrs=aligned)
+    made = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options | {"enable_fp_fusion": True})
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(made.asm["cubin"])
+        file.flush()
+        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    used = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+    return Compiled(
+        used["REG"], used["STACK"] + used["LOCAL"], made.metadata.shared, made.asm["ptx"], made.asm["ttgir"]
+    )
+
+
+def index_cases(sm: int, shape: Shape = RELEASED, start: bool = False) -> dict[str, Case]:
+    """Scores and both selections. start: with a tensor [b t] of first keys, else without."""
+    row, topk = f"sm_{sm}", shape.topk
+    first = {"start_t": 1} if start else {"start": None, "start_b": 0, "start_t": 0}
+    heads, width = triton.next_power_of_2(shape.index_heads), max(16, triton.next_power_of_2(shape.index_width))
+    queries = index_scores.queries_of_program(heads, width, 2)
+    keys, chunk, warps, stages, most = index_scores.LAUNCH[row, max(128, queries * heads)]
+    scores = {
+        "J": shape.index_heads, "I": shape.index_width, "HEADS": heads, "WIDTH": width, "QUERIES": queries,
+        "KEYS": keys, "CHUNK": chunk, "STAGES": stages, "w_j": 1,
+    }  # fmt: skip
+    block, radix_warps = select_topk.LAUNCH[row]
+    capacity = {"CAPACITY": select_fast._capacity(topk)}
+    _, sample = select_fast.SAMPLE[row]
+    threshold = capacity | {"SAMPLE": sample, "LOWEST": select_fast.LOWEST}
+    only = {} if start else {"only": None}
+    listed = {"out": "i32"}
+    made = {
+        "index_scores": Case(
+            index_scores.index_scores_kernel, scores | first,
+            {"num_warps": warps, "maxnreg": most if width <= 64 else None}, {"out": "fp32"},
+        ),
+        "select_topk": Case(
+            select_topk.select_kernel, {"BLOCK": block} | first | only, {"num_warps": radix_warps}, listed
+        ),
+        "select_fast, threshold": Case(
+            select_fast.threshold_kernel, threshold | first, {"num_warps": sample // 1024}, {}
+        ),
+        "select_fast, filter": Case(select_fast.filter_kernel, first, select_fast.FILTER[row], {}),
+        "select_fast, list": Case(select_fast.list_kernel, capacity | first, select_fast.LIST[row], {}),
+        "select_fast, pick": Case(select_fast.pick_kernel, capacity | first, select_fast.PICK[row], listed),
+    }  # fmt: skip
+    return made
+
+
+def attention_cases(sm: int, shape: Shape = RELEASED) -> dict[str, Case]:
+    """Sparse attention, forward and backward."""
+    row, r = f"sm_{sm}", shape.heads // shape.kv_heads
+    rows = triton.next_power_of_2(r)
+    sizes = {
+        "E": shape.width, "BLOCK_R": rows, "BLOCK_K": triton.next_power_of_2(shape.topk), "PARTS": 4,
+        "QUERIES": sparse_union.tile_queries(r), "KEYS": sparse_backward.KEYS, "FILL": sparse_union.FILL,
+    }  # fmt: skip
+    wide = sizes | {"BLOCK_R": sparse_backward_atomic.padded_heads(r)}
+    sums = {"dk": "fp32", "dv": "fp32"}
+    return {
+        "sparse_forward": Case(sparse_forward.sparse_forward_kernel, sizes, sparse_forward.LAUNCH[row], {}),
+        "sparse_union, mark": Case(sparse_union.mark_kernel, sizes, sparse_union.MARK[row], {}),
+        "sparse_union, compact": Case(sparse_union.compact_kernel, sizes, sparse_union.COMPACT[row], {"marks": "u8"}),
+        "sparse_union": Case(sparse_union.sparse_union_kernel, sizes, sparse_union.LAUNCH[row], {}),
+        "sparse_backward, dq": Case(sparse_backward.sparse_dq_kernel, sizes, sparse_backward.DQ[row], {}),
+        "sparse_backward, dkv": Case(sparse_backward.sparse_dkv_kernel, sizes, sparse_backward.DKV[row], sums),
+        "sparse_backward_atomic": Case(
+            sparse_backward_atomic.sparse_backward_atomic_kernel, wide, sparse_backward_atomic.LAUNCH[row], sums
+        ),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("assets/results/kernels_compiled.json"))
+    options = parser.parse_args()
+    rows = []
+    for sm in (90, 80):
+        for name, case in (index_cases(sm) | attention_cases(sm)).items():
+            made = compile_case(case, sm)
+            used = {"registers": made.registers, "spilled_bytes": made.spilled, "shared_bytes": made.shared}
+            rows.append({"kernel": name, "architecture": f"sm_{sm}", "warps": case.launch["num_warps"], **used})
+            print(rows[-1], flush=True)
+    hopper = [row for row in rows if row["architecture"] == "sm_90"]
+    summary = {"kernels": len(hopper), "spilled_bytes": sum(row["spilled_bytes"] for row in rows)}
+    summary["most_registers_sm_90"] = max(row["registers"] for row in hopper)
+    summary["most_shared_bytes_sm_90"] = max(row["shared_bytes"] for row in hopper)
+    what = "registers, spills and shared memory of every kernel, released shapes, bfloat16, compiled without a GPU"
+    write_result(
+        options.out, what, "python -m minikeye.kernels.compiled", rows, summary, [], packages=("torch", "triton")
+    )
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()

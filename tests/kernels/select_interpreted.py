@@ -1,0 +1,264 @@
+"""index_scores, select_topk and select_fast in Triton's interpreter. Run by test_select.py in a process of its own.
+
+Axes: b batch, t query position, s key position, j indexer head, i indexer width, k selected key.
+"""
+
+import math
+
+import pytest
+import torch
+from triton.runtime.interpreter import InterpreterBuilder
+
+from minikeye import ops
+from minikeye.kernels import select_fast, select_topk
+from minikeye.kernels.index_scores import INTERPRETED, index_scores
+
+SELECTIONS = {"radix": select_topk.select_rows, "fast": select_fast.select_rows_fast}
+WHOLE = {"radix": select_topk.select_topk, "fast": select_fast.select_topk_fast}
+FIRST_KEY = {
+    "none": lambda b, t, s: None,
+    "row": lambda b, t, s: torch.arange(b) * (s // 3),
+    "query": lambda b, t, s: torch.randint(0, s, (b, t)),
+}
+
+
+def first_key(kind: str, b: int, t: int, s: int) -> torch.Tensor | None:
+    return FIRST_KEY[kind](b, t, s)
+
+
+def draw(b: int, t: int, s: int, j: int, i: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
+    return tuple(torch.randn(shape).to(dtype) for shape in ((b, t, j, i), (b, s, i), (b, t, j)))
+
+
+def whole_numbers(b: int, t: int, s: int, j: int, i: int) -> tuple[torch.Tensor, ...]:
+    """-2 .. 2, and i a power of four: float32 holds the scores exactly, in whatever order it adds."""
+    assert math.isqrt(i) ** 2 == i
+    return tuple(torch.randint(-2, 3, shape).float() for shape in ((b, t, j, i), (b, s, i), (b, t, j)))
+
+
+def scores64(q: torch.Tensor, k: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    q, k, w = q.double(), k.double(), w.double()
+    return torch.einsum("btj,btjs->bts", w, torch.einsum("btji,bsi->btjs", q, k).relu()) * q.shape[-1] ** -0.5
+
+
+def sorted_by_hand(scores: torch.Tensor, topk: int, offset: int, start: torch.Tensor | None) -> torch.Tensor:
+    """The rule as a loop: highest first, among equals the smaller position; the first topk of these, ascending."""
+    out = torch.full((*scores.shape[:2], topk), -1, dtype=torch.int32)
+    for b, rows in enumerate(scores.tolist()):
+        for t, row in enumerate(rows):
+            begin = 0 if start is None else int(start[b] if start.ndim == 1 else start[b, t])
+            valid = [s for s in range(begin, min(len(row), offset + t + 1)) if row[s] > -math.inf]
+            best = sorted(sorted(valid, key=lambda s, row=row: (-row[s], s))[:topk])
+            out[b, t, : len(best)] = torch.tensor(best, dtype=torch.int32)
+    return out
+
+
+def poisoned(scores: torch.Tensor, offset: int, start: torch.Tensor | None) -> torch.Tensor:
+    """Scores with NaN wherever no selection may look."""
+    valid = ops.valid_keys(scores.shape[1], scores.shape[2], offset, start)
+    return scores.masked_fill(~valid, torch.nan)
+
+
+def test_this_is_the_interpreter() -> None:
+    assert INTERPRETED
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("b", "t", "s", "j", "i", "offset", "kind"),
+    [
+        (1, 1, 1, 1, 16, 0, "none"),
+        (2, 21, 100, 3, 24, 79, "row"),
+        (1, 33, 70, 16, 64, 40, "query"),
+        (2, 9, 128, 5, 7, 119, "none"),
+        (1, 3, 40, 48, 16, 20, "query"),
+        (1, 17, 17, 4, 32, -1, "none"),
+        (1, 5, 20, 2, 16, 100, "row"),
+    ],
+)
+def test_scores_are_no_further_from_float64_than_torch(b, t, s, j, i, offset, kind, dtype) -> None:
+    q, k, w = draw(b, t, s, j, i, dtype)
+    start = first_key(kind, b, t, s)
+    found, torch_ = index_scores(q, k, w, offset, start), ops.index_scores(q, k, w, offset, start)
+    exact = scores64(q, k, w)
+    valid = ops.valid_keys(t, s, offset, start).expand_as(found)
+    assert found.dtype == torch.float32
+    assert torch.equal(found == -torch.inf, ~valid)
+    if valid.any():
+        error, torch_error = ((x.double() - exact)[valid].abs().max() for x in (found, torch_))
+        assert error <= 2 * torch_error + 2**-23 * exact.abs().max()
+
+
+def test_only_valid_keys_are_written_and_only_tiles_with_one_computed(monkeypatch) -> None:
+    b, t, s, offset = 2, 21, 128, 40
+    q, k, w = draw(b, t, s, 4, 16)
+    start = torch.tensor([0, 50])
+    fresh = index_scores(q, k, w, offset, start)
+    products, product = [], InterpreterBuilder.create_dot
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", lambda *a: (products.append(1), product(*a))[1])
+    buffer = torch.full((b, t, 160), torch.nan)
+    used = index_scores(q, k, w, offset, start, out=buffer[:, :, :s])
+    valid = ops.valid_keys(t, s, offset, start)
+    assert torch.equal(used[valid], fresh[valid])
+    assert used[~valid].isnan().all() and buffer[:, :, s:].isnan().all()
+    # 8 queries, tiles of 16 keys: row 0 sees keys up to 47, 55, 60; row 1 from 50, so from the tile at 48 on.
+    assert len(products) == (3 + 4 + 4) + (0 + 1 + 1)
+
+
+def test_queries_keys_and_gates_may_be_slices() -> None:
+    q, k, w = draw(2, 20, 60, 6, 32)
+    want = index_scores(q[:, 4:15, 1:4, :16].contiguous(), k[:, ::2, 16:].contiguous(), w[:, 4:15, 1:4].contiguous(), 8)
+    assert torch.equal(index_scores(q[:, 4:15, 1:4, :16], k[:, ::2, 16:], w[:, 4:15, 1:4], 8), want)
+
+
+def special(b: int, t: int, s: int) -> torch.Tensor:
+    most = torch.finfo(torch.float32).max
+    values = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, 1e-44, -1e-44, most, -most, 1.0, -1.0, 1.0000001])
+    return values[torch.randint(0, len(values), (b, t, s))]
+
+
+KINDS = {
+    "normal": torch.randn,
+    "half steps": lambda *shape: (torch.randn(shape) * 2).round() / 2,  # more than topk ties at the threshold
+    "all equal": lambda *shape: torch.full(shape, -0.25),
+    "zeros of both signs": lambda *shape: torch.where(torch.rand(shape) < 0.5, 0.0, -0.0),
+    "special": special,
+    "few finite": lambda *shape: torch.randn(shape).masked_fill(torch.rand(shape) < 0.93, -torch.inf),
+    "last bit": lambda *shape: 1 + torch.randint(0, 40, shape) * 2**-23,
+    "rising": lambda b, t, s: torch.arange(float(s)).expand(b, t, s).contiguous(),
+}
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("b", "t", "s", "topk", "offset", "first"),
+    [(1, 2, 100, 16, 98, "none"), (2, 1, 75, 5, 60, "row"), (1, 2, 70, 4, 68, "query"), (1, 2, 20, 24, 10, "none")],
+)
+def test_selection_is_the_stable_sort(b, t, s, topk, offset, first, kind, name) -> None:
+    start = first_key(first, b, t, s)
+    scores = KINDS[kind](b, t, s)
+    out = torch.full((b, t, topk), 12345, dtype=torch.int32)
+    found = SELECTIONS[name](poisoned(scores, offset, start), topk, offset, start, out=out)
+    assert found is out
+    assert found.tolist() == sorted_by_hand(scores, topk, offset, start).tolist()
+    masked = scores.masked_fill(~ops.valid_keys(t, s, offset, start), -torch.inf)
+    assert torch.equal(found, ops.topk_positions(masked, topk))
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_selection_of_slices_and_of_rows_without_keys(name) -> None:
+    scores = torch.randn(3, 4, 96)[1:, 1:3, :90]
+    start = torch.tensor([[95, 0], [40, 88]], dtype=torch.int32)
+    want = sorted_by_hand(scores, 16, 60, start)
+    assert (want[0, 0] == -1).all() and (want[1, 1] == -1).all()
+    assert torch.equal(SELECTIONS[name](scores, 16, 60, start), want)
+
+
+def marks_of(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """Collects which rows the fast selection hands to the radix select."""
+    marks, launch = [], select_fast.launch_select
+
+    def marked(*arguments, only: torch.Tensor) -> None:
+        marks.append(only.clone())
+        launch(*arguments, only=only)
+
+    monkeypatch.setattr(select_fast, "launch_select", marked)
+    return marks
+
+
+def test_rows_that_mislead_the_sample_are_done_again(monkeypatch) -> None:
+    marks = marks_of(monkeypatch)
+    scores = torch.stack([torch.zeros(400), torch.rand(400), torch.randn(400), torch.randn(400)])[None]
+    scores[0, 1, :8] += 100  # a sampled sector: the bound comes out so high that 8 keys pass where 16 are needed
+    scores[0, 2, 30:] = -torch.inf  # fewer valid keys than the length promises
+    found = select_fast.select_rows_fast(scores, 16, 400)
+    assert torch.equal(found, sorted_by_hand(scores, 16, 400, None))
+    assert marks[0][0, :2].tolist() == [-1, -1]  # 400 ties fit no list of 32 candidates
+
+
+@pytest.mark.parametrize("kind", ["normal", "runs of 64 alike", "many ties"])
+def test_at_full_length_with_the_launch_parameters_of_a_gpu(kind, monkeypatch) -> None:
+    for table in (select_topk.LAUNCH, select_fast.SAMPLE, select_fast.FILTER, select_fast.LIST, select_fast.PICK):
+        monkeypatch.setitem(table, "interpreter", table["sm_90"])
+    marks = marks_of(monkeypatch)
+    s, topk = 131_072, 2048
+    scores = torch.randn(1, 2, s)
+    if kind == "runs of 64 alike":
+        scores = scores[..., : s // 64].repeat_interleave(64, dim=-1) + scores / 4
+    if kind == "many ties":
+        scores = (scores * 4).round() / 4
+    found = select_fast.select_rows_fast(scores, topk, s)
+    assert torch.equal(found, ops.topk_positions(scores, topk))
+    assert torch.equal(found[:, :1], select_topk.select_rows(scores[:, :1], topk, s))
+    assert marks[0].ge(0).all(), "a sample of 8192 finds a bound for keys like these"
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize(
+    ("b", "t", "s", "j", "i", "topk", "offset", "first", "dtype"),
+    [
+        (1, 1, 90, 4, 16, 16, 89, "none", torch.float32),  # one token of decoding
+        (3, 1, 50, 4, 16, 8, 49, "row", torch.bfloat16),
+        (2, 11, 60, 3, 16, 8, 49, "query", torch.float16),
+        (1, 12, 12, 2, 64, 16, 0, "none", torch.float32),  # fewer keys than topk
+        (2, 9, 37, 16, 64, 4, 30, "row", torch.float32),  # offset + t runs past the last key
+    ],
+)
+def test_select_topk_equals_torch_bit_by_bit(b, t, s, j, i, topk, offset, first, dtype, name, monkeypatch) -> None:
+    monkeypatch.setattr(select_topk, "SLAB_BYTES", 9 * 4 * 96)  # a few rows a slab: slabs of queries and of batch rows
+    q, k, w = (x.to(dtype) for x in whole_numbers(b, t, s, j, i))
+    start = first_key(first, b, t, s)
+    found = WHOLE[name](q, k, w, topk, offset, start)
+    want = ops.select_topk(q, k, w, topk, offset, start, backend="torch")
+    assert found.dtype == want.dtype and torch.equal(found, want)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_select_topk_on_real_numbers_picks_the_best_up_to_rounding(name) -> None:
+    b, t, s, topk = 2, 3, 110, 16
+    q, k, w = draw(b, t, s, 4, 32)
+    found = WHOLE[name](q, k, w, topk, s - t)
+    exact = scores64(q, k, w).masked_fill(~ops.valid_keys(t, s, s - t, None), -torch.inf)
+    kth = exact.topk(topk).values[..., -1:]
+    slack = 1e-5 * exact.masked_fill(exact == -torch.inf, 0).abs().amax()
+    assert (exact.gather(-1, found.long()) >= kth - slack).all()
+    assert (found.diff(dim=-1) > 0).all()
+    assert torch.equal(found, ops.topk_positions(index_scores(q, k, w, s - t), topk))
+    assert torch.equal(found, WHOLE[name](q, k, w, topk, s - t))
+
+
+def test_nothing_to_do_gives_empty_or_minus_one() -> None:
+    for whole in WHOLE.values():
+        q, k, w = draw(1, 3, 5, 2, 16)
+        assert whole(q[:, :0], k, w[:, :0], 4).shape == (1, 0, 4)
+        assert whole(q, k[:, :0], w, 4).tolist() == [[[-1] * 4] * 3]
+        assert whole(q, k, w, 2, offset=-3).tolist() == [[[-1] * 2] * 3]
+
+
+def test_wrong_input_is_refused_by_name() -> None:
+    q, k, w = draw(2, 3, 5, 2, 16)
+    bad = {
+        r"expected q \[b t j i\]": (q, k[:1], w, 4),
+        r"w \[b t j\]; got": (q, k, w[..., :1], 4),
+        "must share one of": (q, k.half(), w, 4),
+        "w must be float32": (q, k, w.double(), 4),
+        "stride 1": (q, k.mT.contiguous().mT, w, 4),
+        "topk must be at least 1": (q, k, w, 0),
+        r"start must be int32 or int64 \[2\] or \[2, 3\]": (q, k, w, 4, 0, torch.zeros(3, dtype=torch.int64)),
+        "start must be int32 or int64": (q, k, w, 4, 0, torch.zeros(2)),
+        "heads of width": (q.new_zeros(2, 3, 2, 300), k.new_zeros(2, 5, 300), w, 4),
+    }
+    for whole in WHOLE.values():
+        for message, arguments in bad.items():
+            with pytest.raises(ValueError, match=message):
+                whole(*arguments)
+    for select in SELECTIONS.values():
+        with pytest.raises(ValueError, match=r"scores must be float32 \[b t s\]"):
+            select(torch.zeros(1, 2, 8, dtype=torch.float64), 4)
+        with pytest.raises(ValueError, match="out must be contiguous int32"):
+            select(torch.zeros(1, 2, 8), 4, out=torch.zeros(1, 2, 4))
+    with pytest.raises(ValueError, match="out must be float32"):
+        index_scores(q, k, w, out=torch.zeros(2, 3, 4))
+    with pytest.raises(ValueError, match="topk up to 4096"):
+        select_fast.select_rows_fast(torch.zeros(1, 2, 8), 5000)

@@ -1,0 +1,110 @@
+"""Every kernel compiled for Hopper and Ampere: registers, spills, shared memory, and the instructions that matter."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+from minikeye.kernels.compiled import attention_cases, compile_case, index_cases
+from minikeye.kernels.workload import Shape
+
+ROOT = Path(__file__).resolve().parents[2]
+# At the released shapes, by architecture: registers a thread and bytes of shared memory, at most. On sm_90 four
+# programs of 128 threads share a multiprocessor's 65,536 registers where a thread has 128.
+CEILING = {
+    "index_scores": {90: (128, 45_056), 80: (168, 45_056)},
+    "select_topk": {90: (128, 16_384), 80: (128, 16_384)},
+    "select_fast, threshold": {90: (64, 1_024), 80: (64, 1_024)},
+    "select_fast, filter": {90: (48, 1_024), 80: (48, 1_024)},
+    "select_fast, list": {90: (48, 1_024), 80: (64, 1_024)},
+    "select_fast, pick": {90: (64, 32_768), 80: (64, 32_768)},
+    "sparse_forward": {90: (128, 20_480), 80: (128, 20_480)},
+    "sparse_union, mark": {90: (80, 8_192), 80: (80, 8_192)},
+    "sparse_union, compact": {90: (80, 1_024), 80: (80, 1_024)},
+    "sparse_union": {90: (128, 50_176), 80: (168, 40_960)},
+    "sparse_backward, dq": {90: (144, 22_528), 80: (144, 22_528)},
+    "sparse_backward, dkv": {90: (168, 45_056), 80: (168, 45_056)},
+    "sparse_backward_atomic": {90: (240, 112_640), 80: (200, 65_536)},
+}
+OF_ATTENTION = [name for name in CEILING if name.startswith("sparse") and not name.endswith(("mark", "compact"))]
+
+
+def cases(sm: int, **options) -> dict:
+    return index_cases(sm, **options) | attention_cases(sm)
+
+
+@pytest.mark.parametrize("sm", [90, 80])
+@pytest.mark.parametrize("name", CEILING)
+def test_released_shapes(name, sm):
+    made = compile_case(cases(sm)[name], sm)
+    registers, shared = CEILING[name][sm]
+    assert made.spilled == 0 and made.registers <= registers and made.shared <= shared, made
+
+
+def test_every_kernel_has_a_ceiling():
+    assert list(CEILING) == list(cases(90))
+
+
+def test_the_result_is_of_these_kernels():
+    """assets/results/kernels_compiled.json: rows of all of them, no spills. The numbers vary with Triton's version."""
+    rows = json.loads((ROOT / "assets/results/kernels_compiled.json").read_text())["rows"]
+    assert [row["kernel"] for row in rows] == 2 * list(CEILING)
+    assert not any(row["spilled_bytes"] for row in rows)
+
+
+def test_heads_are_added_up_inside_a_thread():
+    made = compile_case(index_cases(90)["index_scores"], 90)
+    assert "wgmma.mma_async" in made.ptx and "shfl" not in made.ptx
+    loop = made.ttgir[made.ttgir.index("scf.for") : made.ttgir.index("scf.yield")]
+    assert "local_alloc" not in loop, "the queries must be put into shared memory once, not once a tile"
+
+
+def test_the_filter_loads_16_bytes_at_a_time():
+    assert re.search(r"ld\.global\S*\.v4", compile_case(index_cases(90)["select_fast, filter"], 90).ptx)
+
+
+def test_the_list_is_written_without_a_way_round_through_shared_memory():
+    made = compile_case(index_cases(90)["select_fast, list"], 90)
+    outer, inner = (at.start() for at in list(re.finditer(r"scf\.for", made.ttgir))[:2])
+    to_list = made.ttgir[inner : made.ttgir.index("scf.yield", outer)]
+    assert "tt.store" in to_list and "convert_layout" not in to_list
+
+
+def test_the_union_is_multiplied_by_warp_groups():
+    ptx = compile_case(attention_cases(90)["sparse_union"], 90).ptx
+    assert "wgmma.mma_async" in ptx and "cp.async" in ptx
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sm", [90, 80])
+@pytest.mark.parametrize(
+    ("heads", "width", "topk"), [(4, 128, 2048), (16, 128, 4096), (32, 128, 2048), (64, 128, 2048)]
+)
+def test_other_indexers_do_not_spill(sm, heads, width, topk):
+    """With a first key for each query, too."""
+    shape = Shape(index_heads=heads, index_width=width, topk=topk)
+    for name, case in index_cases(sm, shape, start=True).items():
+        made = compile_case(case, sm)
+        assert made.spilled == 0 and made.shared <= {90: 227, 80: 163}[sm] * 1024, name
+
+
+SHAPES = [
+    (Shape(heads=4), "bf16"),
+    (Shape(heads=20, width=64), "bf16"),
+    (Shape(heads=64), "fp16"),
+    (Shape(width=16, topk=4096), "bf16"),
+    (Shape(width=64), "fp32"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("shape", "dtype"), SHAPES, ids=str)
+@pytest.mark.parametrize("name", OF_ATTENTION)
+def test_other_heads_compile(name, shape, dtype):
+    """Group sizes, widths and dtypes that the door lets in; half a kilobyte spilled is slow, not wrong."""
+    made = compile_case(attention_cases(90, shape)[name], 90, dtype)
+    assert made.shared <= 227 * 1024
+    assert made.spilled <= (64 if dtype != "fp32" else 2**15), made
