@@ -92,7 +92,13 @@ def teach(dense: KeyeVL, seed: int, recipe: Recipe, device: str, workers: int) -
 
 @torch.no_grad()
 def measure(model: KeyeVL, run: Run, n: int, device: str, tokens: int = 2**17) -> dict:
-    """Exact answers of n questions in percent, parts of needle answers, and what the selection keeps, per layer."""
+    """Exact answers of n questions in percent, parts of needle answers, and what the selection keeps, per layer.
+
+    run.method: one of METHODS; those that are no rule of `RULES` are told by the model that is given. Raises ValueError
+    for another method or task, or n < 1.
+    """
+    if run.method not in METHODS or run.task not in ("N", "G") or n < 1:
+        raise ValueError(f"expected a method of {METHODS}, task N or G and n >= 1; got {run.method}, {run.task}, {n}")
     begun, config = time.monotonic(), model.config
     mode = "dense" if run.method in ("dense", "densefallback") else "masked" if device == "cuda" else "sparse"
     batch = max(1, min(n, tokens // (10 * run.frames)))

@@ -84,11 +84,12 @@ def wilson(successes: int, count: int) -> Estimate:
 def bootstrap_mean(values: Sequence[float], seed: int = 0, resamples: int = 10_000) -> Estimate:
     """Mean with the 95 % percentile interval of the means of `resamples` draws with replacement.
 
-    For values that are not yes or no, such as an IoU or a score per seed. Raises ValueError without values.
+    For many values that are not yes or no, such as IoUs; for a few seeds there is `student_mean`. Raises ValueError
+    without values, or for a table of them.
     """
-    if len(values) == 0:
-        raise ValueError("the mean of no values does not exist")
     array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or len(array) == 0:
+        raise ValueError(f"expected a flat list of at least one value, got shape {list(array.shape)}")
     rng = np.random.default_rng(seed)
     means = np.array([array[rng.integers(len(array), size=len(array))].mean() for _ in range(resamples)])
     low, high = np.quantile(means, (0.025, 0.975))
@@ -98,11 +99,11 @@ def bootstrap_mean(values: Sequence[float], seed: int = 0, resamples: int = 10_0
 def student_mean(values: Sequence[float]) -> Estimate:
     """Mean with the 95 % interval of Student's t: for a handful of seeds, whose means are about normal.
 
-    The interval of one value is infinite. Raises ValueError without values.
+    The interval of one value is infinite. Raises ValueError without values, or for a table of them.
     """
-    if len(values) == 0:
-        raise ValueError("the mean of no values does not exist")
     x = np.asarray(values, dtype=np.float64)
+    if x.ndim != 1 or len(x) == 0:
+        raise ValueError(f"expected a flat list of at least one value, got shape {list(x.shape)}")
     half = float(t.ppf(0.975, len(x) - 1) * x.std(ddof=1)) / math.sqrt(len(x)) if len(x) > 1 else math.inf
     return Estimate(float(x.mean()), float(x.mean()) - half, float(x.mean()) + half, len(x))
 

@@ -42,7 +42,10 @@ def window(trace: AttentionTrace, topk: int) -> Int[Tensor, "b t k"]:
 
 
 def first_last(trace: AttentionTrace, topk: int) -> Int[Tensor, "b t k"]:
-    """The first and the last topk / 2 keys ("sinks" and a window): a key's score is its distance from the middle."""
+    """The first and the last topk / 2 keys ("sinks" and a window): a key's score is its distance from the middle.
+
+    An odd topk has one more of the first.
+    """
     one, position = _ones(trace), _positions(trace)
     begin = 0 if trace.start is None else trace.start[:, None, None].to(one)
     middle = one * (begin + trace.offset + torch.arange(trace.q.shape[1], device=one.device)[None, :, None]) / 2
@@ -71,7 +74,17 @@ RULES: dict[str, Rule] = {"random": random_keys, "window": window, "firstlast": 
 
 @contextmanager
 def selecting(model: KeyeVL, rule: Rule | None = None, topk: int | None = None) -> Iterator[None]:
-    """Inside the block every layer selects by `rule` (None: its indexer) and topk keys (None: as configured)."""
+    """Inside the block every layer selects by `rule` (None: its indexer) and topk keys (None: as configured).
+
+        with selecting(model, rules.window, 64):
+            model(inputs)
+
+    Raises TypeError for a rule that is no function, ValueError for topk < 1.
+    """
+    if rule is not None and not callable(rule):
+        raise TypeError(f"rule must be a function such as rules.window, got {rule!r}; RULES has them by name")
+    if topk is not None and topk < 1:
+        raise ValueError(f"topk must be at least 1, or None for the configured one; got {topk}")
     layers = [layer.self_attn for layer in model.model.layers]
     before = [attention.topk for attention in layers]
     try:

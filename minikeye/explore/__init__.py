@@ -1,4 +1,7 @@
-"""What the model selected: records -> FrameSelection -> figure, JSON, table, sentence."""
+"""What the model selected: records -> FrameSelection -> figure, JSON, table, sentence.
+
+The widget is `minikeye.explore.explorer.FrameExplorer`; a module of its own, since it needs ipywidgets.
+"""
 
 from minikeye.explore.selection import FrameSelection
 

@@ -22,12 +22,17 @@ from minikeye.whole import write_whole
 
 
 class FrameExplorer(widgets.VBox):
-    """Controls, a picture, a sentence. `controls` holds the widgets; setting their values is the same as moving them.
+    """Controls, a picture, a sentence. `controls` holds the widgets; setting their values is the same as moving them:
+    `layer.value` and `topk.value` (numbers, kept within their limits), `head.value` (-1: all), `where.value` (a group
+    of tokens), `token.index` (a number within the group), `frames.value` (first, last).
 
-    source: a `Probed`, or a FrameSelection, of which layer, query and frames can be chosen but not head and k.
+    source: a `Probed`, or a FrameSelection, of which layer, query and frames can be chosen but not head and k. Raises
+    TypeError for anything else, such as a path: that is for `from_video`.
     """
 
     def __init__(self, source: FrameSelection | Probed):
+        if not isinstance(source, FrameSelection | Probed):
+            raise TypeError(f"expected a FrameSelection or a Probed, got {type(source).__name__}; see from_video")
         self.source = Recorded(source) if isinstance(source, FrameSelection) else source
         where = next(iter(self.source.queries))
         self._chosen = (self.source.queries[where][0], None, self.source.topk)
@@ -67,7 +72,9 @@ class FrameExplorer(widgets.VBox):
         return self._page.png()
 
     def save_png(self, path: str | Path) -> None:
-        """Write the picture, whole or not at all. Raises OSError."""
+        """Write the picture, whole or not at all. Raises ValueError for another ending than .png, OSError."""
+        if Path(path).suffix.lower() != ".png":
+            raise ValueError(f"the picture is a PNG: expected a name that ends in .png, got {Path(path).name}")
         write_whole(path, self.png)
 
     def save_json(self, path: str | Path) -> None:

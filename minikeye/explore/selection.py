@@ -201,7 +201,10 @@ class FrameSelection:
 
     @classmethod
     def from_json(cls, text: str) -> "FrameSelection":
-        """Read what `to_json` wrote. Raises ValueError for anything else, or for another version of the format."""
+        """Read what `to_json` wrote. text: the JSON, not a path: `Path(path).read_text()`.
+
+        Raises ValueError for anything else, or for another version of the format.
+        """
         try:
             document = json.loads(text)
         except json.JSONDecodeError as error:

@@ -4,6 +4,11 @@ Axes: b batch, t query position, s key position, k selected key.
 Report, section 2.3. In the dense warm-up the model stays dense and only the indexer is trained; in the sparse
 adaptation everything is, the model by its next-token loss, the indexer by L_sparse: L = L_NTP + lambda * L_sparse.
 Lambda, learning rates and which rows are used are not in the report: our choice.
+
+    teacher = IndexerTeacher(rows)
+    model(inputs, observer=teacher, attention="dense")  # warm-up; "sparse" in the sparse adaptation
+    teacher.indexer_loss().backward()  # warm-up: give the optimiser the `sa_indexer` parameters alone;
+                                       # sparse adaptation: add the cross-entropy of the output's logits
 """
 
 import torch
@@ -25,6 +30,8 @@ class IndexerTeacher:
     """
 
     def __init__(self, rows: Int[Tensor, " n"] | None):
+        if rows is not None and rows.numel() == 0:
+            raise ValueError("expected at least one row, or None to teach nothing; got an empty tensor")
         self.rows = rows
         self.indexer: list[Float[Tensor, ""]] = []  # mean KL of a row, one entry a layer
         self.balance: list[Float[Tensor, ""]] = []
@@ -52,8 +59,10 @@ class IndexerTeacher:
 def draw_rows(answer: Bool[Tensor, "b t"], count: int, generator: torch.Generator) -> Int[Tensor, " n"]:
     """Random query rows of a right-padded batch: half anywhere, half at answer tokens (our choice).
 
-    Raises ValueError where no token of the batch belongs to an answer.
+    Raises ValueError where no token of the batch belongs to an answer, or count < 1.
     """
+    if count < 1:
+        raise ValueError(f"expected at least one row, got count = {count}")
     spoken = answer.any(dim=0).nonzero().squeeze(-1)
     if not len(spoken):
         raise ValueError("expected answer to be True somewhere, got none: there is nothing to teach from")
@@ -93,6 +102,8 @@ class RecallMeter:
     """
 
     def __init__(self, topk: int | None, last: int = 32):
+        if last < 1 or (topk is not None and topk < 1):
+            raise ValueError(f"expected topk >= 1 or None and last >= 1, got {topk} and {last}")
         self.topk, self.last = topk, last
         self.kept: list[Float[Tensor, "b t"]] = []
 

@@ -166,3 +166,9 @@ def test_the_script_resumes_and_joins(tmp_path, monkeypatch, capsys):
     assert joined["seeds"] == [0, 1] and joined["summary"]["seeds"] == 2
     assert {r["torch"] for r in joined["rows"] if r["seed"] == 1} == {"9.9"}
     assert known(tmp_path / "nothing.json") == []
+
+
+@pytest.mark.parametrize(("method", "task", "n"), [("foo", "N", 1), ("dsa", "Z", 1), ("dsa", "N", 0)])
+def test_what_is_not_in_the_plan_is_not_measured(lively, method, task, n):
+    with pytest.raises(ValueError, match=f"got {method}, {task}, {n}"):
+        dsa_study.measure(lively, dsa_study.Run(0, method, task, 16, 4), n, "cpu")

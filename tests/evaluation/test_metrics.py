@@ -109,5 +109,11 @@ def test_student_mean_is_scipys():
     got = student_mean(values)
     assert (got.mean, got.low, got.high, got.count) == pytest.approx((np.mean(values), low, high, 5))
     assert student_mean([5.0]) == Estimate(5.0, -math.inf, math.inf, 1)
-    with pytest.raises(ValueError, match="no values"):
+    with pytest.raises(ValueError, match="at least one value, got shape"):
         student_mean([])
+
+
+@pytest.mark.parametrize("mean", [student_mean, bootstrap_mean])
+def test_a_table_is_no_list_of_values(mean):
+    with pytest.raises((ValueError, TypeError)):  # TypeError where annotations are enforced
+        mean([[1.0, 2.0], [3.0, 4.0]])

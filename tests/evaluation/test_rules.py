@@ -136,3 +136,12 @@ def test_interleaved_is_turning_neighbours():
     got = ops.index_scores(*indexer(x, cos, sin))
     assert_close(got, expected, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(got[0, -1], right[0, -1], atol=1e-2)
+
+
+def test_no_keys_is_no_selection(lively):
+    for topk in (0, -3):
+        with (
+            pytest.raises(ValueError, match=f"topk must be at least 1, or None.*got {topk}"),
+            selecting(lively, None, topk),
+        ):
+            pass

@@ -360,3 +360,8 @@ def test_an_update_is_quick():
             taken.append(time.perf_counter() - begun)
             assert explorer.sentence != before
     assert statistics.median(taken) < 0.6, [round(t, 3) for t in taken]
+
+
+def test_a_picture_has_the_ending_of_a_picture(explorer, tmp_path):
+    with pytest.raises(ValueError, match=r"ends in \.png, got picture\.jpg"):
+        explorer.save_png(tmp_path / "picture.jpg")

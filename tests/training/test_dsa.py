@@ -223,3 +223,13 @@ def test_nothing_to_teach_from():
             loss()
     with pytest.raises(ValueError, match="nothing to teach from"):
         draw_rows(torch.zeros(2, 5, dtype=torch.bool), 4, torch.Generator())
+
+
+def test_nothing_asked_for_is_an_error(generator):
+    with pytest.raises(ValueError, match="at least one row, got count = 0"):
+        draw_rows(torch.ones(1, 3, dtype=torch.bool), 0, generator)
+    with pytest.raises(ValueError, match="at least one row, or None"):
+        IndexerTeacher(torch.tensor([], dtype=torch.int64))
+    for topk, last in ((0, 1), (4, 0)):
+        with pytest.raises(ValueError, match=f"topk >= 1 or None and last >= 1, got {topk} and {last}"):
+            RecallMeter(topk, last)
