@@ -21,21 +21,28 @@ from minikeye.kernels import (
     index_scores,
     select_fast,
     select_topk,
+    selected_backward,
+    selected_loss,
     sparse_backward,
     sparse_backward_atomic,
     sparse_forward,
     sparse_union,
+    warmup_loss,
+    warmup_lse,
 )
 from minikeye.kernels.workload import RELEASED, Shape
 
 FLOATS = {"scale", "scale_log2", "pays"}
-UNEVEN = {"T", "S", "G", "R", "TILES", "BLOCKS", "t_count", "offset", "start_b", "start_t"}  # not multiples of 16
+NOT_SIXTEENTHS = ("T", "S", "G", "R", "TILES", "BLOCKS", "t_count", "offset", "sure", "start_b", "start_t")  # integers
 POINTERS = {
-    **dict.fromkeys(("scores", "bound", "lse", "delta"), "fp32"),
+    **dict.fromkeys(("scores", "bounds", "lse", "delta", "index_w", "loss"), "fp32"),
+    **dict.fromkeys(("dscore", "pulled", "row_lse", "parts"), "fp32"),
     **dict.fromkeys(("start", "only", "bitmap", "candidates", "passed", "indices", "union_sizes", "marks"), "i32"),
     **dict.fromkeys(("words", "counts", "ends", "entries", "sizes", "queries", "members", "begins"), "i32"),
+    **dict.fromkeys(("pairs", "order", "firsts", "lasts"), "i32"),
 }
-INPUTS = {"q", "k", "v", "w", "out", "dout", "dq"}  # in the inputs' dtype, where a kernel's row below says nothing else
+# In the inputs' dtype, where a kernel's case says nothing else.
+INPUTS = {"q", "k", "v", "w", "out", "dout", "dq", "index_q", "index_k"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +79,7 @@ def compile_case(case: Case, sm: int, dtype: str = "bf16") -> Compiled:
             types[name] = "*" + pointer
         else:
             types[name] = "fp32" if name in FLOATS else "i32"
-        if types[name] != "fp32" and name not in UNEVEN:
+        if types[name] != "fp32" and name not in NOT_SIXTEENTHS:
             aligned[(n,)] = [["tt.divisibility", 16]]
     names = {parameter.name for parameter in case.kernel.params}
     options = {name: value for name, value in case.launch.items() if name not in names and value is not None}
@@ -147,13 +154,38 @@ def attention_cases(sm: int, shape: Shape = RELEASED) -> dict[str, Case]:
     }
 
 
+def loss_cases(sm: int, shape: Shape = RELEASED, dtype: str = "bf16", gradients: bool = True) -> dict[str, Case]:
+    """The indexer's losses and their gradients; gradients=False: without what only the backward pass needs."""
+    row, j = f"sm_{sm}", shape.index_heads
+    heads = max(2, triton.next_power_of_2(j))
+    constants = {
+        "HEADS": heads, "WIDTH": max(16, triton.next_power_of_2(shape.index_width)), "E": shape.width,
+        "BLOCK_R": triton.next_power_of_2(shape.heads // shape.kv_heads), "w_j": 1, "B": 1,
+        "BLOCK_K": triton.next_power_of_2(shape.topk), "PRECISION": "ieee" if dtype == "fp32" else "tf32",
+    }  # fmt: skip
+    rows = constants | {"QUERIES": min(8, max(1, warmup_lse.COLUMNS[row] // heads))}
+    pairs = constants | {"QUERIES": max(1, selected_backward.COLUMNS // heads), "KEYS": selected_backward.KEYS}
+    none = {} if gradients else {"dscore": None, "pulled": None}
+    pointers = dict.fromkeys(("dk", "dloss"), "fp32")
+    return {
+        "selected_loss": Case(
+            selected_loss.selected_loss_kernel, constants | none, selected_loss.FORWARD[row], pointers
+        ),
+        "selected_backward": Case(selected_backward.selected_dk_kernel, pairs, selected_backward.DK[row], pointers),
+        "warmup_lse, heads": Case(warmup_lse.heads_kernel, rows, warmup_lse.HEADS_LAUNCH[row], pointers),
+        "warmup_lse, rows": Case(warmup_lse.rows_kernel, rows, warmup_lse.ROWS_LAUNCH[row], pointers),
+        "warmup_loss": Case(warmup_loss.loss_kernel, rows | none, warmup_loss.LAUNCH[row], pointers),
+        "warmup_loss, dk": Case(warmup_loss.dk_kernel, rows, warmup_loss.DK[row], pointers),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("assets/results/kernels_compiled.json"))
     options = parser.parse_args()
     rows = []
     for sm in (90, 80):
-        for name, case in (index_cases(sm) | attention_cases(sm)).items():
+        for name, case in (index_cases(sm) | attention_cases(sm) | loss_cases(sm)).items():
             made = compile_case(case, sm)
             used = {"registers": made.registers, "spilled_bytes": made.spilled, "shared_bytes": made.shared}
             rows.append({"kernel": name, "architecture": f"sm_{sm}", "warps": case.launch["num_warps"], **used})

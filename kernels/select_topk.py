@@ -25,16 +25,10 @@ from torch import Tensor
 
 from minikeye.kernels.index_scores import check_index, check_start, index_scores, start_strides
 from minikeye.kernels.launch import INTERPRETED, architecture
+from minikeye.kernels.ordered_bits import ordered
 
-SLAB_BYTES = 548 * 2**20  # of scores, and of what a selection keeps beside them
+SLAB_BYTES = 564 * 2**20  # of scores, and of what a selection keeps beside them
 LAUNCH = {"sm_90": (4096, 8), "sm_80": (4096, 8), "interpreter": (32, 1)}  # scores in a block, warps
-
-
-@triton.jit
-def ordered(score):
-    """float32 -> uint32 with a < b exactly where a < b. Zero has one sign: -0.0 and 0.0 are a tie."""
-    bits = tl.where(score == 0.0, 0.0, score).to(tl.int32, bitcast=True)
-    return (bits ^ tl.where(bits < 0, -1, -(2**31))).to(tl.uint32, bitcast=True)
 
 
 @triton.jit

@@ -50,6 +50,12 @@ def gather_rows(x: Float[Tensor, "b s g e"], indices: Int[Tensor, "b n k"]) -> F
     return _gather_uncounted(x, indices)
 
 
+def gather_index_rows(index_k: Float[Tensor, "b s i"], indices: Int[Tensor, "b t k"]) -> Float[Tensor, "b t k i"]:
+    """Index keys of the selected positions; row 0 stands in for -1 and is masked by the score."""
+    batch = torch.arange(len(index_k), device=index_k.device)[:, None, None]
+    return index_k[batch, indices.clamp(min=0).long()]
+
+
 def _logits(q: Tensor, keys: Tensor, indices: Tensor, scale: float) -> Float[Tensor, "b n g r k"]:
     logits = widen(torch.einsum("bngre,bnkge->bngrk", q, keys)) * scale
     return logits.masked_fill((indices < 0)[:, :, None, None, :], -torch.inf)

@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from minikeye.config import KeyeConfig
-from minikeye.ops import widen
 from minikeye.rope import rotate
+from minikeye.selection import widen
 
 
 class Indexer(nn.Module):

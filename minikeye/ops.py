@@ -1,11 +1,12 @@
-"""The only door to kernels: index scores, exact top-k selection, sparse attention.
+"""The only door to kernels: index scores, exact top-k selection, sparse attention, the losses of the indexer.
 
 Axes: b batch, t query position, s key position, j indexer head, i indexer width, k selected key, h query head,
-g KV head, e head width. Report, section 2.3. Inputs are checked here, then one backend answers: "torch"
-(selection.py, gathered.py: everywhere, the specification) or "triton" (the package `minikeye.kernels`: CUDA).
+g KV head, e head width. Report, section 2.3. Inputs are checked here, then one backend answers: "torch" (selection.py,
+gathered.py, indexer.py: everywhere, the specification) or "triton" (the package `minikeye.kernels`: CUDA).
 """
 
 import importlib.util
+import math
 from functools import cache
 
 import torch
@@ -13,12 +14,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from minikeye import selection
-from minikeye.gathered import GatheredAttention, count_rows, counting, gather_rows
+from minikeye.gathered import GatheredAttention, count_rows, counting, gather_index_rows, gather_rows
+from minikeye.indexer import dense_targets, kl_loss, selected_scores, selected_targets
 from minikeye.selection import readable, select_slabs, slab_rows, topk_positions, valid_keys, widen
 
 __all__ = [
-    "choose_backend", "count_rows", "gather_rows", "index_scores", "select_topk", "slab_rows", "sparse_attention",
-    "topk_positions", "valid_keys", "widen",
+    "choose_backend", "count_rows", "gather_rows", "index_scores", "select_topk", "selected_loss", "slab_rows",
+    "sparse_attention", "topk_positions", "valid_keys", "warmup_loss", "widen",
 ]  # fmt: skip
 BACKENDS = ("auto", "torch", "triton")
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -134,12 +136,7 @@ def sparse_attention(
         )
     if indices.shape[:2] != (b, t) or indices.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"indices must be int [{b}, {t}, k], got {indices.dtype} {list(indices.shape)}")
-    unless = (
-        ""
-        if e in (16, 32, 64, 128) and h // k.shape[2] <= 16
-        else "heads must be 16, 32, 64 or 128 wide, 1 to 16 a group"
-    )
-    match choose_backend(backend, q, k, v, unless=unless)[0]:
+    match choose_backend(backend, q, k, v, unless=_beyond_kernels(q, k))[0]:
         case "torch":
             _check_range(indices, k.shape[1])
             return GatheredAttention.apply(q, k, v, indices, e**-0.5 if scale is None else scale)
@@ -147,6 +144,68 @@ def sparse_attention(
             from minikeye.kernels.sparse_attention import sparse_attention as attend
 
             return attend(q.contiguous(), k, v, indices, scale)
+
+
+def warmup_loss(
+    index_q: Float[Tensor, "b t j i"],
+    index_k: Float[Tensor, "b s i"],
+    index_w: Float[Tensor, "b t j"],
+    q: Float[Tensor, "b t h e"],
+    k: Float[Tensor, "b s g e"],
+    positions: Int[Tensor, " t"],
+    start: Int[Tensor, " b"] | None = None,
+    backend: str = "auto",
+) -> Float[Tensor, "b t"]:
+    """L_warmup of each query row, nats: sum_g KL(p_g || softmax(I)) over its valid keys.
+
+    p_g: the dense attention of KV group g, mean over its heads. positions: where the rows stand, in any order; a row
+    sees the keys start <= s <= its position. Gradients reach index_q, index_k and index_w alone. A row that sees no key
+    has loss 0. Raises ValueError where shapes do not fit, RuntimeError as `choose_backend` does.
+    """
+    _check_index(index_q, index_k, index_w, start)
+    q, k, s = q.detach(), k.detach(), k.shape[1]
+    match choose_backend(backend, index_q, q, k, unless=_beyond_kernels(q, k, index_q))[0]:
+        case "torch":
+            valid = valid_keys(1, s, s, start, q.device) & (torch.arange(s, device=q.device) <= positions[:, None])
+            scores = selection.index_scores(index_q, index_k, index_w, offset=s).masked_fill(~valid, -torch.inf)
+            return kl_loss(scores, dense_targets(q, k, valid))
+        case "triton":
+            from minikeye.kernels.warmup_loss import warmup_loss as loss
+
+            return loss(index_q, index_k, index_w, q, k, positions.int(), start)
+
+
+def selected_loss(
+    index_q: Float[Tensor, "b t j i"],
+    index_k: Float[Tensor, "b s i"],
+    index_w: Float[Tensor, "b t j"],
+    q: Float[Tensor, "b t h e"],
+    k: Float[Tensor, "b s g e"],
+    indices: Int[Tensor, "b t k"],
+    backend: str = "auto",
+) -> Float[Tensor, "b t"]:
+    """L_sparse of each query row, nats: the same over its selected keys alone, p_g the sparse attention of group g.
+
+    -1 in indices marks no key. Gradients, empty rows and errors as in `warmup_loss`.
+    """
+    _check_index(index_q, index_k, index_w, None)
+    q, k = q.detach(), k.detach()
+    match choose_backend(backend, index_q, q, k, unless=_beyond_kernels(q, k, index_q))[0]:
+        case "torch":
+            targets = selected_targets(q, gather_rows(k, indices), indices)
+            return kl_loss(selected_scores(index_q, gather_index_rows(index_k, indices), index_w, indices), targets)
+        case "triton":
+            from minikeye.kernels.selected_loss import selected_loss as loss
+
+            return loss(index_q, index_k, index_w, q, k, indices)
+
+
+def _beyond_kernels(q: Tensor, k: Tensor, index_q: Tensor | None = None) -> str:
+    """What about these shapes the attention and loss kernels cannot do."""
+    if q.shape[-1] not in (16, 32, 64, 128) or q.shape[2] // k.shape[2] > 16:
+        return "heads must be 16, 32, 64 or 128 wide, at most 16 a group"
+    entries = 1 if index_q is None else math.prod(2 ** (n - 1).bit_length() for n in index_q.shape[2:])
+    return "" if entries <= 8192 else "index heads times their width, as powers of two, must not exceed 8,192"
 
 
 def _check_range(indices: Tensor, s: int) -> None:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from minikeye import ops
 from minikeye.attention import AttentionTrace
-from minikeye.indexer import dense_targets, kl_loss, selected_scores, selected_targets
 from minikeye.moe import balance_loss
 from minikeye.record import selection_mass
 
@@ -76,21 +75,10 @@ def row_losses(trace: AttentionTrace, rows: Int[Tensor, " n"]) -> Float[Tensor, 
     The sum over KV groups g of KL(p_g || softmax(I)), p_g the attention averaged over the heads of the group, I the
     row's index scores. Gradients reach the indexer alone. A row that sees no key has loss 0.
     """
-    q, index_q, index_w = trace.q[:, rows].detach(), trace.index_q[:, rows], trace.index_w[:, rows]
+    index, q, k = (trace.index_q[:, rows], trace.index_k, trace.index_w[:, rows]), trace.q[:, rows], trace.k
     if trace.indices is None:
-        s = trace.k.shape[1]
-        valid = ops.valid_keys(trace.q.shape[1], s, trace.offset, trace.start, q.device)[:, rows]
-        scores = ops.index_scores(index_q, trace.index_k, index_w, offset=s).masked_fill(~valid, -torch.inf)
-        return kl_loss(scores, dense_targets(q, trace.k.detach(), valid))
-    indices = trace.indices[:, rows]
-    targets = selected_targets(q, ops.gather_rows(trace.k.detach(), indices), indices)
-    return kl_loss(selected_scores(index_q, gather_index_rows(trace.index_k, indices), index_w, indices), targets)
-
-
-def gather_index_rows(index_k: Float[Tensor, "b s i"], indices: Int[Tensor, "b t k"]) -> Float[Tensor, "b t k i"]:
-    """Index keys of the selected positions; row 0 stands in for -1 and is masked by the score."""
-    batch = torch.arange(len(index_k), device=index_k.device)[:, None, None]
-    return index_k[batch, indices.clamp(min=0).long()]
+        return ops.warmup_loss(*index, q, k, trace.offset + rows.to(q.device), trace.start)
+    return ops.selected_loss(*index, q, k, trace.indices[:, rows])
 
 
 class RecallMeter:

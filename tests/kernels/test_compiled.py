@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from minikeye.kernels.compiled import attention_cases, compile_case, index_cases
+from minikeye.kernels.compiled import attention_cases, compile_case, index_cases, loss_cases
 from minikeye.kernels.workload import Shape
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,8 +18,8 @@ CEILING = {
     "index_scores": {90: (128, 45_056), 80: (168, 45_056)},
     "select_topk": {90: (128, 16_384), 80: (128, 16_384)},
     "select_fast, threshold": {90: (64, 1_024), 80: (64, 1_024)},
-    "select_fast, filter": {90: (48, 1_024), 80: (48, 1_024)},
-    "select_fast, list": {90: (48, 1_024), 80: (64, 1_024)},
+    "select_fast, filter": {90: (48, 1_024), 80: (64, 1_024)},
+    "select_fast, list": {90: (48, 1_024), 80: (72, 1_024)},
     "select_fast, pick": {90: (64, 32_768), 80: (64, 32_768)},
     "sparse_forward": {90: (128, 20_480), 80: (128, 20_480)},
     "sparse_union, mark": {90: (80, 8_192), 80: (80, 8_192)},
@@ -28,12 +28,18 @@ CEILING = {
     "sparse_backward, dq": {90: (144, 22_528), 80: (144, 22_528)},
     "sparse_backward, dkv": {90: (168, 45_056), 80: (168, 45_056)},
     "sparse_backward_atomic": {90: (240, 112_640), 80: (200, 65_536)},
+    "selected_loss": {90: (128, 40_960), 80: (128, 16_384)},  # four programs of 128 threads a multiprocessor
+    "selected_backward": {90: (128, 16_384), 80: (128, 16_384)},
+    "warmup_lse, heads": {90: (128, 50_176), 80: (128, 45_056)},
+    "warmup_lse, rows": {90: (128, 36_864), 80: (136, 28_672)},
+    "warmup_loss": {90: (240, 90_112), 80: (255, 28_672)},
+    "warmup_loss, dk": {90: (240, 81_920), 80: (240, 24_576)},
 }
 OF_ATTENTION = [name for name in CEILING if name.startswith("sparse") and not name.endswith(("mark", "compact"))]
 
 
 def cases(sm: int, **options) -> dict:
-    return index_cases(sm, **options) | attention_cases(sm)
+    return index_cases(sm, **options) | attention_cases(sm) | loss_cases(sm)
 
 
 @pytest.mark.parametrize("sm", [90, 80])

@@ -1,0 +1,42 @@
+"""Floats as integers of the same order, and counting among them: functions that the selection kernels inline."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def ordered(score):
+    """float32 -> uint32 with a < b exactly where a < b. Zero has one sign: -0.0 and 0.0 are a tie."""
+    bits = tl.where(score == 0.0, 0.0, score).to(tl.int32, bitcast=True)
+    return (bits ^ tl.where(bits < 0, -1, -(2**31))).to(tl.uint32, bitcast=True)
+
+
+@triton.jit
+def unordered(key):
+    """The float32 that `ordered` made `key` of."""
+    bits = key.to(tl.int32, bitcast=True)
+    return (bits ^ tl.where(bits < 0, -(2**31), -1)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def count_bits(word):
+    """Ones in an int32: sums of neighbouring bits, then pairs, then half bytes, then bytes."""
+    word = word - ((word >> 1) & 0x55555555)
+    word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
+    word = (word + (word >> 4)) & 0x0F0F0F0F
+    return (word * 0x01010101) >> 24
+
+
+@triton.jit
+def bisect(key, low, high, need, enough):
+    """A key that `need` to `enough` of `key` reach; where ties forbid that, the largest that at least `need` reach."""
+    reach = tl.sum((key >= low).to(tl.int32), axis=0)
+    while (high - low > 1) & (reach > enough):
+        middle = low + ((high - low) >> 1)
+        count = tl.sum((key >= middle).to(tl.int32), axis=0)
+        if count >= need:
+            low = middle
+            reach = count
+        else:
+            high = middle
+    return low

@@ -1,0 +1,443 @@
+"""The indexer's two losses in Triton's interpreter. test_loss.py runs this file in a process of its own.
+
+Oracles: training.dsa.row_losses in the inputs' dtype, and float64 autograd of the same equations. What a kernel leaves
+unwritten is nan: see `poison`.
+"""
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from minikeye import ops
+from minikeye.attention import AttentionTrace
+from minikeye.gathered import gather_index_rows
+from minikeye.indexer import dense_targets, kl_loss, selected_scores, selected_targets
+from minikeye.kernels import selected_backward, warmup_lse
+from minikeye.kernels.selected_loss import selected_loss
+from minikeye.kernels.sparse_attention import sparse_attention
+from minikeye.kernels.warmup_loss import warmup_loss
+from minikeye.training.dsa import row_losses
+
+EXACT = {"atol": 5e-6, "rtol": 5e-6}  # float32 against float64, a hundred additions
+
+
+@pytest.fixture(autouse=True)
+def poison():
+    """torch.empty gives nan and the largest integers."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def inputs(b=2, t=5, s=40, j=3, i=24, h=4, g=2, e=16, dtype=torch.float32):
+    """index_q, index_k, index_w, q, k: the gates in float32, as the indexer gives them."""
+    shapes = (b, t, j, i), (b, s, i), (b, t, j), (b, t, h, e), (b, s, g, e)
+    index_q, index_k, index_w, q, k = (torch.randn(shape) for shape in shapes)
+    return *(x.to(dtype) for x in (index_q, index_k)), index_w, *(x.to(dtype) for x in (q, k))
+
+
+def selection(b=2, t=5, s=40, topk=18, offset=None, start=None):
+    scores = torch.randn(b, t, s).masked_fill(
+        ~ops.valid_keys(t, s, s - t if offset is None else offset, start), -math.inf
+    )
+    return ops.topk_positions(scores, topk)
+
+
+def seen(positions, s, b, start=None):
+    """Valid keys of rows at these positions, bool [b t s]."""
+    key = torch.arange(s)
+    valid = (key <= positions[:, None]).expand(b, -1, -1)
+    return valid if start is None else valid & (key >= start.reshape(b, -1, 1))
+
+
+def selected_in_float64(index_q, index_k, index_w, q, k, indices):
+    targets = selected_targets(q, ops.gather_rows(k, indices), indices)
+    return kl_loss(selected_scores(index_q, gather_index_rows(index_k, indices), index_w, indices), targets)
+
+
+def warmup_in_float64(index_q, index_k, index_w, q, k, valid):
+    dots = torch.einsum("btji,bsi->btjs", index_q, index_k).relu()
+    scores = torch.einsum("btj,btjs->bts", index_w, dots) * index_q.shape[-1] ** -0.5
+    return kl_loss(scores.masked_fill(~valid, -math.inf), dense_targets(q, k, valid))
+
+
+def run(function, tensors, *rest, weight=None):
+    """The loss, and the gradients of (loss * weight).sum() for the indexer's tensors."""
+    learners = [x.detach().requires_grad_() for x in tensors[:3]]
+    loss = function(*learners, *tensors[3:], *rest)
+    return loss, *torch.autograd.grad((loss * (torch.ones(()) if weight is None else weight)).sum(), learners)
+
+
+def compare(function, oracle, tensors, arguments, oracle_arguments=None):
+    """Sums are float32 for every dtype: so near must the loss be. Gradients: no further than one rounding to theirs."""
+    weight = torch.randn(tensors[0].shape[:2])
+    got = run(function, tensors, *arguments, weight=weight)
+    doubles = [x.double() for x in tensors]
+    truth = run(oracle, doubles, *(arguments if oracle_arguments is None else oracle_arguments), weight=weight)
+    assert [x.dtype for x in got] == [torch.float32, *(x.dtype for x in tensors[:3])]
+    assert truth[0].isfinite().all()
+    assert_close(got[0].double(), truth[0].detach(), **EXACT)
+    for a, x in zip(got[1:], truth[1:], strict=True):
+        step = max(torch.finfo(a.dtype).eps, 2e-6)
+        assert_close(a.double(), x, atol=step * x.abs().max().item() + 1e-6, rtol=step)
+    return got
+
+
+def compare_selected(tensors, indices):
+    """With a given log-sum-exp, which takes less time; `run` finds it again."""
+    q, k = (x.double() for x in tensors[3:])
+    lse = ops.sparse_attention(q, k, k, indices, backend="torch")[1].float()
+    return compare(selected_loss, selected_in_float64, tensors, [indices, lse], [indices])
+
+
+# ---------------------------------------------------------------------------------------------------- sparse stage
+
+SHAPES = [
+    dict(j=1, i=16, h=1, g=1),
+    dict(j=2, i=8, h=4, g=2),
+    dict(j=5, i=20, h=6, g=2),
+    dict(j=16, i=64, h=16, g=2, e=32),
+    dict(j=4, i=16, h=5, g=1),
+    dict(j=20, i=32, h=3, g=3),
+]
+SHAPES_AND_DTYPES = [(shape, torch.float32) for shape in SHAPES] + [(shape, torch.float16) for shape in SHAPES[2:4]]
+
+
+@pytest.mark.parametrize(("shape", "dtype"), SHAPES_AND_DTYPES, ids=str)
+def test_selected_heads_and_widths(shape, dtype):
+    compare_selected(inputs(**shape, dtype=dtype), selection())
+
+
+CASES = {
+    "one key": dict(topk=1),
+    "k of 17": dict(topk=17),
+    "rows shorter than k": dict(offset=0),
+    "k beyond the length": dict(topk=50),
+    "a start a row": dict(offset=5, start=torch.tensor([0, 9])),  # 4 queries of row 1 have no key
+    "a start a query": dict(offset=9, start=torch.arange(10).reshape(2, 5) % 7),
+    "one token": dict(t=1),
+    "an odd length": dict(s=37),
+    "one key in the cache": dict(t=1, s=1, topk=1),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_selection_semantics(case):
+    sizes = {name: value for name, value in CASES[case].items() if name in ("t", "s")}
+    indices = selection(**CASES[case])
+    loss, *gradients = compare_selected(inputs(**sizes), indices)
+    empty = (indices < 0).all(dim=-1)
+    assert loss[empty].eq(0).all() and gradients[0][empty].eq(0).all() and gradients[2][empty].eq(0).all()
+    assert empty.any() == (case == "a start a row")
+
+
+def test_rows_that_no_selection_gives():
+    """A key listed twice counts twice; no order; -1 in front and in the middle; int64."""
+    indices = selection().long()
+    indices[0, 0, :4] = torch.tensor([7, 7, 3, 7])
+    indices[0, 2] = indices[0, 2].flip(0)
+    indices[0, 4, [0, 3, 4]] = -1
+    indices[1, 3] = -1
+    compare_selected(inputs(), indices)
+
+
+def test_bfloat16():
+    compare_selected(inputs(dtype=torch.bfloat16), selection())
+    positions = torch.randint(0, 40, (5,))
+    arguments = [positions], [seen(positions, 40, 2)]
+    compare(warmup_loss, warmup_in_float64, inputs(dtype=torch.bfloat16), *arguments)
+
+
+def test_the_sparse_attentions_own_log_sum_exp():
+    tensors, indices = inputs(b=1), selection(b=1)
+    q, k = tensors[3:]
+    lse = sparse_attention(q, k, k, indices)[1]
+    assert_close(run(selected_loss, tensors, indices, lse), run(selected_loss, tensors, indices), atol=0, rtol=0)
+    doubled = selected_loss(*tensors, indices, lse + math.log(2))  # it is used: half the mass of every teacher
+    assert not doubled.isclose(selected_loss(*tensors, indices, lse), rtol=1e-2).any()
+
+
+def test_keys_outside_the_set_do_not_count():
+    """They hold nan, which no mask can hide: 0 x nan is nan. Row 0, where padding could point, is one of them."""
+    tensors = inputs()
+    indices = selection(start=torch.tensor([1, 1]), offset=2, topk=12)
+    unread = torch.ones(2, 40, dtype=torch.bool)
+    for b in range(2):
+        unread[b, indices[b][indices[b] >= 0].long()] = False
+    assert unread[:, 0].all() and unread.sum() > 40
+    for x in (tensors[1], tensors[4]):
+        x[unread] = math.nan
+    got = run(selected_loss, tensors, indices)
+    assert all(x.isfinite().all() for x in got) and got[2][unread].eq(0).all()
+
+
+def test_slabs_equal_whole(monkeypatch):
+    tensors, indices, weight = inputs(), selection(), torch.randn(2, 5)
+    whole = run(selected_loss, tensors, indices, weight=weight)
+    monkeypatch.setattr(selected_backward, "PAIRS", 2 * 18 * 2)  # two queries at a time
+    assert_close(run(selected_loss, tensors, indices, weight=weight), whole, atol=1e-6, rtol=1e-5)
+
+
+def test_sorted_pairs():
+    """Replayed as a loop: every pair of a key once, in its key's block, ascending there; -1 nowhere."""
+    indices = selection(s=37, topk=9)
+    indices[0, 4, :3] = torch.tensor([5, 5, 2])
+    indices[1, 1] = -1
+    pairs, begins = selected_backward.sort_pairs(indices, 37)
+    assert begins.tolist() == sorted(begins.tolist()) and len(begins) == 2 * 3 + 1
+    got = []
+    for n in range(6):
+        part = pairs[begins[n] : begins[n + 1]].tolist()
+        assert part == sorted(part)
+        assert all(indices[n // 3].flatten()[pair] // selected_backward.KEYS == n % 3 for pair in part)
+        got += [(n // 3, pair) for pair in part]
+    flat = indices.flatten(1)
+    assert sorted(got) == [(b, pair) for b in range(2) for pair in range(45) if flat[b, pair] >= 0]
+
+
+# ---------------------------------------------------------------------------------------------------- warm-up
+
+
+@pytest.mark.parametrize(("shape", "dtype"), SHAPES_AND_DTYPES, ids=str)
+def test_warmup_heads_and_widths(shape, dtype):
+    positions = torch.randint(0, 40, (5,)).int()
+    arguments = [positions], [seen(positions, 40, 2)]
+    compare(warmup_loss, warmup_in_float64, inputs(**shape, dtype=dtype), *arguments)
+
+
+ROWS = {
+    "any order, with repeats": dict(positions=[39, 3, 17, 17, 0, 39, 8, 30, 3]),
+    "rows that see nothing": dict(positions=[39, -1, 17, 2, 0, -5, 8, 30, 3], start=torch.tensor([0, 9])),
+    "all in the last tile": dict(positions=[37, 38, 39] * 3),
+    "behind the last key": dict(positions=[39, 40, 100, 5, 7, 41, 2, 3, 4]),
+    "a start a query": dict(positions=[39, 3, 17, 17, 0, 39, 8, 30, 3], start=torch.arange(18).reshape(2, 9) * 2),
+    "one row": dict(positions=[25]),
+    "many tiles": dict(positions=[(7 * n) % 40 for n in range(35)]),
+    "an odd length": dict(positions=[36, 3, 0], s=37),
+    "one key": dict(positions=[0, 0], s=1),
+}
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_rows(case):
+    positions, start, s = torch.tensor(ROWS[case]["positions"]), ROWS[case].get("start"), ROWS[case].get("s", 40)
+    valid = seen(positions, s, 2, start)
+    loss, *gradients = compare(
+        warmup_loss, warmup_in_float64, inputs(t=len(positions), s=s), [positions, start], [valid]
+    )
+    empty = ~valid.any(dim=-1)
+    assert loss[empty].eq(0).all() and gradients[0][empty].eq(0).all() and gradients[2][empty].eq(0).all()
+    assert empty.any() == (start is not None)
+    assert gradients[1][~valid.any(dim=1)].eq(0).all()  # of keys that no row sees
+
+
+def test_chunks_equal_whole(monkeypatch):
+    tensors, positions, weight = inputs(t=5, s=128), torch.tensor([127, 3, 64, 100, 64]), torch.randn(2, 5)
+    assert warmup_lse.arrange_rows(tensors[0], 128, positions, None).chunks == 3
+    parts = run(warmup_loss, tensors, positions, weight=weight)
+    monkeypatch.setitem(warmup_lse.PROGRAMS, "interpreter", 1)
+    assert warmup_lse.arrange_rows(tensors[0], 128, positions, None).chunks == 1
+    assert_close(run(warmup_loss, tensors, positions, weight=weight), parts, atol=2e-6, rtol=1e-5)
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that torch makes."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        made = [
+            x.numel()
+            for x in (out if isinstance(out, tuple) else (out,))
+            if isinstance(x, torch.Tensor) and x.dtype != torch.uint8
+        ]  # the interpreter copies arguments as bytes
+        self.elements = max([self.elements, *made])
+        return out
+
+
+def test_nothing_of_rows_times_keys_is_made():
+    t, s = 64, 128
+    tensors = inputs(b=1, t=t, s=s, j=1, i=16, h=2, g=1)
+    with Largest() as largest:
+        run(warmup_loss, tensors, torch.arange(t) * 2)
+    assert max(x.numel() for x in tensors) <= largest.elements < t * s / 2
+
+
+# ---------------------------------------------------------------------------------------------------- both
+
+
+def trace(tensors, indices=None, offset=0, start=None):
+    index_q, index_k, index_w, q, k = tensors
+    return AttentionTrace(q, k, index_q, index_k, index_w, indices, offset, start)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_as_the_training_has_them(dtype):
+    """row_losses of a layer, which draws rows, in both modes: the same losses and gradients, up to its rounding."""
+    tensors, rows, start = inputs(dtype=dtype), torch.tensor([4, 2, 2, 0]), torch.tensor([0, 37])
+    indices = selection(start=start)
+    loose = {"atol": 2e-6, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 3e-3, "rtol": 3e-3}
+    chosen = [x[:, rows] if n in (0, 2, 3) else x for n, x in enumerate(tensors)]
+    for mode in ("warm-up", "sparse"):
+        learners = [x.detach().requires_grad_() for x in tensors[:3]]
+        seen_by = trace((*learners, *tensors[3:]), indices if mode == "sparse" else None, 35, start)
+        expected = row_losses(seen_by, rows)
+        expected_gradients = torch.autograd.grad(expected.sum(), learners)
+        if mode == "sparse":
+            got = run(selected_loss, chosen, indices[:, rows])
+        else:
+            got = run(warmup_loss, chosen, (35 + rows).int(), start)
+        assert_close(got[0], expected, **loose)
+        for n in (0, 2):  # a row that was drawn twice gets its gradient twice
+            whole = torch.zeros_like(expected_gradients[n]).index_add_(1, rows, got[1 + n])
+            assert_close(whole, expected_gradients[n], **loose)
+        assert_close(got[2], expected_gradients[1], **loose)
+
+
+LOSSES = {
+    "sparse": (selected_loss, lambda: [selection(b=1)]),
+    "warm-up": (warmup_loss, lambda: [torch.randint(0, 40, (5,))]),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_same_bits_again(name):
+    function, draw = LOSSES[name]
+    tensors, arguments, weight = inputs(b=1), draw(), torch.randn(1, 5)
+    first = run(function, tensors, *arguments, weight=weight)
+    again = run(function, tensors, *arguments, weight=weight)
+    assert all(x.equal(y) for x, y in zip(again, first, strict=True))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_only_the_indexer_learns(name):
+    function, draw = LOSSES[name]
+    tensors = [x.requires_grad_() for x in inputs(b=1)]
+    arguments = draw()
+    loss = function(*tensors, *arguments)
+    loss.sum().backward()
+    assert all(x.grad.abs().max() > 0 for x in tensors[:3]) and tensors[3].grad is None and tensors[4].grad is None
+    with torch.no_grad():
+        assert function(*tensors, *arguments).equal(loss)
+    assert not function(*(x.detach() for x in tensors[:3]), *tensors[3:], *arguments).requires_grad
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_no_second_derivative(name):
+    function, draw = LOSSES[name]
+    tensors = [x.requires_grad_() for x in inputs(b=1)]
+    weight = torch.randn(1, 5, requires_grad=True)
+    loss = (function(*tensors, *draw()) * weight).sum()
+    (gradient,) = torch.autograd.grad(loss, tensors[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_large_logits(name):
+    """Weights of exactly 0 in the teacher (0 log 0 = 0), and scores whose exp is infinite."""
+    function, draw = LOSSES[name]
+    index_q, index_k, index_w, q, k = inputs(b=1)
+    tensors, arguments = (index_q * 20, index_k * 20, index_w, q, k * 300), draw()
+    oracle = selected_in_float64 if name == "sparse" else warmup_in_float64
+    others = arguments if name == "sparse" else [seen(arguments[0], 40, 1)]
+    truth = run(oracle, [x.double() for x in tensors], *others)
+    assert truth[0].max() > 300
+    for a, x in zip(run(function, tensors, *arguments), truth, strict=True):
+        assert_close(a.double(), x.detach(), atol=2e-5 * x.abs().max().item(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_floor_is_the_groups_disagreement(name):
+    """loss = sum_g KL(p_g || m) + G KL(m || c), as a loop: the scores have no part in the first term."""
+    function, _ = LOSSES[name]
+    tensors = inputs(b=1, t=1, s=12, g=4)
+    arguments = [torch.arange(12).reshape(1, 1, 12)] if name == "sparse" else [torch.tensor([11])]
+    index_q, index_k, index_w, q, k = (x[0].double() for x in tensors)
+    dots = torch.einsum("ji,si->js", index_q[0], index_k).relu()
+    c = (index_w[0] @ dots / 24**0.5).softmax(-1)
+    p = [(k[:, g] @ q[0, g] / 4).softmax(-1) for g in range(4)]
+    m = sum(p) / 4
+    floor = sum((x * (x / m).log()).sum() for x in p)
+    assert floor > 0.1
+    assert_close(function(*tensors, *arguments)[0, 0].double(), floor + 4 * (m * (m / c).log()).sum(), **EXACT)
+
+
+def test_views():
+    """Slices of longer tensors and keys whose heads stand in front: strides are taken as they come."""
+    index_q, index_k, index_w, q, k = inputs(t=10, s=80)
+    views = index_q[:, ::2], index_k[:, 5:45], index_w[:, ::2], q[:, ::2], k.transpose(1, 2)[:, :, 5:45].transpose(1, 2)
+    views = *views[:4], views[4].transpose(1, 2).contiguous().transpose(1, 2)
+    assert not any(x.is_contiguous() for x in views)
+    copies = [x.contiguous() for x in views]
+    indices, positions = selection(topk=30)[..., :20], torch.randint(0, 40, (5,))
+    for function, argument in ((selected_loss, indices), (warmup_loss, positions)):
+        assert_close(run(function, views, argument), run(function, copies, argument), atol=0, rtol=0)
+
+
+def test_nothing_to_learn_from():
+    for t, s, topk in ((0, 5, 3), (3, 0, 2), (3, 5, 0)):
+        tensors = inputs(t=t, s=s)
+        for function, argument in (
+            (selected_loss, torch.full((2, t, topk), -1, dtype=torch.int32)),
+            (warmup_loss, torch.full((t,), -1)),
+        ):
+            loss, *gradients = run(function, tensors, argument)
+            assert loss.shape == (2, t) and all(x.eq(0).all() for x in (loss, *gradients))
+
+
+WRONG = {
+    "of index_q, index_k, index_w: expected q": lambda a, b, c, q, k: (a, b[..., :8], c, q, k),
+    "of index_q, index_k, index_w: q and k must share": lambda a, b, c, q, k: (a, b.half(), c, q, k),
+    "heads x width of index_q": lambda a, b, c, q, k: (
+        a.repeat(1, 1, 22, 8), b.repeat(1, 1, 8), c.repeat(1, 1, 22), q, k,
+    ),
+    "q must be \\[2, 5, h, e\\] and k": lambda a, b, c, q, k: (a, b, c, q[:, 1:], k),
+    "got \\[2, 5, 4, 16\\] and \\[2, 39, 2, 16\\]": lambda a, b, c, q, k: (a, b, c, q, k[:, 1:]),
+    "g must divide h": lambda a, b, c, q, k: (a, b, c, q[:, :, :3], k),
+    "with 1 to 16 heads": lambda a, b, c, q, k: (a, b, c, q.repeat(1, 1, 9, 1), k),
+    "e be one of": lambda a, b, c, q, k: (a, b, c, q[..., :12], k[..., :12]),
+    "q and k must share one of float32": lambda a, b, c, q, k: (a, b, c, q, k.half()),
+    "one of float32, float16": lambda a, b, c, q, k: (a, b, c, q.double(), k.double()),
+    "on one CUDA device": lambda a, b, c, q, k: (a, b, c, q.to("meta"), k),
+    "fit 31 bits": lambda a, b, c, q, k: (
+        a, b[:, :1], c, q, k.as_strided((2, 1, 2, 16), (32, 2**31, 16, 1)),
+    ),
+    "last axis of q and k": lambda a, b, c, q, k: (a, b, c, q, k.mT.contiguous().mT),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_the_door(message):
+    changed = WRONG[message](*inputs())
+    for function, argument in ((selected_loss, selection()), (warmup_loss, torch.zeros(5, dtype=torch.int32))):
+        with pytest.raises(ValueError, match=message):
+            function(*changed, argument)
+
+
+def test_the_doors_own_arguments():
+    tensors, indices = inputs(), selection()
+    lse = torch.zeros(2, 5, 4)
+    for message, arguments in {
+        "indices must be int32 or int64 \\[2, 5, k\\]": (indices[:, 1:],),
+        "got torch.float32": (indices.float(),),
+        "with unit last stride": (indices.mT.contiguous().mT,),
+        "lse must be float32 \\[2, 5, 4\\]": (indices, lse[..., 1:]),
+        "got torch.float64": (indices, lse.double()),
+        "last axis of lse": (indices, lse.mT.contiguous().mT),
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            selected_loss(*tensors, *arguments)
+    positions = torch.zeros(5, dtype=torch.int32)
+    for message, arguments in {
+        "positions must be int32 or int64 \\[5\\]": (positions[1:],),
+        "got torch.float32": (positions.float(),),
+        "start must be int32 or int64 \\[2\\] or \\[2, 5\\]": (positions, torch.zeros(3, dtype=torch.int32)),
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            warmup_loss(*tensors, *arguments)
