@@ -49,6 +49,8 @@ def _triton_obstacle(*tensors: Tensor | torch.device | str) -> str:
         device = x.device if isinstance(x, Tensor) else torch.device(x)
         if device.type != "cuda":
             return f"the tensors are on {device.type}, the kernels need a CUDA device"
+        if not torch.cuda.is_available():
+            return "torch finds no CUDA device"
         if isinstance(x, Tensor) and x.is_floating_point() and x.dtype not in KERNEL_DTYPES:
             return f"the kernels take float32, float16 and bfloat16, got {x.dtype}"
         if torch.cuda.get_device_capability(device) < (8, 0):

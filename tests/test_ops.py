@@ -450,3 +450,28 @@ def test_auto_says_what_it_picked_and_why():
 def test_unknown_backend():
     with pytest.raises(ValueError, match="backend must be one of auto, torch, triton; got 'cuda'"):
         ops.choose_backend("cuda")
+
+
+def test_a_device_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert ops.choose_backend("auto", "cuda") == ("torch", "torch finds no CUDA device")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "unless", "why"),
+    [
+        (torch.zeros(1, dtype=torch.float64, device="meta"), "", "float32, float16 and bfloat16, got torch.float64"),
+        (torch.zeros(1, dtype=torch.bfloat16, device="meta"), "heads must be", "heads must be"),
+        (torch.zeros(1, dtype=torch.bfloat16, device="meta"), "", "Triton kernels present"),
+    ],
+)
+def test_what_auto_takes_on_a_gpu(monkeypatch, tensor, unless, why):
+    """Of a GPU that this machine need not have: the choice looks at names, dtypes and shapes, and runs nothing."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(ops, "_triton_installed", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "device", property(lambda x: torch.device("cuda")))
+    name, reason = ops.choose_backend("auto", tensor, unless=unless)
+    assert why in reason and name == ("triton" if "present" in reason else "torch")
+    with ops.count_rows():
+        assert ops.choose_backend("auto", tensor)[0] == "torch"
