@@ -18,6 +18,8 @@ from triton.compiler import ASTSource
 
 from minikeye.evaluation.results import write_result
 from minikeye.kernels import (
+    decode_attention,
+    decode_select,
     index_scores,
     select_fast,
     select_topk,
@@ -30,12 +32,13 @@ from minikeye.kernels import (
     warmup_loss,
     warmup_lse,
 )
+from minikeye.kernels.launch import INTERPRETED
 from minikeye.kernels.workload import RELEASED, Shape
 
 FLOATS = {"scale", "scale_log2", "pays"}
-NOT_SIXTEENTHS = ("T", "S", "G", "R", "TILES", "BLOCKS", "t_count", "offset", "sure", "start_b", "start_t")  # integers
+NOT_SIXTEENTHS = ("T", "S", "G", "R", "TILES", "BLOCKS", "t_count", "offset", "start_b", "start_t")  # integers
 POINTERS = {
-    **dict.fromkeys(("scores", "bounds", "lse", "delta", "index_w", "loss"), "fp32"),
+    **dict.fromkeys(("scores", "bound", "lse", "delta", "index_w", "loss"), "fp32"),
     **dict.fromkeys(("dscore", "pulled", "row_lse", "parts"), "fp32"),
     **dict.fromkeys(("start", "only", "bitmap", "candidates", "passed", "indices", "union_sizes", "marks"), "i32"),
     **dict.fromkeys(("words", "counts", "ends", "entries", "sizes", "queries", "members", "begins"), "i32"),
@@ -67,7 +70,12 @@ class Case:
 
 
 def compile_case(case: Case, sm: int, dtype: str = "bf16") -> Compiled:
-    """Compiles for GPUs of capability sm (90 or 80), pointers and strides aligned to 16 as torch's are."""
+    """Compiles for GPUs of capability sm (90 or 80), pointers and strides aligned to 16 as torch's are.
+
+    Raises RuntimeError in a process where Triton interprets.
+    """
+    if INTERPRETED:
+        raise RuntimeError("kernels of the interpreter cannot be compiled: unset TRITON_INTERPRET and start again")
     known = case.constants | case.launch | {"UPCAST": False}
     types, constants, aligned = {}, {}, {}
     for n, parameter in enumerate(case.kernel.params):
@@ -179,13 +187,50 @@ def loss_cases(sm: int, shape: Shape = RELEASED, dtype: str = "bf16", gradients:
     }
 
 
+def decode_cases(sm: int, shape: Shape = RELEASED, start: bool = False, capacity: int = 131_072) -> dict[str, Case]:
+    """The five kernels of a step at batch 1. start: with a tensor of first keys, else without."""
+    row, topk, r = f"sm_{sm}", shape.topk, shape.heads // shape.kv_heads
+    first = {"start_b": 1} if start else {"start": None, "start_b": 0}
+    heads, width = (max(16, triton.next_power_of_2(n)) for n in (shape.index_heads, shape.index_width))
+    table, ranges = decode_select.SCORES[row], decode_select.RANGES[row]
+    keys = min(table["KEYS"], decode_select.MOST_PRODUCTS // heads)
+    sizes = {"J": shape.index_heads, "I": shape.index_width, "HEADS": heads, "WIDTH": width, "KEYS": keys, "w_j": 1}
+    lists = {"CAPACITY": triton.next_power_of_2(2 * topk), "RANGES": ranges, "BITS": ranges.bit_length() - 1}
+    least, most = decode_select.SAMPLE[row]
+    sample = {"SAMPLE": min(most, max(least, capacity // 32)), "RUN": decode_select.RUN, "LOWEST": decode_select.LOWEST}
+    rows = {"lengths": "i32", "positions": "i32", "values": "fp32"}
+    parts = {"m_parts": "fp32", "totals": "fp32", "accs": "fp32"}
+    group = {"E": shape.width, "BLOCK_R": triton.next_power_of_2(r), "BLOCK_P": 16}
+    return {
+        "decode_select, scores": Case(
+            decode_select.decode_scores_kernel, sizes | first | {"CHUNK": table["CHUNK"][0]},
+            {name: value for name, value in table.items() if name.startswith("num_")}, rows,
+        ),
+        "decode_select, filter": Case(
+            decode_select.decode_filter_kernel, lists | sample | first, decode_select.FILTER[row], rows
+        ),
+        "decode_select, finish": Case(
+            decode_select.decode_finish_kernel, lists | first, decode_select.FINISH[row], rows | {"out": "i32"}
+        ),
+        "decode_attention": Case(decode_attention.decode_attention_kernel, group, decode_attention.LAUNCH[row], parts),
+        "decode_attention, combine": Case(
+            decode_attention.decode_combine_kernel, group, decode_attention.COMBINE[row], parts
+        ),
+    }  # fmt: skip
+
+
+def all_cases(sm: int, start: bool = False) -> dict[str, Case]:
+    """Every kernel at the released shapes."""
+    return index_cases(sm, start=start) | attention_cases(sm) | loss_cases(sm) | decode_cases(sm, start=start)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("assets/results/kernels_compiled.json"))
     options = parser.parse_args()
     rows = []
     for sm in (90, 80):
-        for name, case in (index_cases(sm) | attention_cases(sm) | loss_cases(sm)).items():
+        for name, case in all_cases(sm).items():
             made = compile_case(case, sm)
             used = {"registers": made.registers, "spilled_bytes": made.spilled, "shared_bytes": made.shared}
             rows.append({"kernel": name, "architecture": f"sm_{sm}", "warps": case.launch["num_warps"], **used})

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from minikeye import ops
-from minikeye.kernels import select_fast, select_topk
+from minikeye.kernels import proof_model, select_fast, select_topk
+from minikeye.kernels.decode_attention import decode_attention
+from minikeye.kernels.decode_select import decode_select
 from minikeye.kernels.index_scores import index_scores
 from minikeye.kernels.sparse_attention import sparse_attention
 from minikeye.kernels.workload import RELEASED, Shape, attention_inputs, index_inputs
@@ -126,6 +128,64 @@ def gradients_near_float64(length: int, topk: int, deterministic: bool) -> dict:
     return row | {"repeats equal": sum(same)}
 
 
+def losses_near_float64(stage: str, rows: int, length: int, topk: int) -> dict:
+    """The indexer's loss of either stage and its gradients, in bfloat16, no further from float64 than torch, nearly."""
+    shape = Shape(topk=topk)
+    index = index_inputs("u4", length, shape=shape)
+    q, k, _ = attention_inputs(length, length, shape=shape)
+    at = torch.randint(0, length, (rows,), device="cuda")
+    index = index[0][:, at].clone(), index[1], index[2][:, at].float()
+    indices = torch.randint(0, length, (1, rows, topk), device="cuda").sort().values.int()
+    loss = ops.warmup_loss if stage == "warmup" else ops.selected_loss
+    last = at if stage == "warmup" else indices
+    weight = torch.rand(1, rows, device="cuda")
+
+    def run(backend: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        gates = torch.promote_types(dtype, torch.float32)  # the model's are never 16 bits
+        leaves = [x.to(d).requires_grad_() for x, d in zip(index, (dtype, dtype, gates), strict=True)]
+        value = loss(*leaves, q[:, at].to(dtype), k.to(dtype), last, backend=backend)
+        return value, *torch.autograd.grad((value * weight).sum(), leaves)
+
+    truth, torchs = run("torch", torch.float64), run("torch", torch.bfloat16)
+    got, again = run("triton", torch.bfloat16), run("triton", torch.bfloat16)
+    row = {"what": f"{stage} loss, error to float64", "length": length, "rows": rows, "repeat equal": True}
+    for name, a, x, y in zip(("loss", "dq", "dk", "dw"), got, truth, torchs, strict=True):
+        ours, theirs = error(a, x), error(y, x)
+        assert ours <= max(1.5 * theirs, 5e-3), (stage, name, ours, theirs)
+        row |= {f"kernel {name}": ours, f"torch {name}": theirs}
+    assert all(map(torch.equal, got, again)), "the same bits at every repeat"
+    return row
+
+
+def decode_equals_torch(batch: int, capacity: int) -> Iterator[dict]:
+    """Exact scores, sequences that grow on the device under one captured graph: positions equal, attention near."""
+    shape = RELEASED
+    q = torch.randint(-3, 4, (batch, 1, shape.index_heads, shape.index_width), device="cuda").bfloat16()
+    k = torch.randint(-3, 4, (batch, capacity, shape.index_width), device="cuda").bfloat16()
+    w = torch.randint(-4, 9, (batch, 1, shape.index_heads), device="cuda").bfloat16() / 4
+    attended = attention_inputs(1, capacity, batch=batch)
+    lengths = torch.full((batch,), 1, dtype=torch.int32, device="cuda")
+
+    def step() -> tuple[Tensor, Tensor]:
+        indices = decode_select(q, k, w, shape.topk, lengths)
+        return indices, decode_attention(*attended, indices)[0]
+
+    step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        indices, out = step()
+    for length in (1, 2047, 2048, 2049, capacity // 3, capacity):
+        lengths.fill_(length)
+        indices.fill_(-7)
+        out.fill_(torch.nan)
+        graph.replay()
+        wanted = ops.select_topk(q, k[:, :length], w, shape.topk, length - 1, backend="torch")
+        assert torch.equal(indices, wanted), length
+        truth = ops.sparse_attention(*(x.double() for x in attended), wanted, backend="torch")[0]
+        assert error(out, truth) <= 5e-3, length
+    yield {"what": "decode under a CUDA graph equal to torch", "batch": batch, "capacity": capacity}
+
+
 def ops_attention(q: Tensor, k: Tensor, v: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
     """The specification."""
     return ops.sparse_attention(q, k, v, indices, backend="torch")
@@ -143,3 +203,8 @@ def all_checks() -> Iterator[dict]:
             yield attention_near_float64(length, data)
         for deterministic in (True, False):
             yield gradients_near_float64(4096, 512, deterministic)
+        yield losses_near_float64("warmup", 256, 16_384, 2048)
+        yield losses_near_float64("sparse", 256, 16_384, 2048)
+    for batch in (1, 16):
+        yield from decode_equals_torch(batch, 16_384)
+    yield from proof_model.all_checks()

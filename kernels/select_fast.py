@@ -2,19 +2,20 @@
 
 Axes: b batch, t query position, s key position, k selected key. Report, section 2.3. Same answer as select_topk.py.
 
-1. threshold: a sixteenth of a row's scores, in runs of 8 (one 32-byte sector) spread evenly over it, gives two bounds.
-   About sqrt(k * CAPACITY) of all keys should reach the lower: half way, in ratio, between the k that are needed and
-   the CAPACITY = 2k or more that step 4 can hold. About 5/8 k should reach the upper: they are surely among the k.
-   Rows of at most CAPACITY keys need no sample: all their keys pass, none is sure.
-2. filter: reads the row once, from left to right, and writes bit s of a map where score s reaches a bound.
+1. threshold: a sixteenth of a row's scores, in runs of 8 (one 32-byte sector) spread evenly over it, gives a bound that
+   about sqrt(k * CAPACITY) of all keys should reach: half way, in ratio, between the k that are needed and the CAPACITY
+   = 2k or more that step 4 can hold. Rows of at most CAPACITY keys need no sample: all their keys pass.
+2. filter: reads the row once, from left to right, and writes bit s of a map where score s reaches the bound.
 3. list: turns the bits into an ascending list of candidates.
-4. pick: fetches the scores of the candidates that are not sure, each from another corner of memory; finds, by
-   bisection, the one that completes the k; takes what is above it and its ties from the left, and writes the positions
-   where running counts put them.
+4. pick: fetches their scores, finds the k-th by bisection, takes what is above it and its ties from the left, and
+   writes the positions where running counts put them.
 
-A sample can mislead, and ties can be many. Where more than k keys are "sure", pick looks at them all. A row where fewer
-than k or more than CAPACITY keys pass is marked, and the radix select of select_topk.py does it again; for the others
-that launch only looks at their mark. So the result never depends on the sample, only the time does.
+A sample can mislead, and ties can be many. A row where fewer than k or more than CAPACITY keys pass is marked, and the
+radix select of select_topk.py does it again; for the others that launch only looks at their mark. So the result never
+depends on the sample, only the time does.
+
+Tried on an H100 and slower: a second, upper bound, so that pick need not fetch the scores of keys that are surely among
+the k. What it saves there, the second map costs before.
 """
 
 import math
@@ -48,7 +49,7 @@ PICK = {"sm_90": {"num_warps": 16}, "sm_80": {"num_warps": 16}, "interpreter": {
 
 @triton.jit
 def threshold_kernel(
-    scores, start, bounds, t_count, s_count, offset, aim, sure,
+    scores, start, bound, t_count, s_count, offset, aim,
     scores_b, scores_t, start_b, start_t,
     CAPACITY: tl.constexpr, SAMPLE: tl.constexpr, LOWEST: tl.constexpr,
 ):  # fmt: skip
@@ -56,36 +57,28 @@ def threshold_kernel(
     begin, stop = row_span(start, b, t, s_count, offset, start_b, start_t)
     keys = stop - begin
     lower = tl.full((), LOWEST, tl.float32)
-    upper = tl.full((), float("inf"), tl.float32)
     if keys > CAPACITY:
         scores += b.to(tl.int64) * scores_b + t.to(tl.int64) * scores_t
         element = tl.arange(0, SAMPLE)
         sector = (begin + (element // 8).to(tl.int64) * keys // (SAMPLE // 8)) // 8 * 8
         s = sector + element % 8
         key = ordered(tl.load(scores + s, mask=(s >= begin) & (s < stop), other=float("-inf")))
-        lowest, highest = tl.min(key, axis=0), tl.max(key, axis=0)
         need = tl.maximum(1, (aim.to(tl.int64) * SAMPLE // keys).to(tl.int32))
-        low = bisect(key, lowest, highest + 1, need, need + need // 16)
-        need = tl.maximum(1, (sure.to(tl.int64) * SAMPLE // keys).to(tl.int32))
-        upper = unordered(bisect(key, low, highest + 1, need, need + need // 16))
-        lower = tl.maximum(unordered(low), LOWEST)
-    bounds += 2 * (b.to(tl.int64) * t_count + t)
-    tl.store(bounds, lower)
-    tl.store(bounds + 1, upper)
+        lower = unordered(bisect(key, tl.min(key, axis=0), tl.max(key, axis=0) + 1, need, need + need // 16))
+        lower = tl.maximum(lower, LOWEST)
+    tl.store(bound + b.to(tl.int64) * t_count + t, lower)
 
 
 @triton.jit
 def filter_kernel(
-    scores, start, bounds, bitmap, t_count, s_count, word_count, offset,
+    scores, start, bound, bitmap, t_count, s_count, word_count, offset,
     scores_b, scores_t, start_b, start_t,
     WORDS: tl.constexpr, RANGE: tl.constexpr,
 ):  # fmt: skip
     t, b = tl.program_id(0), tl.program_id(2)
     row = b.to(tl.int64) * t_count + t
     begin, stop = row_span(start, b, t, s_count, offset, start_b, start_t)
-    lower = tl.load(bounds + 2 * row)
-    upper = tl.load(bounds + 2 * row + 1)
-    bitmap += row * 2 * word_count  # words of the lower bound, then of the upper
+    lower = tl.load(bound + row)
     scores += b.to(tl.int64) * scores_b + t.to(tl.int64) * scores_t
     bit = tl.arange(0, 32)
     first = tl.program_id(1) * RANGE
@@ -95,11 +88,10 @@ def filter_kernel(
         word = tile // 32 + tl.arange(0, WORDS)
         s = word[:, None] * 32 + bit[None, :]
         score = tl.load(scores + s, mask=s < s_count, other=float("-inf"))
-        valid = (s >= begin) & (s < stop)
-        passes = (valid & (score >= lower)).to(tl.int32) << bit[None, :]
-        surely = (valid & (score >= upper)).to(tl.int32) << bit[None, :]
-        tl.store(bitmap + word, tl.sum(passes, axis=1), word < word_count)
-        tl.store(bitmap + word_count + word, tl.sum(surely, axis=1), word < word_count)
+        passes = (score >= lower) & (s >= begin) & (s < stop)
+        tl.store(
+            bitmap + row * word_count + word, tl.sum(passes.to(tl.int32) << bit[None, :], axis=1), word < word_count
+        )
 
 
 @triton.jit
@@ -107,29 +99,23 @@ def list_kernel(
     start, bitmap, candidates, passed, t_count, s_count, word_count, offset, start_b, start_t,
     CAPACITY: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
-    """Bits to an ascending list of 2 s + (1 where s is sure) and its length.
-
-    Each turn of the inner loop takes the lowest bit of every word that has one left.
-    """
+    """Bits to an ascending list. Each turn of the inner loop takes the lowest bit of every word that has one left."""
     t, b = tl.program_id(0), tl.program_id(1)
     row = b.to(tl.int64) * t_count + t
     begin, stop = row_span(start, b, t, s_count, offset, start_b, start_t)
-    bitmap += row * 2 * word_count
+    bitmap += row * word_count
     candidates += row * CAPACITY
     listed = 0
     for block in range(begin // 32, tl.cdiv(stop, 32), WORDS):
         index = block + tl.max_contiguous(tl.arange(0, WORDS), 1)  # keeps the stores below out of shared memory
         word = tl.load(bitmap + index, mask=index < tl.cdiv(stop, 32), other=0)
-        surely = tl.load(bitmap + word_count + index, mask=index < tl.cdiv(stop, 32), other=0)
         count = count_bits(word)
         place = listed + tl.cumsum(count, axis=0) - count
         listed += tl.sum(count, axis=0)
         turns = tl.where(listed > CAPACITY, 0, tl.max(count, axis=0))  # a row with too many is done again anyway
         for _ in range(turns):
             lowest = word & -word
-            s = index * 32 + count_bits(lowest - 1)
-            candidate = 2 * s + ((surely & lowest) != 0).to(tl.int32)
-            tl.store(candidates + place, candidate, mask=(word != 0) & (place < CAPACITY))
+            tl.store(candidates + place, index * 32 + count_bits(lowest - 1), mask=(word != 0) & (place < CAPACITY))
             word ^= lowest
             place += 1
     tl.store(passed + row, listed)
@@ -141,7 +127,7 @@ def pick_kernel(
     scores_b, scores_t, start_b, start_t,
     CAPACITY: tl.constexpr,
 ):  # fmt: skip
-    """The sure ones, those above the score that completes the k, its ties from the left. Marks a miss: passed = -1."""
+    """The k-th of a row's candidates, then those above it and its ties from the left. Marks a miss: passed = -1."""
     t, b = tl.program_id(0), tl.program_id(1)
     row = b.to(tl.int64) * t_count + t
     begin, stop = row_span(start, b, t, s_count, offset, start_b, start_t)
@@ -153,24 +139,18 @@ def pick_kernel(
     out += row * topk
     place = tl.arange(0, CAPACITY)
     listed = place < count
-    candidate = tl.load(candidates + row * CAPACITY + place, mask=listed, other=0)
-    s = candidate >> 1
-    sures = tl.sum(tl.where(listed, candidate & 1, 0), axis=0)
-    trust = (sures <= topk).to(tl.int32)
-    sure = listed & ((candidate & trust) != 0)
-    asked = listed & ~sure
-    key = tl.where(asked, ordered(tl.load(scores + s, mask=asked, other=float("-inf"))), 0)
-    all_need = tl.minimum(topk, count)
-    need = all_need - sures * trust
-    kth = bisect(key, tl.min(tl.where(asked, key, 0xFFFFFFFF), axis=0), tl.max(key, axis=0) + 1, need, need)
-    above = sure | (asked & (key > kth))
-    tie = asked & (key == kth)
+    s = tl.load(candidates + row * CAPACITY + place, mask=listed, other=0)
+    key = ordered(tl.load(scores + s, mask=listed, other=float("-inf")))
+    need = tl.minimum(topk, count)
+    kth = bisect(key, tl.min(key, axis=0), tl.max(key, axis=0) + 1, need, need)
+    above = listed & (key > kth)
+    tie = listed & (key == kth)
     so_far = tl.cumsum(above.to(tl.int32) + (tie.to(tl.int32) << 16), axis=0)  # two running counts in one scan
     above_so_far, ties_so_far = so_far & 65535, so_far >> 16
-    left = all_need - tl.sum(above.to(tl.int32), axis=0)
+    left = need - tl.sum(above.to(tl.int32), axis=0)
     chosen = above | (tie & (ties_so_far <= left))
     tl.store(out + above_so_far + tl.minimum(ties_so_far, left) - 1, s, mask=chosen)
-    tl.store(out + place, -1, mask=(place >= all_need) & (place < topk))
+    tl.store(out + place, -1, mask=(place >= need) & (place < topk))
 
 
 def select_rows_fast(
@@ -184,18 +164,18 @@ def select_rows_fast(
         return out
     b, t, s = scores.shape
     capacity, words, device = _capacity(topk), triton.cdiv(s, 32), scores.device
-    bitmap = torch.empty(b, t, 2, words, dtype=torch.int32, device=device)
+    bitmap = torch.empty(b, t, words, dtype=torch.int32, device=device)
     candidates = torch.empty(b, t, capacity, dtype=torch.int32, device=device)
-    bounds = torch.empty(b, t, 2, dtype=torch.float32, device=device)
+    bound = torch.empty(b, t, dtype=torch.float32, device=device)
     passed = torch.empty(b, t, dtype=torch.int32, device=device)
     sample = _sample(s, device)
     rows, starts, table = scores.stride()[:2], start_strides(start), launch(FILTER, device)
     threshold_kernel[(t, b)](
-        scores, start, bounds, t, s, offset, math.isqrt(topk * capacity), topk * 5 // 8, *rows, *starts,
+        scores, start, bound, t, s, offset, math.isqrt(topk * capacity), *rows, *starts,
         CAPACITY=capacity, SAMPLE=sample, LOWEST=LOWEST, num_warps=max(1, sample // 1024), enable_fp_fusion=True,
     )  # fmt: skip
     filter_kernel[(t, triton.cdiv(s, table["RANGE"]), b)](
-        scores, start, bounds, bitmap, t, s, words, offset, *rows, *starts, **table
+        scores, start, bound, bitmap, t, s, words, offset, *rows, *starts, **table
     )
     list_kernel[(t, b)](
         start, bitmap, candidates, passed, t, s, words, offset, *starts, CAPACITY=capacity, **launch(LIST, device)
@@ -212,7 +192,7 @@ def select_topk_fast(
     q: Tensor, k: Tensor, w: Tensor, topk: int, offset: int = 0, start: Tensor | None = None
 ) -> Tensor:
     """As select_topk.select_topk, to the bit, for topk up to 4096."""
-    kept = 4 * (_capacity(topk) + 2 * triton.cdiv(k.shape[1], 32) + 3) if topk >= 1 else 0  # list, bits, bounds, mark
+    kept = 4 * (_capacity(topk) + triton.cdiv(k.shape[1], 32) + 2) if topk >= 1 else 0  # list, bits, bound, mark
     return slab_by_slab(select_rows_fast, q, k, w, topk, offset, start, kept)
 
 
@@ -224,8 +204,8 @@ def _capacity(topk: int) -> int:
 def _sample(s: int, device: torch.device) -> int:
     """Scores in the sample of a row of s: a sixteenth, as a power of two, within limits.
 
-    Then 180 of the sample reach the lower bound where k is 2048, and if keys are independent, less than one row in
-    10,000 is misled; of half as many, one in a thousand.
+    Then 180 of the sample reach the bound where k is 2048, and if keys are independent, less than one row in 10,000 is
+    misled; of half as many, one in a thousand.
     """
     least, most = SAMPLE[architecture(device)]
     return min(most, max(least, triton.next_power_of_2(s) // 16))

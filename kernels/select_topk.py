@@ -27,7 +27,7 @@ from minikeye.kernels.index_scores import check_index, check_start, index_scores
 from minikeye.kernels.launch import INTERPRETED, architecture
 from minikeye.kernels.ordered_bits import ordered
 
-SLAB_BYTES = 564 * 2**20  # of scores, and of what a selection keeps beside them
+SLAB_BYTES = 548 * 2**20  # of scores, and of what a selection keeps beside them
 LAUNCH = {"sm_90": (4096, 8), "sm_80": (4096, 8), "interpreter": (32, 1)}  # scores in a block, warps
 
 

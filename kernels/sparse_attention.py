@@ -36,7 +36,7 @@ def sparse_attention(
     deterministic=False: the backward pass adds up dk and dv with atomics. It takes strictly ascending rows only, padded
     with -1 at their end, as selections are; for others it raises ValueError, and to know that, the CPU waits once.
     """
-    _check(q, k, v, indices)
+    check_attention(q, k, v, indices)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     return _SparseAttention.apply(q, k, v, indices, scale, deterministic)
 
@@ -105,7 +105,7 @@ def _slabs(k: Tensor, indices: Tensor, queries: int) -> Iterator[slice]:
     return (slice(first, min(first + rows, t)) for first in range(0, t, rows))
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, indices: Tensor) -> None:
+def check_attention(q: Tensor, k: Tensor, v: Tensor, indices: Tensor) -> None:
     for name, x, axes in (("q", q, "b t h e"), ("k", k, "b s g e"), ("v", v, "b s g e"), ("indices", indices, "b t k")):
         if x.ndim != len(axes.split()):
             raise ValueError(f"{name} must be [{axes}], got {list(x.shape)}")

@@ -112,7 +112,7 @@ def compact_kernel(
     if part == PARTS - 1:
         filling = tl.arange(0, FILL)
         tl.store(entries + size + filling, (end - 1) * 256)
-        used = (tl.min(count, axis=0) >= 0) & (size * QUERIES <= pays * tl.sum(count, axis=0))
+        used = (tl.min(count, axis=0) >= 0) & (size * QUERIES <= pays * tl.maximum(tl.sum(count, axis=0), 1))
         tl.store(sizes + b * TILES + n, tl.where(used, size, -1))
 
 

@@ -107,11 +107,22 @@ def select_topk(
         case "torch":
             return select_slabs(q, k, w, topk, offset, start)
         case "triton":
-            from minikeye.kernels.select_fast import MOST_TOPK, select_topk_fast
-            from minikeye.kernels.select_topk import select_topk as select_topk_radix
+            return _select_by_kernels(q, k, w, topk, offset, start)
 
-            select = select_topk_fast if topk <= MOST_TOPK else select_topk_radix
-            return select(q.contiguous(), k, w, topk, offset, start)
+
+def _select_by_kernels(
+    q: Tensor, k: Tensor, w: Tensor, topk: int, offset: int, start: Tensor | None
+) -> Int[Tensor, "b t k"]:
+    from minikeye.kernels.decode_select import decode_select
+    from minikeye.kernels.select_fast import MOST_TOPK, select_topk_fast
+    from minikeye.kernels.select_topk import select_topk as select_topk_radix
+
+    if topk > MOST_TOPK:
+        return select_topk_radix(q, k, w, topk, offset, start)
+    if q.shape[1] > 1:
+        return select_topk_fast(q, k, w, topk, offset, start)
+    lengths = torch.full(k.shape[:1], min(offset + 1, k.shape[1]), dtype=torch.int32, device=q.device)
+    return decode_select(q, k, w, topk, lengths, None if start is None else start.reshape(-1))
 
 
 def sparse_attention(
@@ -143,9 +154,11 @@ def sparse_attention(
             _check_range(indices, k.shape[1])
             return GatheredAttention.apply(q, k, v, indices, e**-0.5 if scale is None else scale)
         case "triton":
+            from minikeye.kernels.decode_attention import decode_attention
             from minikeye.kernels.sparse_attention import sparse_attention as attend
 
-            return attend(q.contiguous(), k, v, indices, scale)
+            learning = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+            return (attend if t > 1 or learning else decode_attention)(q, k, v, indices, scale)
 
 
 def warmup_loss(

@@ -177,16 +177,6 @@ def test_rows_that_mislead_the_sample_are_done_again(monkeypatch) -> None:
     assert marks[0][0, :2].tolist() == [-1, -1]  # 400 ties fit no list of 32 candidates
 
 
-def test_more_than_k_that_seemed_sure(monkeypatch) -> None:
-    """24 equal scores are the best; the upper bound, meant for 10 keys, lets all 24 pass, and 16 are wanted."""
-    marks = marks_of(monkeypatch)
-    scores = -1 - torch.rand(1, 1, 400)
-    scores[0, 0, torch.arange(24) * 16 + 3] = 1.0
-    found = select_fast.select_rows_fast(scores, 16, 400)
-    assert found[0, 0].tolist() == [16 * n + 3 for n in range(16)]
-    assert marks[0].ge(0).all(), "24 candidates fit the list: no reason to do the row again"
-
-
 @pytest.mark.parametrize("kind", ["normal", "runs of 64 alike", "many ties"])
 def test_at_full_length_with_the_launch_parameters_of_a_gpu(kind, monkeypatch) -> None:
     for table in (select_topk.LAUNCH, select_fast.SAMPLE, select_fast.FILTER, select_fast.LIST, select_fast.PICK):

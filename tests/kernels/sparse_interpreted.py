@@ -170,6 +170,17 @@ def test_nothing_to_attend_to():
         assert all(x.eq(0).all() for x in torch.autograd.grad(out.sum(), qkv))
 
 
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_tile_without_keys(deterministic):
+    """Eight queries that select nothing, beside others: zeros, no gradient, and no complaint about their order."""
+    qkv, indices = inputs(t=16, dtype=torch.float16), selection(t=16)
+    indices[0, :8] = -1
+    out, lse = sparse_attention(*qkv, indices, deterministic=deterministic)
+    dq, *_ = torch.autograd.grad(out.float().square().sum(), qkv)
+    assert out[0, :8].eq(0).all() and lse[0, :8].isneginf().all() and dq[0, :8].eq(0).all()
+    assert out[0, 8:].ne(0).any() and dq[0, 8:].ne(0).any()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_rows_outside_the_set_are_not_read(dtype):
     """They hold nan, which no mask can hide: 0 x nan is nan. Row 0, where padding could point, is one of them."""
