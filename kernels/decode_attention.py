@@ -35,7 +35,7 @@ LAUNCH = {
 }
 COMBINE = {"sm_80": {"num_warps": 4}, "sm_90": {"num_warps": 4}, "interpreter": {}}
 # Splits by programs that one split would give, b * g: up to so many -> splits. A few hundred programs fill a GPU.
-SPLITS = ((32, 16), (64, 8), (128, 4), (256, 2))
+SPLITS = ((8, 32), (32, 16), (64, 8), (128, 4), (256, 2))
 
 
 @triton.jit
