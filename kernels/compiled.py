@@ -152,7 +152,7 @@ def attention_cases(sm: int, shape: Shape = RELEASED) -> dict[str, Case]:
     return {
         "sparse_forward": Case(sparse_forward.sparse_forward_kernel, sizes, sparse_forward.LAUNCH[row], {}),
         "sparse_union, mark": Case(sparse_union.mark_kernel, sizes, sparse_union.MARK[row], {}),
-        "sparse_union, compact": Case(sparse_union.compact_kernel, sizes, sparse_union.COMPACT[row], {"marks": "u8"}),
+        "sparse_union, compact": Case(sparse_union.compact_kernel, sizes, sparse_union.COMPACT[row], {}),
         "sparse_union": Case(sparse_union.sparse_union_kernel, sizes, sparse_union.LAUNCH[row], {}),
         "sparse_backward, dq": Case(sparse_backward.sparse_dq_kernel, sizes, sparse_backward.DQ[row], {}),
         "sparse_backward, dkv": Case(sparse_backward.sparse_dkv_kernel, sizes, sparse_backward.DKV[row], sums),

@@ -44,7 +44,7 @@ LIST = {  # words in a block
     "sm_80": {"WORDS": 1024, "num_warps": 8},
     "interpreter": {"WORDS": 4},
 }
-PICK = {"sm_90": {"num_warps": 16}, "sm_80": {"num_warps": 16}, "interpreter": {}}
+PICK = {"sm_90": {"num_warps": 8}, "sm_80": {"num_warps": 8}, "interpreter": {}}
 
 
 @triton.jit
@@ -137,7 +137,7 @@ def pick_kernel(
         return
     scores += b.to(tl.int64) * scores_b + t.to(tl.int64) * scores_t
     out += row * topk
-    place = tl.arange(0, CAPACITY)
+    place = tl.max_contiguous(tl.arange(0, CAPACITY), 1)  # keeps the stores below out of shared memory
     listed = place < count
     s = tl.load(candidates + row * CAPACITY + place, mask=listed, other=0)
     key = ordered(tl.load(scores + s, mask=listed, other=float("-inf")))

@@ -37,12 +37,12 @@ LAUNCH = {
     "interpreter": {"BLOCK_S": 16},
 }
 MARK = {"sm_80": {"num_warps": 4}, "sm_90": {"num_warps": 4}, "interpreter": {}}
-COMPACT = {
+COMPACT = {  # words of four keys in a block
     "sm_80": {"BLOCK": 2048, "num_warps": 8},
     "sm_90": {"BLOCK": 2048, "num_warps": 8},
-    "interpreter": {"BLOCK": 16},
+    "interpreter": {"BLOCK": 4},
 }
-BLOCKS = 16  # of a part, at least
+BLOCKS = 4  # of a part of a map, at least
 FILL = 32  # so many entries of the last key and no member follow a list: blocks of BLOCK_S <= FILL need no mask
 PAYS = 5.5  # a union of up to 5.5 average sets beats the gather per query (H100, 8 queries of 8 heads)
 
@@ -72,14 +72,22 @@ def mark_kernel(
 
 
 @triton.jit
+def count_bytes(word):
+    """How many bytes of a word are not zero: each is folded onto its lowest bit, then the four bits are added."""
+    word |= (word >> 4) & 0x0F0F0F0F
+    word |= (word >> 2) & 0x33333333
+    word |= (word >> 1) & 0x55555555
+    return ((word & 0x01010101) * 0x01010101) >> 24
+
+
+@triton.jit
 def compact_kernel(
-    words, marks, counts, ends, entries, sizes, pays,
+    marks, counts, ends, entries, sizes, pays,
     T, TILES, WORDS, ROOM, QUERIES: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr, FILL: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles, PARTS, b). The non-zero bytes of a map as entries, ascending; their number, or -1: union not used.
 
     A program lists one part of its tile's map, after a look at the parts before: how many entries come from there.
-    words and marks: the map as int32 and as bytes.
     """
     n = tl.program_id(0)
     part = tl.program_id(1)
@@ -87,28 +95,28 @@ def compact_kernel(
     t = n * QUERIES + tl.arange(0, QUERIES)
     count = tl.load(counts + b * T + t, mask=t < T, other=0)
     end = tl.max(tl.load(ends + b * T + t, mask=t < T, other=0), axis=0)
-    span = tl.cdiv(end, PARTS * BLOCK) * BLOCK
-    begin = part * span
-    words += (b * TILES + n) * WORDS
-    marks += (b * TILES + n) * WORDS * 4
+    words = tl.cdiv(end, 4)
+    span = tl.cdiv(words, PARTS * BLOCK) * BLOCK
+    begin = tl.minimum(part * span, words)
+    marks += (b * TILES + n) * WORDS
     entries += (b * TILES + n) * ROOM
 
-    before = tl.zeros([BLOCK // 4], tl.int32)
-    for first in range(0, tl.cdiv(tl.minimum(begin, end), 4), BLOCK // 4):
-        at = first + tl.arange(0, BLOCK // 4)
-        word = tl.load(words + at, mask=at < WORDS, other=0)
-        word |= (word >> 4) & 0x0F0F0F0F
-        word |= (word >> 2) & 0x33333333
-        word |= (word >> 1) & 0x55555555
-        before += ((word & 0x01010101) * 0x01010101) >> 24  # bytes that are not zero
+    word_at = tl.max_contiguous(tl.arange(0, BLOCK), 1)  # the hint keeps the stores out of shared memory
+    before = tl.zeros([BLOCK], tl.int32)
+    for first in range(0, begin, BLOCK):
+        at = first + word_at
+        before += count_bytes(tl.load(marks + at, mask=at < begin, other=0))
     size = tl.sum(before, axis=0)
-    for first in range(begin, tl.minimum(begin + span, end), BLOCK):
-        s = first + tl.max_contiguous(tl.arange(0, BLOCK), 1)  # the hint keeps the stores out of shared memory
-        membership = tl.load(marks + s, mask=s < end, other=0).to(tl.int32)
-        is_key = membership != 0
-        place = size + tl.cumsum(is_key.to(tl.int32), axis=0) - 1
-        tl.store(entries + place, s * 256 + membership, mask=is_key)
-        size += tl.sum(is_key.to(tl.int32), axis=0)
+    for first in range(begin, tl.minimum(begin + span, words), BLOCK):
+        at = first + word_at
+        word = tl.load(marks + at, mask=at < words, other=0)
+        filled = count_bytes(word)
+        place = size + tl.cumsum(filled, axis=0) - filled
+        for byte in tl.static_range(4):
+            membership = (word >> (8 * byte)) & 255
+            tl.store(entries + place, (4 * at + byte) * 256 + membership, mask=membership != 0)
+            place += (membership != 0).to(tl.int32)
+        size += tl.sum(filled, axis=0)
     if part == PARTS - 1:
         filling = tl.arange(0, FILL)
         tl.store(entries + size + filling, (end - 1) * 256)
@@ -192,9 +200,9 @@ def build_unions(indices: Tensor, s: int, queries: int, pays: float = PAYS) -> t
         BLOCK_K=triton.next_power_of_2(topk), QUERIES=queries, **launch(MARK, indices.device),
     )  # fmt: skip
     table = launch(COMPACT, indices.device)
-    parts = min(8, triton.next_power_of_2(triton.cdiv(s, BLOCKS * table["BLOCK"])))
+    parts = min(8, triton.next_power_of_2(triton.cdiv(words, BLOCKS * table["BLOCK"])))
     compact_kernel[(tiles, parts, b)](
-        marks, marks.view(torch.uint8), counts, ends, entries, sizes, pays, t, tiles, words, room,
+        marks, counts, ends, entries, sizes, pays, t, tiles, words, room,
         QUERIES=queries, PARTS=parts, FILL=FILL, **table,
     )  # fmt: skip
     return entries, sizes

@@ -154,7 +154,7 @@ def test_views_of_a_cache() -> None:
 
 
 def test_the_grid_stays_a_few_hundred_programs() -> None:
-    assert [attention._splits(4 * b) for b in (1, 8, 16, 32, 64, 128)] == [16, 16, 8, 4, 2, 1]
+    assert [attention._splits(4 * b) for b in (1, 8, 16, 32, 64, 128)] == [32, 16, 8, 4, 2, 1]
     for programs in range(1, 257):
         assert programs * attention._splits(programs) <= 512
     for topk in range(1, 300):

@@ -240,7 +240,7 @@ def test_no_gradient_through_lse():
     [(8, 40, None), (4, 40, None), (8, 37, None), (8, 701, None), (8, 701, 3), (4, 701, 300)],
 )
 def test_unions_are_unions_of_sets(queries, s, offset):
-    """701 keys are listed in four parts; with an offset of 3 the keys of some row end in the first of them."""
+    """701 keys are listed in eight parts; with an offset of 3 the keys of some row end in the first of them."""
     indices = selection(s=s, topk=9, offset=offset)
     indices[1, 3] = -1
     entries, sizes = sparse_union.build_unions(indices, s, queries, math.inf)
