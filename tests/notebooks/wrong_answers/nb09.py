@@ -1,0 +1,116 @@
+"""Wrong answers to the exercises of notebook 09, and what their checkers must say."""
+
+import torch
+
+from minikeye.exercises.nb09 import check_combine, check_keys, check_unions
+
+
+def bits(x):
+    return x.view(torch.int16).long() & 0xFFFF
+
+
+def keys(x):
+    """Right but for the two zeros."""
+    return torch.where(bits(x) >= 2**15, 0xFFFF - bits(x), bits(x) | 2**15)
+
+
+def one_zero(x):
+    return torch.where(x == 0, 0.0, x)
+
+
+def unions(indices, queries, *, order=sorted, none=False, member=lambda n: 1 << n, count=False, whole=False):
+    """Right but for the argument that is given."""
+    tiles = []
+    for first in range(0, len(indices), queries):
+        rows = indices[first : first + queries].tolist()
+        found = {}
+        for n, row in enumerate(rows):
+            for s in row:
+                if s >= 0 or none:
+                    bit = 1 if count else member(n + first if whole else n)
+                    found[s] = found.get(s, 0) + bit
+        tiles.append([s * 256 + found[s] for s in order(found)])
+    return tiles
+
+
+def changed(**change):
+    return lambda indices, queries: unions(indices, queries, **change)
+
+
+def pairs(indices, queries):
+    """Every pair of query and key is an entry."""
+    return [
+        sorted(s * 256 + (1 << n) for n, row in enumerate(tile.tolist()) for s in row if s >= 0)
+        for tile in indices.split(queries)
+    ]
+
+
+def combine(a, b, *, top=torch.maximum, safe=True):
+    m = top(a[0], b[0])
+    at = m.nan_to_num(neginf=0.0) if safe else m
+    x, y = (a[0] - at).exp(), (b[0] - at).exp()
+    return m, a[1] * x + b[1] * y, a[2] * x[:, None] + b[2] * y[:, None]
+
+
+def overflowing(a, b):
+    x, y = a[0].exp(), b[0].exp()
+    return torch.maximum(a[0], b[0]), a[1] * x + b[1] * y, a[2] * x[:, None] + b[2] * y[:, None]
+
+
+def mean(a, b):
+    one = torch.ones_like(a[1])
+    return torch.maximum(a[0], b[0]), one, (a[2] / a[1][:, None] + b[2] / b[1][:, None]) / 2
+
+
+def one_sided(a, b):
+    """Shrinks what came first, as in the loop over blocks, and forgets that the other has an m as well."""
+    m = torch.maximum(a[0], b[0])
+    x = (a[0] - m.nan_to_num(neginf=0.0)).exp()
+    return m, a[1] * x + b[1], a[2] * x[:, None] + b[2]
+
+
+def swapped(a, b):
+    """Each part shrinks by the other's factor."""
+    m = torch.maximum(a[0], b[0])
+    x, y = (b[0] - m).exp(), (a[0] - m).exp()
+    return m, a[1] * x + b[1] * y, a[2] * x[:, None] + b[2] * y[:, None]
+
+
+def empty_counts(a, b):
+    m, total, acc = combine(a, b)
+    return m, torch.where(b[0].isneginf() & ~a[0].isneginf(), 2 * total, total), acc
+
+
+WRONG_ANSWERS = [
+    (check_keys, lambda x: None, "write its body"),
+    (check_keys, lambda x: x.float(), "expected int64"),
+    (check_keys, bits, "as they are"),
+    (check_keys, lambda x: bits(x) ^ 0x8000, "flipped for all"),
+    (check_keys, lambda x: keys(x) - 2**15, "is negative"),
+    (check_keys, lambda x: keys(x) << 16, "rule for float32"),
+    (check_keys, lambda x: 0xFFFF - keys(x), "does not sort"),
+    (check_keys, keys, "same key"),
+    (check_keys, lambda x: keys(one_zero(x)) >> 4, "no bit may be lost"),
+    (check_keys, lambda x: torch.tensor([0, 1, 2, 3, 4, 4, 5, 6, 7, 8, 9]), "with the sign bit set"),
+    (check_unions, lambda indices, queries: None, "write its body"),
+    (check_unions, lambda indices, queries: unions(indices, queries)[:1], "two tiles"),
+    (check_unions, changed(none=True), "no union"),
+    (check_unions, pairs, "two bits"),
+    (check_unions, changed(order=list), "must ascend"),
+    (check_unions, lambda indices, queries: unions(indices[:, :2], queries), "the union of the first four"),
+    (check_unions, changed(count=True), "how many"),
+    (check_unions, changed(member=lambda n: 1 << (3 - n)), "the lowest"),
+    (check_unions, changed(member=lambda n: 2 << n), "membership 3"),
+    (check_unions, changed(whole=True), "of the \\*tile\\*"),
+    (check_combine, lambda a, b: None, "write its body"),
+    (check_combine, lambda a, b: combine(a, b)[2], "three tensors"),
+    (check_combine, lambda a, b: (*combine(a, b)[:2], combine(a, b)[2].T), "expected shapes"),
+    (check_combine, lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True)), "added as they are"),
+    (check_combine, mean, "mean of two"),
+    (check_combine, one_sided, "its own m"),
+    (check_combine, swapped, "not the softmax"),
+    (check_combine, lambda a, b: combine(a, b, top=torch.minimum), "larger of the two"),
+    (check_combine, overflowing, "overflow"),
+    (check_combine, empty_counts, "no weight"),
+    (check_combine, lambda a, b: combine(a, b, safe=False), "must be 0"),
+]
