@@ -77,6 +77,10 @@ def check_excess(answer):
         "the divergence is turned round: the target comes first, KL(p || softmax(I))"
     )
     assert near(expected), f"expected {expected.numpy().round(3).tolist()}, got {got.numpy().round(3).tolist()}"
+    pair = answer(scores, targets[:, :2])
+    assert torch.allclose(
+        pair, 2 * kl_loss(scores[None], targets[None, :, :2].mean(dim=2, keepdim=True))[0], atol=1e-4
+    ), "right for 3 groups, wrong for 2: the number of groups is the size of the targets' second axis"
     best = answer(middle.log(), targets)
     assert torch.allclose(best, torch.zeros(4), atol=1e-5), "where softmax(I) is the groups' mean, the excess is 0"
 
@@ -96,5 +100,7 @@ def check_hit_rate(answer):
     assert got != round(3 / 16, 4), "this is the share of the selected keys that lie in the frame; count rows instead"
     assert got != 0.0, "one of the frame's tokens is enough: not all have to be selected"
     assert got == 0.5, f"rows 0 and 3 select a key of their frame, rows 1 and 2 do not: expected 0.5, got {got}"
+    middle = answer(torch.tensor([[5]]), torch.tensor([4]), torch.tensor([7]))
+    assert float(middle) == 1.0, "any of the frame's tokens is a hit: not its first and its last only"
     early = answer(torch.tensor([[5, NONE]]), torch.tensor([0]), torch.tensor([2]))
     assert float(early) == 0.0, "-1 is no key: it must not count as a hit in a frame at the very beginning"

@@ -22,6 +22,8 @@ def check_mass_kept(answer):
     )
     assert abs(got - 0.45) > 1e-6 and abs(got - 0.35) > 1e-6, "-1 was taken for key 0: it marks an empty place"
     assert abs(got - 0.25) < 1e-6, f"keys 1 and 2 hold 0.25, the two empty places nothing; got {got:.4f}"
+    got = _number(answer(attended, torch.tensor([1, -1, 2, -1])), "mass_kept")
+    assert abs(got - 0.25) < 1e-6, f"an empty place may stand anywhere: [1, -1, 2, -1] holds 0.25, got {got:.4f}"
     got = _number(answer(attended, torch.tensor([-1, -1])), "mass_kept")
     assert got == 0, f"an empty set holds 0, got {got:.4f}"
 

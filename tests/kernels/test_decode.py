@@ -15,7 +15,7 @@ from minikeye import ops  # noqa: E402 - not before triton is known to be there
 from minikeye.kernels import decode_attention as attention  # noqa: E402
 from minikeye.kernels import decode_select as selection  # noqa: E402
 from minikeye.kernels.compiled import compile_case, decode_cases  # noqa: E402
-from minikeye.kernels.workload import Shape  # noqa: E402
+from minikeye.kernels.workload import RELEASED, Shape  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 

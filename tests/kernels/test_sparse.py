@@ -46,7 +46,7 @@ def on_gpu(torch, length=4096, topk=512):
     shapes = (1, length, 32, 128), (1, length, 4, 128), (1, length, 4, 128)
     qkv = [torch.randn(shape, device="cuda", dtype=torch.bfloat16, generator=draw).requires_grad_() for shape in shapes]
     scores = torch.randn(1, length, length, device="cuda", generator=draw).cumsum(dim=1) / 8
-    scores = scores.masked_fill(~ops.valid_keys(length, length, 0, None, "cuda"), -torch.inf)
+    scores = scores.masked_fill(~ops.valid_keys(length, length, 0, None, scores.device), -torch.inf)
     return qkv, ops.topk_positions(scores, topk), torch.randn(shapes[0], device="cuda", generator=draw).bfloat16()
 
 

@@ -51,6 +51,11 @@ def over_queries(scores, p):
     return p.shape[1] * (torch.xlogy(m, m) - torch.xlogy(m, guess.clamp(min=1e-30))).sum(dim=-1)
 
 
+def ends(indices, start, stop):
+    """The frame's first and last token only."""
+    return ((indices == start[:, None]) | (indices == stop[:, None] - 1)).any(1).float().mean()
+
+
 def inside(indices, start, stop):
     return (indices >= start[:, None]) & (indices < stop[:, None])
 
@@ -71,11 +76,13 @@ WRONG_ANSWERS = [
     (check_excess, loss, "the whole loss"),
     (check_excess, lambda scores, p: loss(scores, p) - 3 * mean_loss(scores, p), "the floor itself"),
     (check_excess, mean_loss, "3 groups"),
+    (check_excess, lambda scores, p: 3 * mean_loss(scores, p), "wrong for 2"),
     (check_excess, reverse, "turned round"),
     (check_excess, over_queries, "expected .*, got"),
     (check_hit_rate, lambda indices, start, stop: None, "write its body"),
     (check_hit_rate, lambda indices, start, stop: inside(indices, start, stop).any(1).sum(), "not their number"),
     (check_hit_rate, lambda indices, start, stop: inside(indices, start, start + 1).any(1).float().mean(), "first one"),
+    (check_hit_rate, ends, "first and its last only"),
     (check_hit_rate, lambda indices, start, stop: inside(indices, start, stop + 1).any(1).float().mean(), "after the"),
     (
         check_hit_rate,

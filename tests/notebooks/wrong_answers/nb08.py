@@ -11,6 +11,11 @@ def clamped(attended, indices):
     return attended[indices.clamp(min=0)].sum()
 
 
+def as_many(attended, indices):
+    """Takes the first places, as many as there are keys: right where the empty places are the last."""
+    return attended[indices[: (indices >= 0).sum()]].sum()
+
+
 def best(scores, topk):
     return sorted(sorted(range(len(scores)), key=lambda s: (-scores[s].item(), s))[:topk])
 
@@ -33,6 +38,7 @@ WRONG_ANSWERS = [
     (check_mass_kept, lambda attended, indices: attended[indices].sum(), "last key"),
     (check_mass_kept, lambda attended, indices: attended[indices.unique()].sum(), "last key"),
     (check_mass_kept, clamped, "key 0"),
+    (check_mass_kept, as_many, "may stand anywhere"),
     (check_one_head, lambda q, k, w, head, topk: None, "write its body"),
     (check_one_head, by_score, "ascending"),
     (check_one_head, lambda q, k, w, head, topk: best((k @ q[head]).relu(), topk), "gate of head 1"),
