@@ -24,8 +24,9 @@ from minikeye.record import selection_mass
 class IndexerTeacher:
     """An observer that collects each layer's KL loss on some query rows, and the experts' balance loss.
 
-    The report's losses are sums over all rows; this is a mean over the rows given, each alike (`draw_rows` takes more of
-    the answers': our choice). No [t s] matrix is ever held. rows: positions among the queries of the pass, the same in every layer; None teaches nothing.
+    The report's losses are sums over all rows; this is a mean over the rows given, each alike (`draw_rows` takes more
+    of the answers': our choice). No [t s] matrix is ever held. rows: positions among the queries of the pass, the same
+    in every layer; None teaches nothing.
     """
 
     def __init__(self, rows: Int[Tensor, " n"] | None):
