@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from minikeye.kernels.gather import gather
 from minikeye.kernels.launch import architecture, launch, upcast
 from minikeye.kernels.online_softmax import LOWEST, absorb, begin, finish
 from minikeye.kernels.sparse_attention import check_attention
@@ -61,12 +62,7 @@ def decode_attention_kernel(
     stop = tl.minimum((split + 1) * PART, TOPK)
     for first in range(split * PART, stop, BLOCK_S):
         at = first + tl.arange(0, BLOCK_S)
-        s = tl.load(indices + at, mask=at < stop, other=-1).to(tl.int32)
-        is_key = s >= 0
-        keys = tl.load(k + s[:, None] * k_s + width[None, :], mask=is_key[:, None], other=0.0)
-        values = tl.load(v + s[:, None] * v_s + width[None, :], mask=is_key[:, None], other=0.0)
-        if UPCAST:
-            keys, values = keys.to(tl.float32), values.to(tl.float32)
+        is_key, keys, values = gather(k, v, indices, at, stop, k_s, v_s, width, UPCAST)
         logits = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale_log2
         logits = tl.where(is_key[None, :], logits, float("-inf"))
         m, total, acc = absorb(m, total, acc, logits, values)

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from minikeye.kernels.index_scores import check_index, start_strides
 from minikeye.kernels.launch import INTERPRETED, architecture, launch
-from minikeye.kernels.ordered_bits import bisect, ordered, unordered
+from minikeye.kernels.ordered_bits import bisect, ordered, unordered, write_chosen
 from minikeye.kernels.select_fast import LOWEST, MOST_TOPK
 from minikeye.kernels.select_topk import select_kernel
 
@@ -176,14 +176,7 @@ def decode_finish_kernel(
     need = tl.minimum(topk, passed)
     high = tl.max(key, axis=0) + 1
     kth = bisect(key, tl.min(tl.where(listed, key, high - 1), axis=0), high, need, need)
-    above = listed & (key > kth)
-    tie = listed & (key == kth)
-    so_far = tl.cumsum(above.to(tl.int32) + (tie.to(tl.int32) << 16), axis=0)  # two running counts in one scan
-    above_so_far, ties_so_far = so_far & 65535, so_far >> 16
-    left = need - tl.sum(above.to(tl.int32), axis=0)
-    chosen = above | (tie & (ties_so_far <= left))
-    tl.store(out + above_so_far + tl.minimum(ties_so_far, left) - 1, s, mask=chosen)
-    tl.store(out + slot, -1, mask=(slot >= need) & (slot < topk))
+    write_chosen(out, slot, s, key, listed, kth, need, topk)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Floats as integers of the same order, and counting among them: functions that the selection kernels inline."""
+"""Floats as integers of the same order, counting among them and choosing: functions that selection kernels inline."""
 
 import triton
 import triton.language as tl
@@ -40,3 +40,16 @@ def bisect(key, low, high, need, enough):
         else:
             high = middle
     return low
+
+
+@triton.jit
+def write_chosen(out, slot, s, key, listed, kth, need, topk):
+    """Positions s of what is above kth, and of its ties from the left, `need` in all; -1 behind them up to topk."""
+    above = listed & (key > kth)
+    tie = listed & (key == kth)
+    so_far = tl.cumsum(above.to(tl.int32) + (tie.to(tl.int32) << 16), axis=0)  # two running counts in one scan
+    above_so_far, ties_so_far = so_far & 65535, so_far >> 16
+    left = need - tl.sum(above.to(tl.int32), axis=0)
+    chosen = above | (tie & (ties_so_far <= left))
+    tl.store(out + above_so_far + tl.minimum(ties_so_far, left) - 1, s, mask=chosen)
+    tl.store(out + slot, -1, mask=(slot >= need) & (slot < topk))

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from minikeye.kernels.index_scores import start_strides
 from minikeye.kernels.launch import architecture, launch
-from minikeye.kernels.ordered_bits import bisect, count_bits, ordered, unordered
+from minikeye.kernels.ordered_bits import bisect, count_bits, ordered, unordered, write_chosen
 from minikeye.kernels.select_topk import check_rows, launch_select, row_span, slab_by_slab
 
 MOST_TOPK = 4096  # candidates of a row stay in registers
@@ -143,14 +143,7 @@ def pick_kernel(
     key = ordered(tl.load(scores + s, mask=listed, other=float("-inf")))
     need = tl.minimum(topk, count)
     kth = bisect(key, tl.min(key, axis=0), tl.max(key, axis=0) + 1, need, need)
-    above = listed & (key > kth)
-    tie = listed & (key == kth)
-    so_far = tl.cumsum(above.to(tl.int32) + (tie.to(tl.int32) << 16), axis=0)  # two running counts in one scan
-    above_so_far, ties_so_far = so_far & 65535, so_far >> 16
-    left = need - tl.sum(above.to(tl.int32), axis=0)
-    chosen = above | (tie & (ties_so_far <= left))
-    tl.store(out + above_so_far + tl.minimum(ties_so_far, left) - 1, s, mask=chosen)
-    tl.store(out + place, -1, mask=(place >= need) & (place < topk))
+    write_chosen(out, place, s, key, listed, kth, need, topk)
 
 
 def select_rows_fast(

@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from minikeye.kernels.gather import gather
 from minikeye.kernels.launch import launch, upcast
 from minikeye.kernels.online_softmax import absorb, begin, finish
 
@@ -63,12 +64,7 @@ def sparse_forward_kernel(
     m, total, acc = begin(BLOCK_R, E)
     for first in range(0, count, BLOCK_S):
         at = first + tl.arange(0, BLOCK_S)
-        s = tl.load(row + at, mask=at < count, other=-1).to(tl.int32)
-        is_key = s >= 0
-        keys = tl.load(k + s[:, None] * k_s + width[None, :], mask=is_key[:, None], other=0.0)
-        values = tl.load(v + s[:, None] * v_s + width[None, :], mask=is_key[:, None], other=0.0)
-        if UPCAST:
-            keys, values = keys.to(tl.float32), values.to(tl.float32)
+        is_key, keys, values = gather(k, v, row, at, count, k_s, v_s, width, UPCAST)
         logits = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale_log2
         logits = tl.where(is_key[None, :], logits, float("-inf"))
         m, total, acc = absorb(m, total, acc, logits, values)
