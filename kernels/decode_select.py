@@ -184,9 +184,9 @@ def decode_select(q: Tensor, k: Tensor, w: Tensor, topk: int, lengths: Tensor, s
     """Positions of the topk highest index scores of each row's one query: int32 [b 1 topk].
 
     q [b 1 j i], w [b 1 j]; k [b s i]: the cache, of which the keys start[b] <= s < lengths[b] are valid and the others
-    may hold anything. lengths int32 [b] and start int [b] are read on the device, by kernels only. topk up to 4096.
-    Capturable in a CUDA graph after one run outside it. Raises ValueError for shapes, dtypes, strides or devices that
-    do not fit.
+    may hold anything. lengths int32 [b], the new token counted, and start int [b] are read on the device, by kernels
+    only. topk up to 4096. Capturable in a CUDA graph after one run outside it. Raises ValueError for shapes, dtypes,
+    strides or devices that do not fit.
     """
     check_index(q, k, w, start)
     b, s = k.shape[:2]

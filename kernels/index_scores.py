@@ -119,7 +119,7 @@ def index_scores(
     offset: absolute position of the first query; start: int [b] or [b t], the first key that a query may see.
     Without `out`: a new tensor, -inf wherever query t may not see key s. With `out` [b t s], a buffer to be used again:
     only scores of valid keys are written. What `out` held elsewhere stays: a reader keeps to start <= s <= offset + t.
-    Sums are float32 for every dtype of q and k.
+    Sums are float32 for every dtype of q and k. No gradients.
     Raises ValueError for shapes, dtypes, strides or devices that do not fit.
     """
     check_index(q, k, w, start)

@@ -183,7 +183,7 @@ def build_unions(indices: Tensor, s: int, queries: int, pays: float = PAYS) -> t
 
     Only the first sizes[b, n] entries of a tile mean something. A tile whose union is larger than `pays` average sets
     of its queries gets the size -1, and so does one with a row out of order. Memory: s + 4 * min(queries * k, s) bytes
-    a tile.
+    a tile. queries: 4 or 8, from `tile_queries`. Nothing is checked; `sparse_attention.py` is the door.
     """
     b, t, topk = indices.shape
     tiles, words, room = (

@@ -29,13 +29,15 @@ KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 def choose_backend(backend: str, *tensors: Tensor | torch.device | str, unless: str = "") -> tuple[str, str]:
     """The backend that will run, and why. "auto" takes the Triton kernels where they can run, else torch.
 
-    tensors: the inputs, or just a device. unless: what the caller knows against the kernels, if anything. Nothing is
-    tried and nothing fails over: the choice depends on packages, devices, dtypes and shapes alone. Raises ValueError
-    for an unknown backend and RuntimeError where "triton" is asked for and cannot run: a request is never answered by
-    another backend.
+    tensors: the inputs, or just a device; at least one. unless: what the caller knows against the kernels, if anything.
+    Nothing is tried and nothing fails over: the choice depends on packages, devices, dtypes and shapes alone. Raises
+    ValueError for an unknown backend and RuntimeError where "triton" is asked for and cannot run: a request is never
+    answered by another backend.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
+    if not tensors:
+        raise ValueError("expected the inputs or a device, got none: there is nothing to choose for")
     if backend == "torch":
         return "torch", "asked for"
     obstacle = _triton_obstacle(*tensors) or unless
@@ -141,14 +143,9 @@ def sparse_attention(
     keys; no gradient). Gradients flow to q, k, v, and are the same bits at every repeat. Raises ValueError for shapes
     that do not fit; on torch, for indices out of range (kernels do not look); RuntimeError as `choose_backend` does.
     """
-    b, t, h, e = q.shape
-    if k.shape != v.shape or k.shape[0] != b or k.shape[-1] != e or h % k.shape[2]:
-        raise ValueError(
-            f"queries {list(q.shape)} [b t h e] need keys and values of one shape [{b}, s, g, {e}], g dividing {h}; "
-            f"got {list(k.shape)} and {list(v.shape)}"
-        )
-    if indices.shape[:2] != (b, t) or indices.dtype not in (torch.int32, torch.int64):
-        raise ValueError(f"indices must be int [{b}, {t}, k], got {indices.dtype} {list(indices.shape)}")
+    t, e = q.shape[1], q.shape[3]
+    _check_attention(q, k, v)
+    _check_indices(indices, q)
     match choose_backend(backend, q, k, v, unless=_beyond_kernels(q, k))[0]:
         case "torch":
             _check_range(indices, k.shape[1])
@@ -168,16 +165,19 @@ def warmup_loss(
     q: Float[Tensor, "b t h e"],
     k: Float[Tensor, "b s g e"],
     positions: Int[Tensor, " t"],
-    start: Int[Tensor, " b"] | None = None,
+    start: Int[Tensor, "b *t"] | None = None,
     backend: str = "auto",
 ) -> Float[Tensor, "b t"]:
     """L_warmup of each query row, nats: sum_g KL(p_g || softmax(I)) over its valid keys.
 
     p_g: the dense attention of KV group g, mean over its heads. positions: where the rows stand, in any order; a row
-    sees the keys start <= s <= its position. Gradients reach index_q, index_k and index_w alone. A row that sees no key
-    has loss 0. Raises ValueError where shapes do not fit, RuntimeError as `choose_backend` does.
+    sees the keys start <= s <= its position. start: one first key a batch row [b], or one a query [b t]. Gradients
+    reach index_q, index_k and index_w alone. A row that sees no key has loss 0. Raises ValueError where shapes do not
+    fit, RuntimeError as `choose_backend` does.
     """
-    _check_index(index_q, index_k, index_w, start)
+    _check_loss(index_q, index_k, index_w, q, k, start)
+    if positions.shape != q.shape[1:2] or positions.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"positions must be int [{q.shape[1]}], got {positions.dtype} {list(positions.shape)}")
     q, k, s = q.detach(), k.detach(), k.shape[1]
     match choose_backend(backend, index_q, q, k, unless=_beyond_kernels(q, k, index_q))[0]:
         case "torch":
@@ -201,12 +201,15 @@ def selected_loss(
 ) -> Float[Tensor, "b t"]:
     """L_sparse of each query row, nats: the same over its selected keys alone, p_g the sparse attention of group g.
 
-    -1 in indices marks no key. Gradients, empty rows and errors as in `warmup_loss`.
+    -1 in indices marks no key. Gradients, empty rows and errors as in `warmup_loss`; on torch, ValueError for indices
+    out of range.
     """
-    _check_index(index_q, index_k, index_w, None)
+    _check_loss(index_q, index_k, index_w, q, k, None)
+    _check_indices(indices, q)
     q, k = q.detach(), k.detach()
     match choose_backend(backend, index_q, q, k, unless=_beyond_kernels(q, k, index_q))[0]:
         case "torch":
+            _check_range(indices, k.shape[1])
             targets = selected_targets(q, gather_rows(k, indices), indices)
             return kl_loss(selected_scores(index_q, gather_index_rows(index_k, indices), index_w, indices), targets)
         case "triton":
@@ -221,6 +224,31 @@ def _beyond_kernels(q: Tensor, k: Tensor, index_q: Tensor | None = None) -> str:
         return "heads must be 16, 32, 64 or 128 wide, at most 16 a group"
     entries = 1 if index_q is None else math.prod(2 ** (n - 1).bit_length() for n in index_q.shape[2:])
     return "" if entries <= 8192 else "index heads times their width, as powers of two, must not exceed 8,192"
+
+
+def _check_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
+    b, _, h, e = q.shape
+    if k.shape != v.shape or k.shape[0] != b or k.shape[-1] != e or h % k.shape[2] or {k.dtype, v.dtype} != {q.dtype}:
+        raise ValueError(
+            f"queries {list(q.shape)} [b t h e] need keys and values of one shape [{b}, s, g, {e}], g dividing {h}, "
+            f"and of their dtype {q.dtype}; got {list(k.shape)} and {list(v.shape)}, {k.dtype} and {v.dtype}"
+        )
+
+
+def _check_loss(index_q: Tensor, index_k: Tensor, index_w: Tensor, q: Tensor, k: Tensor, start: Tensor | None) -> None:
+    _check_index(index_q, index_k, index_w, start)
+    _check_attention(q, k, k)
+    if q.shape[:2] != index_q.shape[:2] or k.shape[1] != index_k.shape[1]:
+        raise ValueError(
+            f"queries and keys, {list(q.shape)} and {list(k.shape)}, must be as many as index queries and keys, "
+            f"{list(index_q.shape)} and {list(index_k.shape)}"
+        )
+
+
+def _check_indices(indices: Tensor, q: Tensor) -> None:
+    if indices.shape[:2] != q.shape[:2] or indices.dtype not in (torch.int32, torch.int64):
+        b, t = q.shape[:2]
+        raise ValueError(f"indices must be int [{b}, {t}, k], got {indices.dtype} {list(indices.shape)}")
 
 
 def _check_range(indices: Tensor, s: int) -> None:

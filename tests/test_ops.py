@@ -22,7 +22,7 @@ NEVER = -float("inf")
 @pytest.fixture
 def unchecked() -> SimpleNamespace:
     """The functions without the shape checks of the test session: what a user's own call meets."""
-    names = ("index_scores", "select_topk", "sparse_attention")
+    names = ("index_scores", "select_topk", "sparse_attention", "warmup_loss", "selected_loss")
     return SimpleNamespace(**{name: inspect.unwrap(getattr(ops, name)) for name in names})
 
 
@@ -475,3 +475,38 @@ def test_what_auto_takes_on_a_gpu(monkeypatch, tensor, unless, why):
     assert why in reason and name == ("triton" if "present" in reason else "torch")
     with ops.count_rows():
         assert ops.choose_backend("auto", tensor)[0] == "torch"
+
+
+LOSS = {
+    "must be as many as index queries and keys": lambda x: {"index_k": x["index_k"][:, :-1]},
+    "and of their dtype": lambda x: {"q": x["q"].double()},
+    "g dividing": lambda x: {"k": x["k"].repeat(1, 1, 3, 1)[:, :, :3]},
+}
+
+
+@pytest.mark.parametrize("message", LOSS)
+@pytest.mark.parametrize("loss", ["warmup_loss", "selected_loss"])
+def test_losses_refuse_what_does_not_fit(loss, message, unchecked):
+    q, k, _ = attention_inputs()
+    b, t, s = *q.shape[:2], k.shape[1]
+    inputs = {"index_q": torch.randn(b, t, 2, 4), "index_k": torch.randn(b, s, 4), "index_w": torch.randn(b, t, 2)}
+    inputs |= {"q": q, "k": k}
+    inputs |= {"positions": torch.arange(t)} if loss == "warmup_loss" else {"indices": random_sets()}
+    getattr(unchecked, loss)(**inputs)
+    with pytest.raises(ValueError, match=message):
+        getattr(unchecked, loss)(**inputs | LOSS[message](inputs))
+
+
+def test_losses_refuse_other_positions_and_indices(unchecked):
+    q, k, _ = attention_inputs()
+    b, t, s = *q.shape[:2], k.shape[1]
+    inputs = [torch.randn(b, t, 2, 4), torch.randn(b, s, 4), torch.randn(b, t, 2), q, k]
+    with pytest.raises(ValueError, match=rf"positions must be int \[{t}\], got torch.int64 \[{t + 1}\]"):
+        unchecked.warmup_loss(*inputs, torch.arange(t + 1))
+    with pytest.raises(ValueError, match=rf"indices must lie in -1..{s - 1}, got -5..0"):
+        unchecked.selected_loss(*inputs, torch.zeros(b, t, 3, dtype=torch.int64).index_fill(2, torch.tensor([1]), -5))
+
+
+def test_a_backend_is_chosen_for_something():
+    with pytest.raises(ValueError, match="expected the inputs or a device, got none"):
+        ops.choose_backend("auto")
