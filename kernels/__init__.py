@@ -9,7 +9,8 @@ Nothing here but the scripts imports minikeye: a kernel takes tensors and return
     sparse_backward, sparse_backward_atomic    gradients, the same bits at every repeat, or faster
     index_scores                               the lightning indexer's scores, a slab of queries at a time
     select_topk, select_fast, ordered_bits     exact top-k by radix, and with a sampled bound
-    selected_loss, warmup_loss and their parts the losses that teach the indexer (selected_backward, warmup_lse, loss_tiles)
+    selected_loss, selected_backward           the loss that teaches the indexer on the keys that it selected
+    warmup_loss, warmup_lse, loss_tiles        the same over all keys, for the dense warm-up
     decode_select, decode_attention            one token a sequence, under a CUDA graph
     launch                                     tables of launch parameters by architecture
     workload, timing, bench, proof, proof_model, small, compiled, counters    scripts that prove and measure
@@ -17,6 +18,7 @@ Nothing here but the scripts imports minikeye: a kernel takes tensors and return
 What was tried on an H100 and not kept, because it was slower or brought next to nothing: a second, upper bound in the
 selection, to fetch fewer scores; the filter fused into the score kernel, whose registers then spill; other tiles and
 numbers of warps of every selection and decode kernel; the radix select for all rows. What limits a prefill now: the
-score kernel, near the L2 cache's rate and issuing in half of all cycles; the union tile, which waits for its gather with
-a quarter of the threads that would fit; and the filter, at the rate of memory (assets/results/kernels_counters.json).
+score kernel, near the L2 cache's rate and issuing in half of all cycles; the union tile, which probably waits for its
+gather, with a quarter of the threads that would fit; and the filter, at the rate of memory
+(assets/results/kernels_counters.json).
 """

@@ -1,10 +1,11 @@
 """Proof and speed on a GPU: python -m minikeye.kernels.bench [--only proof ceilings parts prefill decode backward]
 
 One layer of the released model (workload.py), batch 1 unless said. Times are medians over replays of a CUDA graph
-(backward: over calls), each method measured beside its rivals in the same process. Prefill is chunked: 2,048 queries
-are scored, selected and attended to before the next; dense methods take all at once. Useful FLOPs only: what the
-selected pairs need, not what a union tile multiplies in vain. Projections are the same for all and left out. u16: keys
-in the union of 16 neighbours' sets, in sets of k. Decode goes round several caches, so that none stays in L2.
+(backward and FlexAttention: over calls), each method measured beside its rivals in the same process. Prefill is
+chunked: 2,048 queries are scored, selected and attended to before the next; dense methods take all at once. Useful
+FLOPs only: what the selected pairs need, not what a union tile multiplies in vain. Projections are the same for all and
+left out. u16: keys in the union of 16 neighbours' sets, in sets of k. Decode goes round several caches, so that none
+stays in L2.
 """
 
 import argparse

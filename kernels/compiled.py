@@ -200,7 +200,7 @@ def decode_cases(sm: int, shape: Shape = RELEASED, start: bool = False, capacity
     sample = {"SAMPLE": min(most, max(least, capacity // 32)), "RUN": decode_select.RUN, "LOWEST": decode_select.LOWEST}
     rows = {"lengths": "i32", "positions": "i32", "values": "fp32"}
     parts = {"m_parts": "fp32", "totals": "fp32", "accs": "fp32"}
-    group = {"E": shape.width, "BLOCK_R": triton.next_power_of_2(r), "BLOCK_P": 16}
+    group = {"E": shape.width, "BLOCK_R": triton.next_power_of_2(r), "BLOCK_P": 32}
     return {
         "decode_select, scores": Case(
             decode_select.decode_scores_kernel, sizes | first | {"CHUNK": table["CHUNK"][0]},

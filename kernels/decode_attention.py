@@ -28,7 +28,7 @@ from minikeye.kernels.online_softmax import LOWEST, absorb, begin, finish
 from minikeye.kernels.sparse_attention import check_attention
 from minikeye.kernels.sparse_forward import sparse_forward
 
-# BLOCK_S: keys gathered at once, as in sparse_forward.py. A part of 128 slots is then in flight as a whole.
+# BLOCK_S: keys gathered at once, as in sparse_forward.py. A part of up to 128 slots is then in flight as a whole.
 LAUNCH = {
     "sm_80": {"BLOCK_S": 32, "num_warps": 2, "num_stages": 3},
     "sm_90": {"BLOCK_S": 32, "num_warps": 2, "num_stages": 4},
@@ -102,9 +102,9 @@ def decode_attention(
 
     q [b 1 h e]; k, v [b s g e]: the cache, of which only the rows in `indices` [b 1 k] are read; values in -1..s-1,
     which is not checked. Heads, widths and dtypes as sparse_attention.sparse_attention takes them; no gradients.
-    splits: parts of the k slots, default by batch; the last ones may have nothing to do. Results of different splits
-    differ by rounding; the same splits give the same bits. Capturable in a CUDA graph after one run outside it. Raises
-    ValueError for shapes, dtypes, strides or devices that do not fit, or splits < 1.
+    splits: parts of the k slots, default by batch; fewer where there are not so many blocks. Results of different
+    splits differ by rounding; the same splits give the same bits. Capturable in a CUDA graph after one run outside it.
+    Raises ValueError for shapes, dtypes, strides or devices that do not fit, or splits < 1.
     """
     check_attention(q, k, v, indices)
     b, t, h, e = q.shape

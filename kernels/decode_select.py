@@ -111,7 +111,7 @@ def sampled_bound(scores, begin, stop, aim, SAMPLE: tl.constexpr, RUN: tl.conste
     run = (begin + (element // RUN).to(tl.int64) * (stop - begin) // (SAMPLE // RUN)) // RUN * RUN
     s = (run + element % RUN).to(tl.int32)
     key = ordered(tl.load(scores + s, mask=(s >= begin) & (s < stop), other=float("-inf")))
-    need = tl.maximum(1, (aim.to(tl.int64) * SAMPLE // (stop - begin)).to(tl.int32))
+    need = tl.maximum(1, (tl.cast(aim, tl.int64) * SAMPLE // (stop - begin)).to(tl.int32))
     lower = unordered(bisect(key, tl.min(key, axis=0), tl.max(key, axis=0) + 1, need, need + need // 16))
     return tl.maximum(lower, LOWEST)
 

@@ -23,11 +23,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minikeye.kernels.launch import INTERPRETED, architecture
+from minikeye.kernels.launch import INTERPRETED, architecture, runs_on
 
 QUERIES = 8  # a thread's two columns of every eight are two queries; with fewer, the sum over heads changes lanes
 MOST_COLUMNS = 256
-MOST_QUERY_BYTES = 2**17  # of one program's queries, which stay in shared memory
+MOST_QUERY_BYTES = 2**16  # of one program's queries, which stay in shared memory
 
 # Keys in a tile, keys a program goes through, warps, pipeline stages, most registers a thread for heads up to 64 wide
 # (None: as the compiler likes), by architecture and columns = heads * queries. With 128 registers and 42 KiB a
@@ -167,6 +167,8 @@ def check_index(q: Tensor, k: Tensor, w: Tensor, start: Tensor | None) -> None:
         raise ValueError(
             f"the kernel takes 1 to {MOST_COLUMNS} heads of width 1 to 256; got {q.shape[2]} of width {q.shape[3]}"
         )
+    if q.dtype == torch.float32 and q.shape[3] > 128:
+        raise ValueError(f"in float32 the kernel takes heads up to 128 wide, no more fits; got {q.shape[3]}")
     if q.dtype != k.dtype or q.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"q and k must share one of float32, float16, bfloat16; got {q.dtype} and {k.dtype}")
     if not w.is_floating_point() or w.dtype == torch.float64:
@@ -177,7 +179,7 @@ def check_index(q: Tensor, k: Tensor, w: Tensor, start: Tensor | None) -> None:
         raise ValueError(
             f"the keys of a batch row must span fewer than 2^31 elements; got {list(k.shape)}, stride {k.stride(1)}"
         )
-    if k.device != q.device or w.device != q.device or not (q.is_cuda or INTERPRETED):
+    if k.device != q.device or w.device != q.device or not runs_on(q.device):
         raise ValueError(f"q, k, w must be on one CUDA device; got {q.device}, {k.device} and {w.device}")
     check_start(start, q)
 

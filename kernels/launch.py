@@ -11,10 +11,13 @@ INTERPRETED = triton.knobs.runtime.interpret  # TRITON_INTERPRET=1: NumPy plays 
 
 
 def architecture(device: torch.device) -> str:
-    """The row of a launch table that fits `device`: sm_90 from Hopper on, sm_80 before it."""
+    """The row of a launch table that fits `device`: sm_90 where a program may have Hopper's 227 KiB of shared memory.
+
+    That is Hopper and data centre Blackwell (9.x, 10.x); consumer Blackwell (12.x) has less than Ampere's 163 KiB.
+    """
     if INTERPRETED:
         return "interpreter"
-    return "sm_90" if torch.cuda.get_device_capability(device) >= (9, 0) else "sm_80"
+    return "sm_90" if torch.cuda.get_device_capability(device)[0] in (9, 10) else "sm_80"
 
 
 def launch(table: dict[str, dict[str, int]], device: torch.device) -> dict[str, int]:
@@ -22,8 +25,7 @@ def launch(table: dict[str, dict[str, int]], device: torch.device) -> dict[str, 
 
     a * b + c may round once: Triton 3.10 will make that a choice, and costs time where it is not asked for.
     """
-    row = table[architecture(device)]
-    return row if INTERPRETED else row | {"enable_fp_fusion": True}
+    return table[architecture(device)] | {"enable_fp_fusion": True}
 
 
 def upcast(dtype: torch.dtype) -> bool:

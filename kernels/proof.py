@@ -1,7 +1,7 @@
 """What can only be shown on a GPU: the kernels against torch and float64 at real shapes, in bfloat16.
 
 Every check draws fresh inputs and raises AssertionError where it fails. Uninitialised memory is nan (the largest
-integer) while it runs, so that nothing passes which was never written.
+integer) while most run, so that nothing passes which was never written; graphs poison their outputs themselves.
 """
 
 from collections.abc import Callable, Iterator

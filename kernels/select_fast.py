@@ -63,7 +63,7 @@ def threshold_kernel(
         sector = (begin + (element // 8).to(tl.int64) * keys // (SAMPLE // 8)) // 8 * 8
         s = sector + element % 8
         key = ordered(tl.load(scores + s, mask=(s >= begin) & (s < stop), other=float("-inf")))
-        need = tl.maximum(1, (aim.to(tl.int64) * SAMPLE // keys).to(tl.int32))
+        need = tl.maximum(1, (tl.cast(aim, tl.int64) * SAMPLE // keys).to(tl.int32))
         lower = unordered(bisect(key, tl.min(key, axis=0), tl.max(key, axis=0) + 1, need, need + need // 16))
         lower = tl.maximum(lower, LOWEST)
     tl.store(bound + b.to(tl.int64) * t_count + t, lower)

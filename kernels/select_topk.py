@@ -3,7 +3,8 @@
 Axes: b batch, t query position, s key position, k selected key. Report, section 2.3.
 
 Selected are the k highest scores among the keys start[t] <= s <= offset + t. Ties go to the smaller position. Positions
-come out ascending, -1 behind them where fewer than k keys are valid. No sorting, no atomics: the same bits every time.
+come out ascending, -1 behind them where fewer than k keys are valid. No sorting, and only whole numbers are counted
+together: the same bits every time.
 
 1. A float32 becomes an unsigned integer of the same order. Its 32 bits already grow with a positive number, so only the
    sign bit is set; of a negative number, which grows the wrong way, all bits are flipped.
@@ -24,7 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from minikeye.kernels.index_scores import check_index, check_start, index_scores, start_strides
-from minikeye.kernels.launch import INTERPRETED, architecture
+from minikeye.kernels.launch import architecture, runs_on
 from minikeye.kernels.ordered_bits import ordered
 
 SLAB_BYTES = 548 * 2**20  # of scores, and of what a selection keeps beside them
@@ -134,7 +135,7 @@ def check_rows(scores: Tensor, topk: int, start: Tensor | None, out: Tensor | No
             f"scores must be float32 [b t s] with unit last stride; "
             f"got {scores.dtype} {list(scores.shape)}, strides {scores.stride()}"
         )
-    if not (scores.is_cuda or INTERPRETED):
+    if not runs_on(scores.device):
         raise ValueError(f"scores must be on a CUDA device, got {scores.device}")
     if topk < 1:
         raise ValueError(f"topk must be at least 1, got {topk}")

@@ -15,7 +15,7 @@ from minikeye.kernels.sparse_attention import sparse_attention
 from minikeye.kernels.warmup_loss import warmup_loss
 
 
-def run(device: str = "cuda", t: int = 19, s: int = 150, topk: int = 24, dtype: torch.dtype = torch.float16) -> None:
+def run(device: str = "cuda", t: int = 19, s: int = 150, topk: int = 40, dtype: torch.dtype = torch.float16) -> None:
     """Two batch rows, 19 queries at the end of 150 keys, heads in groups of 3; with and without a first key."""
     torch.manual_seed(0)
 

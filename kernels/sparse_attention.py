@@ -11,8 +11,9 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from minikeye.kernels.launch import INTERPRETED
+from minikeye.kernels.launch import runs_on
 from minikeye.kernels.sparse_backward import sparse_backward
 from minikeye.kernels.sparse_backward_atomic import sparse_backward_atomic
 from minikeye.kernels.sparse_forward import sparse_forward
@@ -53,6 +54,7 @@ class _SparseAttention(torch.autograd.Function):
         return out, lse
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, dout: Tensor, _dlse: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, indices, out, lse = ctx.saved_tensors
         if not q.numel() or not indices.numel() or not k.numel():
@@ -128,9 +130,11 @@ def check_attention(q: Tensor, k: Tensor, v: Tensor, indices: Tensor) -> None:
         raise ValueError(f"q, k, v must share one dtype of {DTYPES}, got {q.dtype}, {k.dtype}, {v.dtype}")
     if indices.shape[:2] != (b, t) or indices.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"indices must be int32 or int64 [{b}, {t}, k], got {indices.dtype} {list(indices.shape)}")
+    if h * q.stride(2) >= 2**31 or g * max(k.stride(2), v.stride(2)) >= 2**31:
+        raise ValueError(f"offsets of heads must fit 31 bits; got strides {q.stride(2)}, {k.stride(2)}, {v.stride(2)}")
     if k.shape[1] >= 2**23 or k.shape[1] * max(k.stride(1), v.stride(1)) >= 2**31:
         raise ValueError(
             f"offsets of keys must fit 31 bits and positions 23; got {list(k.shape)}, stride {k.stride(1)}"
         )
-    if not q.is_cuda and not INTERPRETED:
+    if not runs_on(q.device):
         raise ValueError(f"the kernels need a CUDA device, got {q.device}; on a CPU set TRITON_INTERPRET=1 beforehand")

@@ -91,7 +91,7 @@ def sparse_dq_kernel(
 def sparse_dkv_kernel(
     q, k, v, dout, lse, delta, queries, members, begins, dk, dv, scale,
     q_b, q_t, q_h, k_b, k_s, k_g, v_b, v_s, v_g, d_b, d_t, l_b, l_t,
-    T, S, BLOCKS, G, R,
+    S, BLOCKS, G, R,
     E: tl.constexpr, BLOCK_R: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Grid (key blocks, b * g). Adds one slab's part to dk and dv, float32 [b s g e], contiguous."""
@@ -183,7 +183,7 @@ def sparse_backward(
         blocks = triton.cdiv(s, KEYS)
         sparse_dkv_kernel[(blocks, b * g)](
             q[:, part], k, v, dout[:, part], lse[:, part], delta[:, part], *lists, dk, dv, scale,
-            *strides, *dout.stride()[:2], *lse.stride()[:2], t, s, blocks, g, h // g,
+            *strides, *dout.stride()[:2], *lse.stride()[:2], s, blocks, g, h // g,
             KEYS=KEYS, **shape, **launch(DKV, q.device),
         )  # fmt: skip
     return dq, dk.to(k.dtype), dv.to(v.dtype)

@@ -17,7 +17,7 @@ Built in two steps: (1) one program a query sets its bit in a byte map [tile, s]
 (2) programs read the parts of a tile's map from left to right and write the entries, ascending in s.
 Two kinds of tile are left to sparse_forward.py and get the size -1: those whose union does not pay, and those with a
 row that is not strictly ascending with -1 at its end only (a bit cannot count a key that is listed twice).
-A nan in a value row reaches every query of a tile in which one query selected it: 0 * nan is nan.
+A nan or an infinity in a value row reaches every query of a tile in which one query selected it: 0 * inf is nan.
 """
 
 import math

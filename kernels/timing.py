@@ -81,7 +81,7 @@ def gather_kernel(x, rows, out, COUNT: tl.constexpr, BLOCK: tl.constexpr, WIDTH:
 
 
 def ceilings() -> Iterator[dict]:
-    """The card's matrix product, copy, and gather of random rows of 256 bytes from buffers of two sizes."""
+    """The card's matrix product, copy, and gather of random rows of 256 bytes from buffers of three sizes."""
     a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     yield {"what": "matrix product of 8192, bf16", "tflops": 2 * 8192**3 / median_ms(lambda: a @ b) / 1e9}
     x = torch.randn(2**30, device="cuda")

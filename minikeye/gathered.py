@@ -12,8 +12,9 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from minikeye.selection import slab_rows, widen
+from minikeye.selection import readable, slab_rows, widen
 
 FLOOR = torch.finfo(torch.float32).min  # stands in for a log-sum-exp of -inf, so that a row without keys gives zeros
 
@@ -44,16 +45,15 @@ def counting() -> bool:
 
 
 def gather_rows(x: Float[Tensor, "b s g e"], indices: Int[Tensor, "b n k"]) -> Float[Tensor, "b n k g e"]:
-    """The selected rows of x. The query's first row stands in for -1 and is masked by the caller."""
+    """The selected rows of x. For -1, which the caller masks, another row of the set stands in; zeros where none is."""
     for counter in _counters:
         counter.rows += int((indices >= 0).sum()) * x.shape[2]
     return _gather_uncounted(x, indices)
 
 
 def gather_index_rows(index_k: Float[Tensor, "b s i"], indices: Int[Tensor, "b t k"]) -> Float[Tensor, "b t k i"]:
-    """Index keys of the selected positions; row 0 stands in for -1 and is masked by the score."""
-    batch = torch.arange(len(index_k), device=index_k.device)[:, None, None]
-    return index_k[batch, indices.clamp(min=0).long()]
+    """Index keys of the selected positions, uncounted; for -1 as in `gather_rows`, masked by the score."""
+    return _gather_uncounted(index_k, indices)
 
 
 def _logits(q: Tensor, keys: Tensor, indices: Tensor, scale: float) -> Float[Tensor, "b n g r k"]:
@@ -64,7 +64,8 @@ def _logits(q: Tensor, keys: Tensor, indices: Tensor, scale: float) -> Float[Ten
 class GatheredAttention(torch.autograd.Function):
     """Slab by slab, forward and backward: the gathered rows of one slab are all that is ever held.
 
-    Backward is FlashAttention's: p = exp(logit - lse), dv += p^T do, dlogit = p * (do . v - do . out).
+    Backward is FlashAttention's: p = exp(logit - lse), dv += p^T do, dlogit = p * (do . v - do . out). Once: asked for
+    second derivatives, torch raises RuntimeError.
     """
 
     @staticmethod
@@ -85,6 +86,7 @@ class GatheredAttention(torch.autograd.Function):
         return out, lse
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, d_out: Tensor, _d_lse: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, indices, out, lse = ctx.saved_tensors
         groups = k.shape[2]
@@ -111,14 +113,19 @@ def _slabs(k: Tensor, indices: Tensor) -> Iterator[slice]:
 
 
 def _gather_uncounted(x: Tensor, indices: Tensor) -> Tensor:
-    """Value rows ride along with their key rows, which were counted. No row outside the set is touched."""
-    batch = torch.arange(len(x), device=x.device)[:, None, None]
-    return x[batch, _stand_in(indices)]
+    """Value rows ride along with their key rows, which were counted. No row outside the set counts, nan or not."""
+    batch, empty = torch.arange(len(x), device=x.device)[:, None, None], (indices < 0).all(dim=-1)
+    rows = x[batch, _stand_in(indices)]
+    if not readable(indices) or empty.any():
+        rows = rows.masked_fill(empty.reshape(*empty.shape, *(1 for _ in rows.shape[2:])), 0.0)
+    return rows
 
 
 def _stand_in(indices: Tensor) -> Tensor:
-    """Indices with -1 replaced by the query's first selected position; by 0 where it has none."""
-    return torch.where(indices < 0, indices[..., :1], indices).clamp(min=0).long()
+    """Indices with -1 replaced by the query's last selected position; by 0 where it has none."""
+    if not indices.numel():
+        return indices.long()
+    return torch.where(indices < 0, indices.amax(dim=-1, keepdim=True), indices).clamp(min=0).long()
 
 
 def _scatter_add(target: Float[Tensor, "b s g e"], indices: Tensor, rows: Float[Tensor, "b n k g e"]) -> None:

@@ -6,7 +6,6 @@ gathered.py, indexer.py: everywhere, the specification) or "triton" (the package
 """
 
 import importlib.util
-import math
 from functools import cache
 
 import torch
@@ -96,16 +95,16 @@ def select_topk(
 ) -> Int[Tensor, "b t k"]:
     """Positions of the topk highest index scores of each query, int32 [b t topk].
 
-    Exact over the float32 scores of the valid keys; ties go to the smaller position; ascending; padded with -1 at the
-    end where fewer than topk keys are valid. Works on a slab of query rows at a time, never on a whole [t s] matrix.
-    The backends add up heads in different orders: scores that differ in the last bit may be selected differently.
-    Raises ValueError for shapes that do not fit or topk < 1, RuntimeError as `choose_backend` does.
+    Exact over the float32 scores of the valid keys, which must not be nan; ties go to the smaller position; ascending;
+    padded with -1 at the end where fewer than topk keys are valid. Works on a slab of query rows at a time, never on a
+    whole [t s] matrix. The backends add up heads in different orders: scores that differ in the last bit may be
+    selected differently. Raises ValueError for shapes that do not fit or topk < 1, RuntimeError as `choose_backend`
+    does.
     """
     _check_index(q, k, w, start)
     if topk < 1:
         raise ValueError(f"topk must be at least 1, got {topk}")
-    unless = "" if q.shape[2] <= 256 and q.shape[3] <= 256 else "the kernels take up to 256 index heads, 256 wide"
-    match choose_backend(backend, q, k, w, unless=unless)[0]:
+    match choose_backend(backend, q, k, w, unless=_beyond_index_kernels(q))[0]:
         case "torch":
             return select_slabs(q, k, w, topk, offset, start)
         case "triton":
@@ -222,13 +221,22 @@ def _beyond_kernels(q: Tensor, k: Tensor, index_q: Tensor | None = None) -> str:
     """What about these shapes the attention and loss kernels cannot do."""
     if q.shape[-1] not in (16, 32, 64, 128) or q.shape[2] // k.shape[2] > 16:
         return "heads must be 16, 32, 64 or 128 wide, at most 16 a group"
-    entries = 1 if index_q is None else math.prod(2 ** (n - 1).bit_length() for n in index_q.shape[2:])
-    return "" if entries <= 8192 else "index heads times their width, as powers of two, must not exceed 8,192"
+    return "" if index_q is None else _beyond_index_kernels(index_q, most=8192)
+
+
+def _beyond_index_kernels(index_q: Tensor, most: int = 2**16) -> str:
+    """What about the shape of index queries the kernels cannot do; most: heads times width, as powers of two."""
+    j, i = index_q.shape[2:]
+    if j > 256 or i > (128 if index_q.dtype == torch.float32 else 256):
+        return "the kernels take up to 256 index heads, 256 wide (128 in float32)"
+    entries = 2 ** (j - 1).bit_length() * max(16, 2 ** (i - 1).bit_length())
+    return "" if entries <= most else f"index heads times their width, as powers of two, must not exceed {most:,}"
 
 
 def _check_attention(q: Tensor, k: Tensor, v: Tensor) -> None:
     b, _, h, e = q.shape
-    if k.shape != v.shape or k.shape[0] != b or k.shape[-1] != e or h % k.shape[2] or {k.dtype, v.dtype} != {q.dtype}:
+    fits = k.shape == v.shape and k.shape[0] == b and k.shape[-1] == e and {k.dtype, v.dtype} == {q.dtype}
+    if not fits or not k.shape[2] or h % k.shape[2]:
         raise ValueError(
             f"queries {list(q.shape)} [b t h e] need keys and values of one shape [{b}, s, g, {e}], g dividing {h}, "
             f"and of their dtype {q.dtype}; got {list(k.shape)} and {list(v.shape)}, {k.dtype} and {v.dtype}"

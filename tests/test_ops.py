@@ -510,3 +510,58 @@ def test_losses_refuse_other_positions_and_indices(unchecked):
 def test_a_backend_is_chosen_for_something():
     with pytest.raises(ValueError, match="expected the inputs or a device, got none"):
         ops.choose_backend("auto")
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_nan_outside_the_set_reaches_nothing(grad):
+    """-1 anywhere in a row, or everywhere: no row stands in for it that the query did not select."""
+    q, k, v = (x.clone() for x in attention_inputs())
+    k[:, 0] = v[:, 0] = torch.nan
+    indices = torch.tensor([-1, 3, 2]).repeat(*q.shape[:2], 1)
+    indices[:, 1] = -1
+    for x in (q, k, v):
+        x.requires_grad_(grad)
+    out, lse = ops.sparse_attention(q, k, v, indices)
+    assert out.isfinite().all() and out[:, 1].eq(0).all() and lse[:, 1].isneginf().all()
+    if grad:
+        assert all(x.isfinite().all() for x in torch.autograd.grad(out.square().sum(), (q, k, v)))
+    index = torch.randn(2, 5, 2, 4), torch.randn(2, k.shape[1], 4), torch.randn(2, 5, 2)
+    index[1][:, 0] = torch.nan
+    for x in index:
+        x.requires_grad_(grad)
+    loss = ops.selected_loss(*index, q.detach(), k.detach(), indices)
+    assert loss.isfinite().all() and loss[:, 1].eq(0).all()
+    if grad:
+        assert all(x.isfinite().all() for x in torch.autograd.grad(loss.sum(), index))
+
+
+def test_second_derivatives_are_refused():
+    """They would be wrong without a word: the backward pass takes the log-sum-exp for a constant."""
+    q, k, v = (x.clone().requires_grad_() for x in attention_inputs())
+    out, _ = ops.sparse_attention(q, k, v, random_sets())
+    (g,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        g.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "why"),
+    [
+        ((16, 64), torch.bfloat16, ""),
+        ((16, 256), torch.bfloat16, ""),
+        ((16, 256), torch.float32, "128 in float32"),
+        ((16, 512), torch.bfloat16, "256 wide"),
+        ((512, 16), torch.bfloat16, "256 index heads"),
+        ((256, 256), torch.bfloat16, ""),
+    ],
+)
+def test_index_shapes_for_the_kernels(shape, dtype, why):
+    index_q = torch.zeros(1, 1, *shape, dtype=dtype)
+    assert why in ops._beyond_index_kernels(index_q) and bool(why) == bool(ops._beyond_index_kernels(index_q))
+    q, k = torch.zeros(1, 1, 8, 64), torch.zeros(1, 1, 1, 64)
+    assert bool(ops._beyond_kernels(q, k, index_q)) == bool(why or shape[0] * shape[1] > 8192)
+
+
+def test_no_kv_heads_is_an_error(unchecked):
+    with pytest.raises(ValueError, match="g dividing 4"):
+        unchecked.sparse_attention(torch.zeros(1, 1, 4, 8), *torch.zeros(2, 1, 3, 0, 8), torch.zeros(1, 1, 1).int())

@@ -395,7 +395,7 @@ WRONG = {
     "of index_q, index_k, index_w: expected q": lambda a, b, c, q, k: (a, b[..., :8], c, q, k),
     "of index_q, index_k, index_w: q and k must share": lambda a, b, c, q, k: (a, b.half(), c, q, k),
     "heads x width of index_q": lambda a, b, c, q, k: (
-        a.repeat(1, 1, 22, 8), b.repeat(1, 1, 8), c.repeat(1, 1, 22), q, k,
+        a.repeat(1, 1, 22, 8).half(), b.repeat(1, 1, 8).half(), c.repeat(1, 1, 22), q, k,
     ),
     "q must be \\[2, 5, h, e\\] and k": lambda a, b, c, q, k: (a, b, c, q[:, 1:], k),
     "got \\[2, 5, 4, 16\\] and \\[2, 39, 2, 16\\]": lambda a, b, c, q, k: (a, b, c, q, k[:, 1:]),

@@ -1,5 +1,6 @@
 """Every kernel compiled for Hopper and Ampere: registers, spills, shared memory, and the instructions that matter."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -88,7 +89,8 @@ def test_the_union_is_multiplied_by_warp_groups():
 @pytest.mark.slow
 @pytest.mark.parametrize("sm", [90, 80])
 @pytest.mark.parametrize(
-    ("heads", "width", "topk"), [(4, 128, 2048), (16, 128, 4096), (32, 128, 2048), (64, 128, 2048)]
+    ("heads", "width", "topk"),
+    [(4, 128, 2048), (16, 128, 4096), (32, 128, 2048), (64, 128, 2048), (32, 256, 2048), (256, 256, 64)],
 )
 def test_other_indexers_do_not_spill(sm, heads, width, topk):
     """With a first key for each query, too."""
@@ -96,6 +98,17 @@ def test_other_indexers_do_not_spill(sm, heads, width, topk):
     for name, case in index_cases(sm, shape, start=True).items():
         made = compile_case(case, sm)
         assert made.spilled == 0 and made.shared <= {90: 227, 80: 163}[sm] * 1024, name
+
+
+@pytest.mark.parametrize("sm", [90, 80])
+def test_one_key_is_enough(sm):
+    """Triton takes an integer argument of 1 for a constant of the program: other code than for 2, and no tensor."""
+    for name in ("select_topk", "select_fast, threshold", "select_fast, pick", "decode_select, filter"):
+        case = all_cases(sm)[name]
+        ones = {parameter.name: 1 for parameter in case.kernel.params if parameter.name in ("aim", "topk")}
+        assert ones
+        made = compile_case(dataclasses.replace(case, constants=case.constants | {"CAPACITY": 2} | ones), sm)
+        assert made.spilled == 0, name
 
 
 SHAPES = [
