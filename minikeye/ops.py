@@ -139,8 +139,9 @@ def sparse_attention(
     Only the selected rows of k and v are read. -1 marks no key; a position listed twice counts twice; a query without
     keys gives zeros. Nothing else is masked: causality lies in the indices. scale: default (head width)^-1/2. Returns
     the output in q's dtype and the log-sum-exp of each query's logits (float32, float64 for float64 q; -inf without
-    keys; no gradient). Gradients flow to q, k, v, and are the same bits at every repeat. Raises ValueError for shapes
-    that do not fit; on torch, for indices out of range (kernels do not look); RuntimeError as `choose_backend` does.
+    keys; no gradient). Gradients flow to q, k, v, once; by kernels they are the same bits at every repeat. Raises
+    ValueError for shapes that do not fit; on torch, for indices out of range (kernels do not look); RuntimeError as
+    `choose_backend` does.
     """
     t, e = q.shape[1], q.shape[3]
     _check_attention(q, k, v)
