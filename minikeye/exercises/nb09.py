@@ -11,8 +11,9 @@ NONE = -1  # marks no key
 @checker
 def check_keys(answer):
     """answer(x bfloat16 [n]) -> int64 [n] in 0..65535, in the order of x; -0.0 and 0.0 have one key."""
-    x = torch.tensor([-torch.inf, -3.0, -2.984375, -1e-30, -0.0, 0.0, 1e-30, 1.0, 1.0078125, 300.0, torch.inf])
-    x = x.bfloat16()
+    tiny, huge = torch.tensor([1, 0x7F7F], dtype=torch.int16).view(torch.bfloat16).tolist()  # smallest, largest number
+    x = [-torch.inf, -huge, -3.0, -2.984375, -1e-30, -tiny, -0.0, 0.0, tiny, 1e-30, 1.0, 1.0078125, 300.0, torch.inf]
+    x = torch.tensor(x).bfloat16()
     got = answer(x)
     written(got, "keys")
     assert isinstance(got, Tensor) and got.shape == x.shape and got.dtype == torch.int64, (
@@ -31,7 +32,7 @@ def check_keys(answer):
     assert int(got.max()) < 2**16, "a key has more than 16 bits: this is the rule for float32"
     order = got.argsort(stable=True)
     assert torch.equal(x[order], x), "sorting by these keys does not sort the numbers"
-    assert got[4] == got[5], "-0.0 equals 0.0 and must have the same key: make zeros positive first"
+    assert len(set(got[x == 0].tolist())) == 1, "-0.0 equals 0.0 and must have the same key: make zeros positive first"
     apart = got.unique().numel()
     assert apart == len(x) - 1, f"{len(x) - 1} different numbers have {apart} different keys: no bit may be lost"
     assert int(got[-1]) - int(got[-2]) == 0x7F80 - 0x4396, "keep the 16 bits of positive numbers, with the sign bit set"
@@ -60,6 +61,13 @@ def check_unions(answer):
     assert second == [(1, 1), (2, 1), (3, 3)], (
         f"the second tile's (key, membership) must be (1, 1), (2, 1), (3, 3), got {second}"
     )
+    pairs = answer(indices, 2)
+    assert len(pairs) == 3, (
+        f"`queries` is the size of a tile: 6 queries in tiles of 2 are three tiles, got {len(pairs)}"
+    )
+    got = [[(int(entry) >> 8, int(entry) & 255) for entry in tile] for tile in pairs]
+    expected = [[(2, 3), (5, 1), (9, 3)], [(0, 2), (5, 2), (300, 2)], [(1, 1), (2, 1), (3, 3)]]
+    assert got == expected, f"in tiles of 2 queries the (key, membership) must be {expected}, got {got}"
 
 
 @checker
@@ -95,6 +103,13 @@ def check_combine(answer):
     assert bool(total[3] == 0) and bool((acc[3] == 0).all()), (
         "no part has a key: total and acc must be 0. The m of an empty part is -inf, and -inf - -inf is nan"
     )
+    assert bool(m[3].isneginf()), (
+        "no part has a key: m stays -inf, for 0 may lie above the m of a part that comes later"
+    )
+    for name, result in (("combine(a, b)", got), ("combine(b, a)", answer(b, a))):
+        assert torch.allclose(result[0], expected_m), f"{name}: m must be the larger of the two in every row"
+        for part, wanted in zip(result[1:], (expected_total, expected_acc), strict=True):
+            assert torch.allclose(part, wanted), f"{name}: total and acc must refer to the larger m, in either order"
 
 
 def _state(logits: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:

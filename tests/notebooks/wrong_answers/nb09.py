@@ -18,6 +18,16 @@ def one_zero(x):
     return torch.where(x == 0, 0.0, x)
 
 
+def flushed(x):
+    """Right but for denormals, which become zeros."""
+    return keys(torch.where(x.abs() < torch.finfo(x.dtype).tiny, 0.0, x))
+
+
+def finite(x):
+    """Right but for -inf, which becomes the lowest finite number."""
+    return keys(one_zero(x).clamp(min=torch.finfo(x.dtype).min))
+
+
 def unions(indices, queries, *, order=sorted, none=False, member=lambda n: 1 << n, count=False, whole=False):
     """Right but for the argument that is given."""
     tiles = []
@@ -81,6 +91,25 @@ def empty_counts(a, b):
     return m, torch.where(b[0].isneginf() & ~a[0].isneginf(), 2 * total, total), acc
 
 
+def zero_when_empty(a, b):
+    m, total, acc = combine(a, b)
+    return m.nan_to_num(neginf=0.0), total, acc
+
+
+def first_m(a, b):
+    """The sums of a right answer, m of the first part: as if the other were always smaller."""
+    at = a[0].nan_to_num(neginf=0.0)
+    x, y = (a[0] - at).exp(), (b[0] - at).exp()
+    return a[0], a[1] * x + b[1] * y, a[2] * x[:, None] + b[2] * y[:, None]
+
+
+def none_first(a, b):
+    """Right where the first part has keys; an empty first part leaves nothing."""
+    m, total, acc = combine(a, b)
+    empty = a[0].isneginf()
+    return torch.where(empty, a[0], m), torch.where(empty, 0.0, total), torch.where(empty[:, None], 0.0, acc)
+
+
 WRONG_ANSWERS = [
     (check_keys, lambda x: None, "write its body"),
     (check_keys, lambda x: x.float(), "expected int64"),
@@ -91,7 +120,9 @@ WRONG_ANSWERS = [
     (check_keys, lambda x: 0xFFFF - keys(x), "does not sort"),
     (check_keys, keys, "same key"),
     (check_keys, lambda x: keys(one_zero(x)) >> 4, "no bit may be lost"),
-    (check_keys, lambda x: torch.tensor([0, 1, 2, 3, 4, 4, 5, 6, 7, 8, 9]), "with the sign bit set"),
+    (check_keys, flushed, "no bit may be lost"),
+    (check_keys, finite, "no bit may be lost"),
+    (check_keys, lambda x: keys(one_zero(x)).unique(return_inverse=True)[1], "with the sign bit set"),
     (check_unions, lambda indices, queries: None, "write its body"),
     (check_unions, lambda indices, queries: unions(indices, queries)[:1], "two tiles"),
     (check_unions, changed(none=True), "no union"),
@@ -102,6 +133,7 @@ WRONG_ANSWERS = [
     (check_unions, changed(member=lambda n: 1 << (3 - n)), "the lowest"),
     (check_unions, changed(member=lambda n: 2 << n), "membership 3"),
     (check_unions, changed(whole=True), "of the \\*tile\\*"),
+    (check_unions, lambda indices, queries: unions(indices, 4), "the size of a tile"),
     (check_combine, lambda a, b: None, "write its body"),
     (check_combine, lambda a, b: combine(a, b)[2], "three tensors"),
     (check_combine, lambda a, b: (*combine(a, b)[:2], combine(a, b)[2].T), "expected shapes"),
@@ -113,4 +145,8 @@ WRONG_ANSWERS = [
     (check_combine, overflowing, "overflow"),
     (check_combine, empty_counts, "no weight"),
     (check_combine, lambda a, b: combine(a, b, safe=False), "must be 0"),
+    (check_combine, zero_when_empty, "stays -inf"),
+    (check_combine, lambda a, b: (a[0], *combine(a, b)[1:]), "in every row"),
+    (check_combine, first_m, "overflow"),
+    (check_combine, none_first, "combine\\(b, a\\)"),
 ]
