@@ -157,17 +157,23 @@ def losses_near_float64(stage: str, rows: int, length: int, topk: int) -> dict:
     return row
 
 
-def decode_equals_torch(batch: int, capacity: int) -> Iterator[dict]:
-    """Exact scores, sequences that grow on the device under one captured graph: positions equal, attention near."""
+def decode_equals_torch(batch: int, capacity: int, ties: bool) -> Iterator[dict]:
+    """Exact scores, sequences that grow on the device under one captured graph: positions equal, attention near.
+
+    ties: all scores are equal, more than the finish can list, so that every longer row is selected by radix.
+    """
     shape = RELEASED
     q = torch.randint(-3, 4, (batch, 1, shape.index_heads, shape.index_width), device="cuda").bfloat16()
     k = torch.randint(-3, 4, (batch, capacity, shape.index_width), device="cuda").bfloat16()
     w = torch.randint(-4, 9, (batch, 1, shape.index_heads), device="cuda").bfloat16() / 4
+    if ties:
+        k.zero_()
+    start = torch.randint(0, 64, (batch,), device="cuda")
     attended = attention_inputs(1, capacity, batch=batch)
     lengths = torch.full((batch,), 1, dtype=torch.int32, device="cuda")
 
     def step() -> tuple[Tensor, Tensor]:
-        indices = decode_select(q, k, w, shape.topk, lengths)
+        indices = decode_select(q, k, w, shape.topk, lengths, start)
         return indices, decode_attention(*attended, indices)[0]
 
     step()
@@ -179,11 +185,11 @@ def decode_equals_torch(batch: int, capacity: int) -> Iterator[dict]:
         indices.fill_(-7)
         out.fill_(torch.nan)
         graph.replay()
-        wanted = ops.select_topk(q, k[:, :length], w, shape.topk, length - 1, backend="torch")
-        assert torch.equal(indices, wanted), length
+        wanted = ops.select_topk(q, k[:, :length], w, shape.topk, length - 1, start, backend="torch")
+        assert torch.equal(indices, wanted), (length, ties)
         truth = ops.sparse_attention(*(x.double() for x in attended), wanted, backend="torch")[0]
-        assert error(out, truth) <= 5e-3, length
-    yield {"what": "decode under a CUDA graph equal to torch", "batch": batch, "capacity": capacity}
+        assert not wanted.ge(0).any() or error(out, truth) <= 5e-3, (length, ties)
+    yield {"what": "decode under a CUDA graph equal to torch", "batch": batch, "capacity": capacity, "ties": ties}
 
 
 def ops_attention(q: Tensor, k: Tensor, v: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,5 +212,6 @@ def all_checks() -> Iterator[dict]:
         yield losses_near_float64("warmup", 256, 16_384, 2048)
         yield losses_near_float64("sparse", 256, 16_384, 2048)
     for batch in (1, 16):
-        yield from decode_equals_torch(batch, 16_384)
+        for ties in (False, True):
+            yield from decode_equals_torch(batch, 16_384, ties)
     yield from proof_model.all_checks()

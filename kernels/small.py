@@ -38,8 +38,9 @@ def run(device: str = "cuda", t: int = 19, s: int = 150, topk: int = 40, dtype: 
         torch.autograd.grad(loss.sum(), index)
     with torch.no_grad():
         lengths = torch.tensor([s, 7], dtype=torch.int32, device=device)
-        one = decode_select(index[0][:, -1:], index[1], index[2][:, -1:], topk, lengths)
-        decode_attention(qkv[0][:, -1:], *qkv[1:], one)
+        for keys in (index[1], torch.zeros_like(index[1])):  # zeros: more ties than fit, selected by radix
+            one = decode_select(index[0][:, -1:], keys, index[2][:, -1:], topk, lengths)
+            decode_attention(qkv[0][:, -1:], *qkv[1:], one)
 
 
 if __name__ == "__main__":

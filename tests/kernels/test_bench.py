@@ -53,7 +53,7 @@ def test_the_summary_is_of_these_rows():
     parts = [name for name, _ in bench.plan()]
     assert {row["part"] for row in result["rows"]} == set(parts)
     checks = [row["what"] for row in result["rows"] if row["part"] == "proof"]
-    assert checks.count("selection equal to torch") == 3 and len(checks) == 20
+    assert checks.count("selection equal to torch") == 3 and len(checks) >= 20
     assert "H100" in result["hardware"] and result["versions"]["triton"] != "not installed"
 
 
