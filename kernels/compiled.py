@@ -90,7 +90,7 @@ def compile_case(case: Case, sm: int, dtype: str = "bf16") -> Compiled:
         if types[name] != "fp32" and name not in NOT_SIXTEENTHS:
             aligned[(n,)] = [["tt.divisibility", 16]]
     names = {parameter.name for parameter in case.kernel.params}
-    options = {name: value for name, value in case.launch.items() if name not in names and value is not None}
+    options = {name: value for name, value in case.launch.items() if name not in names}
     source = ASTSource(case.kernel, types, constexprs=constants, attrs=aligned)
     made = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options | {"enable_fp_fusion": True})
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -110,25 +110,19 @@ def index_cases(sm: int, shape: Shape = RELEASED, start: bool = False) -> dict[s
     first = {"start_t": 1} if start else {"start": None, "start_b": 0, "start_t": 0}
     heads, width = triton.next_power_of_2(shape.index_heads), max(16, triton.next_power_of_2(shape.index_width))
     queries = index_scores.queries_of_program(heads, width, 2)
-    keys, chunk, warps, stages, most = index_scores.LAUNCH[row, max(128, queries * heads)]
+    columns = queries * heads
+    table = index_scores.LAUNCH[128 if columns <= 128 else 256][row] | index_scores.most_registers(columns, width, row)
     scores = {
-        "J": shape.index_heads, "I": shape.index_width, "HEADS": heads, "WIDTH": width, "QUERIES": queries,
-        "KEYS": keys, "CHUNK": chunk, "STAGES": stages, "w_j": 1,
+        "J": shape.index_heads, "I": shape.index_width, "HEADS": heads, "WIDTH": width, "QUERIES": queries, "w_j": 1,
     }  # fmt: skip
-    block, radix_warps = select_topk.LAUNCH[row]
     capacity = {"CAPACITY": select_fast._capacity(topk)}
     _, sample = select_fast.SAMPLE[row]
     threshold = capacity | {"SAMPLE": sample, "LOWEST": select_fast.LOWEST}
     only = {} if start else {"only": None}
     listed = {"out": "i32"}
-    made = {
-        "index_scores": Case(
-            index_scores.index_scores_kernel, scores | first,
-            {"num_warps": warps, "maxnreg": most if width <= 64 else None}, {"out": "fp32"},
-        ),
-        "select_topk": Case(
-            select_topk.select_kernel, {"BLOCK": block} | first | only, {"num_warps": radix_warps}, listed
-        ),
+    return {
+        "index_scores": Case(index_scores.index_scores_kernel, scores | first, table, {"out": "fp32"}),
+        "select_topk": Case(select_topk.select_kernel, first | only, select_topk.LAUNCH[row], listed),
         "select_fast, threshold": Case(
             select_fast.threshold_kernel, threshold | first, {"num_warps": sample // 1024}, {}
         ),
@@ -136,7 +130,6 @@ def index_cases(sm: int, shape: Shape = RELEASED, start: bool = False) -> dict[s
         "select_fast, list": Case(select_fast.list_kernel, capacity | first, select_fast.LIST[row], {}),
         "select_fast, pick": Case(select_fast.pick_kernel, capacity | first, select_fast.PICK[row], listed),
     }  # fmt: skip
-    return made
 
 
 def attention_cases(sm: int, shape: Shape = RELEASED) -> dict[str, Case]:

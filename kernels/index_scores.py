@@ -23,22 +23,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minikeye.kernels.launch import INTERPRETED, architecture, runs_on
+from minikeye.kernels.launch import INTERPRETED, architecture, launch, runs_on
 
 QUERIES = 8  # a thread's two columns of every eight are two queries; with fewer, the sum over heads changes lanes
 MOST_COLUMNS = 256
 MOST_QUERY_BYTES = 2**16  # of one program's queries, which stay in shared memory
 
-# Keys in a tile, keys a program goes through, warps, pipeline stages, most registers a thread for heads up to 64 wide
-# (None: as the compiler likes), by architecture and columns = heads * queries. With 128 registers and 42 KiB a
-# multiprocessor holds four programs: while one adds up its heads, another multiplies. Wider heads leave no room for it.
+# Keys in a tile, keys a program goes through, pipeline stages, by columns = heads * queries.
 LAUNCH = {
-    ("sm_90", 128): (64, 4096, 4, 3, 128),
-    ("sm_90", 256): (64, 4096, 8, 3, None),
-    ("sm_80", 128): (64, 4096, 4, 3, None),
-    ("sm_80", 256): (64, 4096, 8, 2, None),
-    ("interpreter", 128): (16, 64, 1, 1, None),  # small, so that small tests cross tiles and chunks
-    ("interpreter", 256): (16, 64, 1, 1, None),
+    128: {
+        "sm_90": {"KEYS": 64, "CHUNK": 4096, "STAGES": 3, "num_warps": 4},
+        "sm_80": {"KEYS": 64, "CHUNK": 4096, "STAGES": 3, "num_warps": 4},
+        "interpreter": {"KEYS": 16, "CHUNK": 64, "STAGES": 1},  # small, so that small tests cross tiles and chunks
+    },
+    256: {
+        "sm_90": {"KEYS": 64, "CHUNK": 4096, "STAGES": 3, "num_warps": 8},
+        "sm_80": {"KEYS": 64, "CHUNK": 4096, "STAGES": 2, "num_warps": 8},
+        "interpreter": {"KEYS": 16, "CHUNK": 64, "STAGES": 1},
+    },
 }
 
 
@@ -136,15 +138,24 @@ def index_scores(
         return out
     heads, width = triton.next_power_of_2(j), max(16, triton.next_power_of_2(i))
     queries = queries_of_program(heads, width, q.element_size())
-    keys, chunk, warps, stages, registers = LAUNCH[architecture(q.device), max(128, queries * heads)]
-    grid = (triton.cdiv(t, queries), triton.cdiv(s, chunk), b)
+    table = launch(LAUNCH[128 if queries * heads <= 128 else 256], q.device)
+    table |= most_registers(queries * heads, width, architecture(q.device))
+    grid = (triton.cdiv(t, queries), triton.cdiv(s, table["CHUNK"]), b)
     index_scores_kernel[grid](
         q, k, w, start, out, t, s, offset, i**-0.5,
         *q.stride()[:3], *k.stride()[:2], *w.stride(), *start_strides(start), *out.stride()[:2],
-        J=j, I=i, HEADS=heads, WIDTH=width, QUERIES=queries, KEYS=keys, CHUNK=chunk, STAGES=stages,
-        UPCAST=INTERPRETED, num_warps=warps, maxnreg=registers if width <= 64 else None, enable_fp_fusion=True,
+        J=j, I=i, HEADS=heads, WIDTH=width, QUERIES=queries, UPCAST=INTERPRETED, **table,
     )  # fmt: skip
     return out
+
+
+def most_registers(columns: int, width: int, architecture: str) -> dict[str, int]:
+    """The limit of registers a thread, if any, for so many columns of heads so wide.
+
+    Four programs of 128 registers and 42 KiB share a multiprocessor of Hopper's: while one adds up its heads, another
+    multiplies. More columns or wider heads leave no room for that, and the compiler does as it likes.
+    """
+    return {"maxnreg": 128} if architecture == "sm_90" and columns <= 128 and width <= 64 else {}
 
 
 def queries_of_program(heads: int, width: int, bytes_each: int) -> int:

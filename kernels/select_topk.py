@@ -25,11 +25,15 @@ import triton.language as tl
 from torch import Tensor
 
 from minikeye.kernels.index_scores import check_index, check_start, index_scores, start_strides
-from minikeye.kernels.launch import architecture, runs_on
+from minikeye.kernels.launch import launch, runs_on
 from minikeye.kernels.ordered_bits import ordered
 
 SLAB_BYTES = 548 * 2**20  # of scores, and of what a selection keeps beside them
-LAUNCH = {"sm_90": (4096, 8), "sm_80": (4096, 8), "interpreter": (32, 1)}  # scores in a block, warps
+LAUNCH = {  # scores in a block
+    "sm_90": {"BLOCK": 4096, "num_warps": 8},
+    "sm_80": {"BLOCK": 4096, "num_warps": 8},
+    "interpreter": {"BLOCK": 32},
+}
 
 
 @triton.jit
@@ -121,10 +125,9 @@ def launch_select(
 ) -> None:
     """Runs the radix select, on all rows or where `only` [b t] is -1. Nothing is checked here."""
     b, t, s = scores.shape
-    block, warps = LAUNCH[architecture(scores.device)]
     select_kernel[(t, b)](
         scores, start, out, only, t, s, topk, offset, *scores.stride()[:2], *start_strides(start),
-        BLOCK=block, num_warps=warps, enable_fp_fusion=True,
+        **launch(LAUNCH, scores.device),
     )  # fmt: skip
 
 

@@ -13,14 +13,7 @@ from minikeye.kernels.decode_attention import decode_attention
 from minikeye.kernels.decode_select import decode_select
 from minikeye.kernels.launch import INTERPRETED
 
-
-@pytest.fixture(autouse=True)
-def poison():
-    """torch.empty gives nan and the largest integers."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = pytest.mark.usefixtures("poison")
 
 
 def test_this_is_the_interpreter() -> None:
@@ -39,7 +32,7 @@ def picked(b=2, s=60, topk=40, counts=None):
     return out
 
 
-def compare(qkv, indices, scale=None, splits=None):
+def assert_near_float64(qkv, indices, scale=None, splits=None):
     """No further from float64 than torch is in the same dtype, plus rounding; the same bits again."""
     got = decode_attention(*qkv, indices, scale, splits)
     truth = ops.sparse_attention(*(x.double() for x in qkv), indices, scale, backend="torch")
@@ -61,21 +54,21 @@ def compare(qkv, indices, scale=None, splits=None):
 @pytest.mark.parametrize(("h", "g"), [(1, 1), (4, 2), (6, 2), (5, 1), (16, 2), (16, 1), (4, 4)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_heads_of_a_group(h, g, dtype) -> None:
-    compare(inputs(h=h, g=g, dtype=dtype), picked())
+    assert_near_float64(inputs(h=h, g=g, dtype=dtype), picked())
 
 
 @pytest.mark.parametrize("e", [16, 32, 64, 128])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_head_widths(e, dtype) -> None:
     """bfloat16: storing truncates in the interpreter, hence the width of one step in `compare`."""
-    compare(inputs(e=e, dtype=dtype), picked())
+    assert_near_float64(inputs(e=e, dtype=dtype), picked())
 
 
 @pytest.mark.parametrize("b", [1, 3])
 @pytest.mark.parametrize("splits", [None, 1, 3, 5, 99])
 @pytest.mark.parametrize("topk", [1, 17, 40])
 def test_splits(b, splits, topk) -> None:
-    compare(inputs(b=b), picked(b=b, topk=topk), splits=splits)
+    assert_near_float64(inputs(b=b), picked(b=b, topk=topk), splits=splits)
 
 
 @pytest.mark.parametrize("splits", [1, 4])
@@ -85,14 +78,14 @@ def test_short_rows_rows_without_keys_and_minus_one_anywhere(splits) -> None:
     indices[4, 0, 8:16] = -1  # a whole block; at 4 splits, parts are 16 slots
     indices[4, 0, [0, 39]] = -1
     indices[2, 0] = indices[2, 0].roll(33)  # the only keys in the last slots
-    out, lse = compare(inputs(b=5), indices, splits=splits)
+    out, lse = assert_near_float64(inputs(b=5), indices, splits=splits)
     assert out[0].eq(0).all() and lse[0].isneginf().all() and lse[1:].isfinite().all()
-    compare(inputs(b=5), indices.long(), splits=splits)
+    assert_near_float64(inputs(b=5), indices.long(), splits=splits)
 
 
 def test_a_key_listed_twice_counts_twice() -> None:
     indices = torch.tensor([[[7, 7, 3, 7, -1, 3, 9, 9, 9, 7]]])
-    compare(inputs(b=1), indices, splits=2)
+    assert_near_float64(inputs(b=1), indices, splits=2)
 
 
 def test_one_key_has_all_the_weight() -> None:
@@ -106,7 +99,7 @@ def test_one_key_has_all_the_weight() -> None:
 
 @pytest.mark.parametrize("scale", [2.0, 0.0])
 def test_scale(scale) -> None:
-    compare(inputs(), picked(), scale=scale)
+    assert_near_float64(inputs(), picked(), scale=scale)
 
 
 def test_parts_whose_logits_lie_far_apart() -> None:
@@ -196,5 +189,5 @@ def test_select_then_attend_is_one_step_of_decoding() -> None:
             row, length = slice(b, b + 1), int(lengths[b])
             tokens = iq[row], ik[row, :length], iw[row], 12, length - 1, start[row]
             assert torch.equal(indices[row], ops.select_topk(*tokens, backend="torch"))
-        compare((q, k, v), indices)
+        assert_near_float64((q, k, v), indices)
         lengths += 13

@@ -14,18 +14,10 @@ from minikeye.kernels import decode_select as selection
 from minikeye.kernels.decode_select import decode_select
 from minikeye.kernels.launch import INTERPRETED
 
+pytestmark = pytest.mark.usefixtures("poison")
 CAPACITY = 150  # keys of the cache: ten tiles, chunks and blocks, the last of each cut off
 # None, one, topk - 1, topk, topk + 1, more, near and at capacity; alone and beside others.
 LENGTHS = [(0,), (1,), (7,), (8,), (9,), (33,), (149,), (150,), (0, 150), (149, 9), (8, 120, 5), (33, 0, 1)]
-
-
-@pytest.fixture(autouse=True)
-def poison():
-    """torch.empty gives nan and the largest integers."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def test_this_is_the_interpreter() -> None:

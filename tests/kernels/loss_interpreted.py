@@ -21,16 +21,8 @@ from minikeye.kernels.sparse_attention import sparse_attention
 from minikeye.kernels.warmup_loss import warmup_loss
 from minikeye.training.dsa import row_losses
 
+pytestmark = pytest.mark.usefixtures("poison")
 EXACT = {"atol": 5e-6, "rtol": 5e-6}  # float32 against float64, a hundred additions
-
-
-@pytest.fixture(autouse=True)
-def poison():
-    """torch.empty gives nan and the largest integers."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def inputs(b=2, t=5, s=40, j=3, i=24, h=4, g=2, e=16, dtype=torch.float32):
@@ -72,7 +64,7 @@ def run(function, tensors, *rest, weight=None):
     return loss, *torch.autograd.grad((loss * (torch.ones(()) if weight is None else weight)).sum(), learners)
 
 
-def compare(function, oracle, tensors, arguments, oracle_arguments=None):
+def assert_near_float64(function, oracle, tensors, arguments, oracle_arguments=None):
     """Sums are float32 for every dtype: so near must the loss be. Gradients: no further than one rounding to theirs."""
     weight = torch.randn(tensors[0].shape[:2])
     got = run(function, tensors, *arguments, weight=weight)
@@ -91,7 +83,7 @@ def compare_selected(tensors, indices):
     """With a given log-sum-exp, which takes less time; `run` finds it again."""
     q, k = (x.double() for x in tensors[3:])
     lse = ops.sparse_attention(q, k, k, indices, backend="torch")[1].float()
-    return compare(selected_loss, selected_in_float64, tensors, [indices, lse], [indices])
+    return assert_near_float64(selected_loss, selected_in_float64, tensors, [indices, lse], [indices])
 
 
 # ---------------------------------------------------------------------------------------------------- sparse stage
@@ -149,7 +141,7 @@ def test_bfloat16():
     compare_selected(inputs(dtype=torch.bfloat16), selection())
     positions = torch.randint(0, 40, (5,))
     arguments = [positions], [seen(positions, 40, 2)]
-    compare(warmup_loss, warmup_in_float64, inputs(dtype=torch.bfloat16), *arguments)
+    assert_near_float64(warmup_loss, warmup_in_float64, inputs(dtype=torch.bfloat16), *arguments)
 
 
 def test_the_sparse_attentions_own_log_sum_exp():
@@ -206,7 +198,7 @@ def test_sorted_pairs():
 def test_warmup_heads_and_widths(shape, dtype):
     positions = torch.randint(0, 40, (5,)).int()
     arguments = [positions], [seen(positions, 40, 2)]
-    compare(warmup_loss, warmup_in_float64, inputs(**shape, dtype=dtype), *arguments)
+    assert_near_float64(warmup_loss, warmup_in_float64, inputs(**shape, dtype=dtype), *arguments)
 
 
 ROWS = {
@@ -226,7 +218,7 @@ ROWS = {
 def test_rows(case):
     positions, start, s = torch.tensor(ROWS[case]["positions"]), ROWS[case].get("start"), ROWS[case].get("s", 40)
     valid = seen(positions, s, 2, start)
-    loss, *gradients = compare(
+    loss, *gradients = assert_near_float64(
         warmup_loss, warmup_in_float64, inputs(t=len(positions), s=s), [positions, start], [valid]
     )
     empty = ~valid.any(dim=-1)

@@ -15,16 +15,8 @@ from minikeye.kernels import sparse_attention as door
 from minikeye.kernels import sparse_backward, sparse_forward, sparse_union
 from minikeye.kernels.sparse_attention import sparse_attention
 
+pytestmark = pytest.mark.usefixtures("poison")
 EXACT = {"atol": 5e-6, "rtol": 5e-6}  # float32 against float64, a hundred additions
-
-
-@pytest.fixture(autouse=True)
-def poison():
-    """torch.empty gives nan and the largest integers."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def inputs(b=2, t=9, s=40, h=4, g=2, e=16, dtype=torch.float32):
@@ -57,7 +49,7 @@ def run(function, qkv, indices, weight, **options):
     return out, lse, *torch.autograd.grad((out * weight).sum(), qkv)
 
 
-def compare(qkv, indices, gradients=True, **options):
+def assert_near_float64(qkv, indices, gradients=True, **options):
     """Kernels, deterministic: no further from float64 than torch is in the same dtype, plus rounding."""
     weight = torch.randn_like(qkv[0]) if gradients else None
     truth = run(ops.sparse_attention, [x.detach().double().requires_grad_() for x in qkv], indices, weight, **options)
@@ -78,7 +70,7 @@ GROUPS = [(1, 1), (4, 2), (6, 2), (5, 1), (16, 2), (16, 1)]  # heads and KV head
 @pytest.mark.parametrize(("h", "g"), GROUPS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_heads_of_a_group(h, g, dtype):
-    compare(inputs(h=h, g=g, dtype=dtype), selection(), gradients=dtype == torch.float32)
+    assert_near_float64(inputs(h=h, g=g, dtype=dtype), selection(), gradients=dtype == torch.float32)
 
 
 @pytest.mark.parametrize(("h", "g"), GROUPS)
@@ -93,7 +85,7 @@ def test_union_alone(h, g):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_head_widths(e, dtype):
     """bfloat16: storing truncates in the interpreter, hence the width of one step in `compare`."""
-    compare(inputs(e=e, dtype=dtype), selection())
+    assert_near_float64(inputs(e=e, dtype=dtype), selection())
 
 
 CASES = {
@@ -120,7 +112,7 @@ def test_selection_semantics(case, dtype):
     if case == "a start a row":
         assert (indices[1, :4] == -1).all() and (indices[1, 4, 0] == 9)
     # float32 is gathered query by query, float16 in unions where they pay; the backward pass knows no difference.
-    compare(inputs(dtype=dtype, **sizes), indices, gradients=dtype == torch.float32)
+    assert_near_float64(inputs(dtype=dtype, **sizes), indices, gradients=dtype == torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -134,7 +126,7 @@ def test_rows_that_no_selection_gives(dtype):
     indices[1, 8, 3] = 4
     sizes = sparse_union.build_unions(indices, 40, 8, math.inf)[1]
     assert sizes[0, 0] == -1 and sizes[1, 1] == -1 and sizes[1, 0] > 0 and sizes[0, 1] > 0
-    compare(inputs(dtype=dtype), indices, gradients=dtype == torch.float32)
+    assert_near_float64(inputs(dtype=dtype), indices, gradients=dtype == torch.float32)
 
 
 def test_one_key_only():
@@ -148,7 +140,7 @@ def test_one_key_only():
 
 @pytest.mark.parametrize("scale", [2.0, 0.0])
 def test_scale(scale):
-    compare(inputs(), selection(), scale=scale)
+    assert_near_float64(inputs(), selection(), scale=scale)
 
 
 def test_large_logits():

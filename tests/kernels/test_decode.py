@@ -1,11 +1,5 @@
 """Decoding's kernels: in Triton's interpreter, compiled for sm_80 and sm_90, and, on a GPU, in a captured graph."""
 
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -17,18 +11,11 @@ from minikeye.kernels import decode_select as selection  # noqa: E402
 from minikeye.kernels.compiled import compile_case, decode_cases  # noqa: E402
 from minikeye.kernels.workload import RELEASED, Shape  # noqa: E402
 
-HERE = Path(__file__).resolve().parent
-
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("file", "least"), [("decode_select", 60), ("decode_attention", 65)])
-def test_in_the_interpreter(file: str, least: int) -> None:
-    """Triton reads TRITON_INTERPRET when a kernel is defined: too late for this process."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / f"{file}_interpreted.py")]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=HERE.parent.parent, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= least
+@pytest.mark.parametrize(("file", "least"), [("decode_select", 66), ("decode_attention", 70)])
+def test_in_the_interpreter(file: str, least: int, interpreted) -> None:
+    interpreted(f"{file}_interpreted.py", least)
 
 
 def test_without_a_gpu_the_doors_say_so() -> None:

@@ -1,10 +1,4 @@
-"""The kernels of the indexer's losses without a GPU: in Triton's interpreter, and compiled for sm_80 and sm_90."""
-
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
+"""The kernels of the indexer's losses: in Triton's interpreter, compiled, at the door, and on a GPU."""
 
 import pytest
 import torch
@@ -15,17 +9,10 @@ from minikeye.kernels import selected_loss, warmup_loss  # noqa: E402 - not befo
 from minikeye.kernels.compiled import Compiled, compile_case, loss_cases  # noqa: E402
 from minikeye.kernels.workload import RELEASED, Shape  # noqa: E402
 
-HERE = Path(__file__).resolve().parent
-
 
 @pytest.mark.slow
-def test_in_the_interpreter():
-    """Triton reads TRITON_INTERPRET when a kernel is defined: too late for this process."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "loss_interpreted.py")]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=HERE.parent.parent, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 70
+def test_in_the_interpreter(interpreted):
+    interpreted("loss_interpreted.py", 70)
 
 
 def test_without_a_gpu_the_door_says_so():

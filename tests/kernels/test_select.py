@@ -1,11 +1,5 @@
 """Scores and selection without a GPU: in Triton's interpreter, the door, the memory they take."""
 
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -14,17 +8,10 @@ triton = pytest.importorskip("triton")
 
 from minikeye.kernels import select_fast, select_topk  # noqa: E402 - not before it is known to be there
 
-HERE = Path(__file__).resolve().parent
-
 
 @pytest.mark.slow
-def test_in_the_interpreter() -> None:
-    """Triton reads TRITON_INTERPRET when a kernel is defined: too late for this process."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "select_interpreted.py")]
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=HERE.parent.parent, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 100
+def test_in_the_interpreter(interpreted) -> None:
+    interpreted("select_interpreted.py", 101)
 
 
 def test_without_a_gpu_the_door_says_so() -> None:
