@@ -129,7 +129,8 @@ def gradients_near_float64(length: int, topk: int, deterministic: bool) -> dict:
 
 
 def losses_near_float64(stage: str, rows: int, length: int, topk: int) -> dict:
-    """The indexer's loss of either stage and its gradients, in bfloat16, no further from float64 than torch, nearly."""
+    """The indexer's loss of either stage and its gradients, in bfloat16, beside torch: within 5e-3 of float64, or 1.5
+    times torch's distance. Gates' gradients are further than torch's, which adds them up in float32: tf32 products."""
     shape = Shape(topk=topk)
     index = index_inputs("u4", length, shape=shape)
     q, k, _ = attention_inputs(length, length, shape=shape)
@@ -157,7 +158,7 @@ def losses_near_float64(stage: str, rows: int, length: int, topk: int) -> dict:
     return row
 
 
-def decode_equals_torch(batch: int, capacity: int, ties: bool) -> Iterator[dict]:
+def decode_equals_torch(batch: int, capacity: int, ties: bool) -> dict:
     """Exact scores, sequences that grow on the device under one captured graph: positions equal, attention near.
 
     ties: all scores are equal, more than the finish can list, so that every longer row is selected by radix.
@@ -189,7 +190,7 @@ def decode_equals_torch(batch: int, capacity: int, ties: bool) -> Iterator[dict]
         assert torch.equal(indices, wanted), (length, ties)
         truth = ops.sparse_attention(*(x.double() for x in attended), wanted, backend="torch")[0]
         assert not wanted.ge(0).any() or error(out, truth) <= 5e-3, (length, ties)
-    yield {"what": "decode under a CUDA graph equal to torch", "batch": batch, "capacity": capacity, "ties": ties}
+    return {"what": "decode under a CUDA graph equal to torch", "batch": batch, "capacity": capacity, "ties": ties}
 
 
 def ops_attention(q: Tensor, k: Tensor, v: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
@@ -213,5 +214,5 @@ def all_checks() -> Iterator[dict]:
         yield losses_near_float64("sparse", 256, 16_384, 2048)
     for batch in (1, 16):
         for ties in (False, True):
-            yield from decode_equals_torch(batch, 16_384, ties)
+            yield decode_equals_torch(batch, 16_384, ties)
     yield from proof_model.all_checks()

@@ -61,10 +61,8 @@ def exact(model: KeyeVL, run: Run, n: int, device: str, tokens: int = 262_144) -
     """Share of n questions that dense attention would answer exactly, by one pass over prompt and answer each."""
     begun, right = time.monotonic(), 0
     batch = max(1, min(100, tokens // (10 * run.frames)))
-    size, never = (
-        Size(run.frames, batch, run.height, run.width),
-        (model.config.image_token_id, model.config.video_token_id),
-    )
+    size = Size(run.frames, batch, run.height, run.width)
+    never = model.config.image_token_id, model.config.video_token_id
     for first in range(0, n, batch):
         videos = make_videos(SEED, range(first, min(first + batch, n)), run.frames, "test")
         inputs = Lesson(ask(videos, run.task, size, model.config, answered=True), videos, size).inputs(
