@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # decorates and must not be handed a wrapper.
 _PARTS = sorted({path.stem for path in (ROOT / "minikeye").iterdir() if path.suffix == ".py" or path.is_dir()})
 install_import_hook(
-    [f"minikeye.{part}" for part in _PARTS if not part.startswith("_")],
+    [f"minikeye.{part}" for part in _PARTS if part != "kernels" and not part.startswith("_")],
     "beartype.beartype",
 )
 
