@@ -9,7 +9,8 @@ i indexer width, k selected key.
 Report, section 2.3; module names are those of the released checkpoint.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
 
 from minikeye import ops
 from minikeye.cache import LayerCache
@@ -40,11 +42,15 @@ class AttentionTrace:
     indices: Int[Tensor, "b t k"] | None  # None in dense mode
     offset: int  # absolute position of the first query
     start: Int[Tensor, " b"] | None  # first real token of each row
+    later: int = 0  # queries of the same pass that are still to come: a prompt may be read in chunks
+    lengths: Int[Tensor, " b"] | None = None  # see Step
 
     def indexer_choice(self, topk: int, first: int = 0, backend: str = "auto") -> Int[Tensor, "b t k"]:
         """The indexer's topk keys (all there are, where they are fewer) for the queries from number `first` on."""
         topk = min(topk, self.k.shape[1])  # no more columns than there are keys
         index = self.index_q[:, first:], self.index_k, self.index_w[:, first:]
+        if self.lengths is not None:
+            return ops.select_decode(*index, topk, self.lengths, self.start, backend)
         return ops.select_topk(*index, topk, self.offset + first, self.start, backend)
 
 
@@ -68,6 +74,10 @@ class Step:
     mode: Mode
     backend: str
     observer: Observer | None
+    later: int = 0  # queries of the same pass that are still to come
+    lengths: Int[Tensor, " b"] | None = (
+        None  # int32, on the device: tokens of each row, this one counted; or see offset
+    )
 
     @classmethod
     def of(cls, config: KeyeConfig, positions: Int[Tensor, "3 b t"], **rest) -> "Step":
@@ -76,6 +86,24 @@ class Step:
         main = mrope(positions, text.head_width, text.rope_theta, text.mrope_section)
         index = mrope(positions, config.indexer.width, text.rope_theta, config.indexer_section)
         return cls(rotation=main, index_rotation=index, **rest)
+
+    def chunks(self, size: int) -> Iterator[tuple[slice, "Step"]]:
+        """The same pass in pieces of at most `size` queries, in order."""
+        t = self.rotation[0].shape[1]
+        for first in range(0, t, size):
+            part = slice(first, min(first + size, t))
+            main, index = ((cos[:, part], sin[:, part]) for cos, sin in (self.rotation, self.index_rotation))
+            yield (
+                part,
+                replace(self, rotation=main, index_rotation=index, offset=self.offset + first, later=t - part.stop),
+            )
+
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> "Step":
+        """The same on another device, for a model whose layers lie on several."""
+        move = lambda z: z if z is None else z.to(device, non_blocking=non_blocking)  # noqa: E731
+        main, index = (tuple(map(move, pair)) for pair in (self.rotation, self.index_rotation))
+        start, lengths = move(self.start), move(self.lengths)
+        return replace(self, rotation=main, index_rotation=index, start=start, lengths=lengths)
 
 
 class Attention(nn.Module):
@@ -98,9 +126,12 @@ class Attention(nn.Module):
     ) -> tuple[Float[Tensor, "b t d"], AttentionTrace]:
         q, k, v = self.project(x, step)
         index_q, index_k, index_w = self.sa_indexer(x, *step.index_rotation)
-        if cache is not None:
+        if cache is not None and step.lengths is not None:
+            k, v, index_k = cache.write(k, v, index_k, step.lengths - 1)
+        elif cache is not None:
             k, v, index_k = cache.append(k, v, index_k)
-        trace = AttentionTrace(q, k, index_q, index_k, index_w, None, step.offset, step.start)
+        index = index_q, index_k, index_w
+        trace = AttentionTrace(q, k, *index, None, step.offset, step.start, step.later, step.lengths)
         if step.mode != "dense":
             trace.indices = self.select(trace, step.backend)
         match step.mode:
@@ -138,6 +169,8 @@ def dense_attention(
     causal = offset == 0 and t == s and start is None
     last = t == 1 and s == offset + 1 and start is None  # one query that sees every key
     mask = None if causal or last else ops.valid_keys(t, s, offset, start, q.device)[:, None]
+    if mask is not None and q.is_cuda and start is None and s == offset + t:
+        mask = causal_lower_right(t, s)  # a chunk of a prompt: the fused kernels know this mask without storing it
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True)
     if start is not None:
         out = out.masked_fill(~mask.any(dim=-1, keepdim=True), 0.0)

@@ -11,10 +11,13 @@ from torch import Tensor
 
 
 class LayerCache:
-    """Grows by doubling, so that a step appends in place and costs no copy of the past."""
+    """Grows by doubling, so that a step appends in place and costs no copy of the past.
 
-    def __init__(self) -> None:
-        self.length = 0
+    capacity: tokens to make room for at the first append; with room for all that comes, nothing is ever copied.
+    """
+
+    def __init__(self, capacity: int = 0) -> None:
+        self.length, self.capacity = 0, capacity
         self._stores: list[Tensor] = []
 
     def append(
@@ -22,21 +25,46 @@ class LayerCache:
     ) -> tuple[Float[Tensor, "b s g e"], Float[Tensor, "b s g e"], Float[Tensor, "b s i"]]:
         """Store the new tokens; return keys, values and index keys of all tokens so far (views, do not write)."""
         end = self.length + k.shape[1]
-        for n, new in enumerate((k, v, index_k)):
-            if n == len(self._stores):
-                self._stores.append(new.new_empty(new.shape[0], 0, *new.shape[2:]))
-            if new.shape[0] != len(self._stores[n]):
-                raise ValueError(
-                    f"the cache holds a batch of {len(self._stores[n])}, got {new.shape[0]}: start a new cache"
-                )
-            if end > self._stores[n].shape[1]:
-                larger = new.new_empty(new.shape[0], max(end, 2 * self.length), *new.shape[2:])
-                larger[:, : self.length] = self._stores[n][:, : self.length]
-                self._stores[n] = larger
-            self._stores[n][:, self.length : end] = new
+        if not self._stores:
+            self._stores = [new.new_empty(len(new), self.capacity, *new.shape[2:]) for new in (k, v, index_k)]
+        if len(k) != len(self._stores[0]):
+            raise ValueError(f"the cache holds a batch of {len(self._stores[0])}, got {len(k)}: start a new cache")
+        if end > self._stores[0].shape[1]:
+            self.reserve(max(end, 2 * self.length))
+        for store, new in zip(self._stores, (k, v, index_k), strict=True):
+            store[:, self.length : end] = new
         self.length = end
         k, v, index_k = (store[:, :end] for store in self._stores)
         return k, v, index_k
+
+    def reserve(self, capacity: int) -> None:
+        """Make room for so many tokens in all, now or at the first append. Views handed out before go stale."""
+        self.capacity = max(capacity, self.capacity)
+        for n, store in enumerate(self._stores):
+            if capacity > store.shape[1]:
+                larger = store.new_empty(len(store), capacity, *store.shape[2:])
+                larger[:, : self.length] = store[:, : self.length]
+                self._stores[n] = larger
+
+    def write(
+        self, k: Float[Tensor, "b 1 g e"], v: Float[Tensor, "b 1 g e"], index_k: Float[Tensor, "b 1 i"], at: Tensor
+    ) -> tuple[Float[Tensor, "b s g e"], Float[Tensor, "b s g e"], Float[Tensor, "b s i"]]:
+        """Store one token a row where `at` says, int [b] on the device; return the stores, unused room included.
+
+        For CUDA graphs, in which no number may be Python's: there must be room, `length` stays as it is, and whoever
+        replays the graph keeps count.
+        """
+        rows = torch.arange(len(at), device=at.device)
+        for store, new in zip(self._stores, (k, v, index_k), strict=True):
+            store[rows, at] = new[:, 0]
+        k, v, index_k = self._stores
+        return k, v, index_k
+
+    def truncate(self, length: int) -> None:
+        """Forget every token from position `length` on. Raises ValueError where fewer are held."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"the cache holds {self.length} tokens, cannot keep {length}")
+        self.length = length
 
 
 @dataclass
@@ -48,13 +76,34 @@ class Cache:
     next_position: Int[Tensor, " b"] | None = None  # 3D position of the next text token: largest so far + 1
 
     @classmethod
-    def empty(cls, layers: int) -> "Cache":
-        return cls([LayerCache() for _ in range(layers)])
+    def empty(cls, layers: int, capacity: int = 0) -> "Cache":
+        return cls([LayerCache(capacity) for _ in range(layers)])
 
     @property
     def length(self) -> int:
-        """Tokens held, left padding included."""
-        return self.layers[0].length
+        """Tokens held, left padding included. While a pass is under way, those of the layer that is furthest behind."""
+        return min(layer.length for layer in self.layers)
+
+    def reserve(self, capacity: int) -> None:
+        """Make room for so many tokens in all, so that no later step copies anything."""
+        for layer in self.layers:
+            layer.reserve(capacity)
+
+    @property
+    def batch(self) -> int:
+        """Rows of the batch; 0 where nothing is held."""
+        return len(self.layers[0]._stores[0]) if self.length else 0
+
+    def truncate(self, length: int, next_position: Int[Tensor, " b"] | None = None) -> None:
+        """Forget every token from position `length` on.
+
+        next_position: where the next text token stands. Without it the next call must pass `positions`, unless nothing
+        was forgotten: what is cut away may have been a video, whose positions are not one a token.
+        """
+        if length < self.length or next_position is not None:
+            self.next_position = next_position
+        for layer in self.layers:
+            layer.truncate(length)
 
     def bytes(self) -> int:
         """Memory of the tokens held."""

@@ -17,12 +17,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minikeye.config import KeyeConfig
+from minikeye.memory import free_bytes, needs, require
 from minikeye.model import KeyeVL
+from minikeye.released import check_function, read_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 # SigLIP's pooling head and rotary buffers: older releases carry them, the model never reads them.
 IGNORED = re.compile(r"visual\.vision_model\.head\.|rotary_emb\.inv_freq$")
+STORED = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class CheckpointError(ValueError):
@@ -37,6 +40,8 @@ def save(model: KeyeVL, folder: str | Path, max_shard_bytes: int = 5 * 2**30, dt
     dtype: convert on writing. Raises CheckpointError for a tensor larger than a shard, FileExistsError for a folder
     that holds files but no config.json, where a checkpoint was hardly meant to go.
     """
+    if not isinstance(model.model.layers, torch.nn.ModuleList):
+        raise ValueError("a streamed model has no weights in memory to save: copy its folder")
     tensors = {n: t.detach().to("cpu", dtype or t.dtype).contiguous() for n, t in model.state_dict().items()}
     shards = plan_shards({n: t.numel() * t.element_size() for n, t in tensors.items()}, max_shard_bytes)
     target = Path(folder)
@@ -95,42 +100,83 @@ def _replace_folder(new: Path, target: Path) -> None:
     shutil.rmtree(old)
 
 
-def load(folder: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device | None = None) -> KeyeVL:
-    """The model in `folder`, or in the hub repository of that name.
+def load(
+    folder: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    streaming: bool = False,
+) -> KeyeVL:
+    """The model in `folder`, or in the hub repository of that name, in eval mode. Three ways to hold it:
 
-    dtype: of the weights in memory; default float32 on a CPU, as stored elsewhere. The model is in eval mode. Raises
-    FileNotFoundError where there is no checkpoint, CheckpointError listing all tensors that are missing, extra,
-    misshapen or not float, ValueError for a device that is not there.
+    - whole, on one device;
+    - device="auto": the layers spread over all GPUs (`minikeye.devices`), whole where there is one or none;
+    - streaming: weights stay in their files and are fetched layer by layer at every pass (`minikeye.streaming`).
+
+    dtype: of the weights in memory; default float32 on a CPU, as stored elsewhere. Raises FileNotFoundError where there
+    is no checkpoint, CheckpointError listing all tensors that are missing, extra, misshapen or not float, ValueError
+    for a device that is not there or a config.json of another function, NotEnoughMemory where the weights will not
+    fit, with what would.
     """
-    device = torch.device(device or "cpu")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {str(device)!r} was asked for, but torch sees no GPU: use device='cpu'")
+    devices = choose_devices(device, streaming)
     folder = local_folder(folder)
     config = KeyeConfig.from_folder(folder)
+    check_function(folder, read_json(folder / "config.json"))
     with torch.device("meta"):
         model = KeyeVL(config)
     files = tensor_files(folder)
     check(folder, files, {n: tuple(t.shape) for n, t in model.state_dict().items()})
-    dtype = dtype or (torch.float32 if device.type == "cpu" else None)
+    files = {name: file for name, file in files.items() if not IGNORED.search(name)}
+    dtype = dtype or (torch.float32 if devices == ("cpu",) else stored_dtype(folder, files))
+    bill = needs(config, context=1, dtype=dtype, streaming=streaming, device=devices[0])
+    require(bill, sum(map(free_bytes, devices)), " + ".join(devices), ("weights",))
+    if streaming:
+        from minikeye.streaming import stream
+
+        return stream(config, folder, files, torch.device(devices[0]), dtype)
+    if len(devices) > 1:
+        from minikeye.devices import split
+
+        return split(model, folder, dtype)
     tensors: dict[str, Tensor] = {}
     for file in sorted(set(files.values())):
-        with safe_open(folder / file, "pt", device=str(device)) as shard:
-            for name in shard.keys():  # noqa: SIM118 (not a dict)
-                if not IGNORED.search(name):
-                    tensors[name] = shard.get_tensor(name).to(dtype)  # None keeps the stored dtype
+        with safe_open(folder / file, "pt", device=devices[0]) as shard:
+            tensors |= {name: shard.get_tensor(name).to(dtype) for name in shard.keys() if name in files}  # noqa: SIM118
     model.load_state_dict(tensors, assign=True)
     return model.eval()
 
 
-def local_folder(name: str | Path) -> Path:
-    """The folder itself, or the local copy of a hub repository, downloaded where it is not there yet."""
+def choose_devices(device: str | torch.device | None, streaming: bool = False) -> tuple[str, ...]:
+    """ "auto": every GPU, one when streaming, the CPU where there is none. ValueError for one that is not there."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        return tuple(f"cuda:{n}" for n in range(1 if streaming else gpus)) if gpus else ("cpu",)
+    device = torch.device(device or "cpu")
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        raise ValueError(f"device {str(device)!r} was asked for, but torch sees {gpus or 'no'} GPU: use device='cpu'")
+    return (str(device),)
+
+
+def stored_dtype(folder: Path, files: dict[str, str]) -> torch.dtype:
+    """The dtype of a folder's first tensor; released checkpoints have one throughout. files: as of `tensor_files`."""
+    name, file = next(iter(files.items()))
+    with _open(folder / file) as shard:
+        return STORED[shard.get_slice(name).get_dtype()]
+
+
+def local_folder(name: str | Path, weights: bool = True) -> Path:
+    """The folder itself, or the local copy of a hub repository, downloaded where it is not there yet.
+
+    weights: whether the download needs them; a Processor does not. Raises FileNotFoundError for anything else.
+    """
     if Path(name).is_dir():
         return Path(name)
     if isinstance(name, Path) or str(name).count("/") != 1:
         raise FileNotFoundError(f"no folder {name}: give a checkpoint folder or a hub id such as owner/name")
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+    patterns = ["*.json", "*.jinja", *(["*.safetensors"] if weights else [])]
+    return Path(snapshot_download(str(name), allow_patterns=patterns))
 
 
 def tensor_files(folder: Path) -> dict[str, str]:
@@ -164,7 +210,7 @@ def check(folder: Path, files: dict[str, str], shapes: dict[str, tuple[int, ...]
             problems.append(f"missing: {name} {list(shape)}")
         elif held[name][0] != shape:
             problems.append(f"misshapen: {name} is {list(held[name][0])}, the config needs {list(shape)}")
-        elif held[name][1] not in ("F64", "F32", "F16", "BF16"):
+        elif held[name][1] not in STORED:
             problems.append(f"wrong dtype: {name} is {held[name][1]}, expected F32, F16 or BF16")
     problems += [f"extra: {n} {list(s)}" for n, (s, _) in held.items() if n not in shapes and not IGNORED.search(n)]
     if problems:

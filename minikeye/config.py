@@ -271,7 +271,7 @@ def unused_keys(d: dict[str, Any]) -> list[str]:
     parts = [("", d, _TEXT_KEYS), ("text_config.", d.get("text_config", {}), _TEXT_KEYS)]
     parts.append(("vision_config.", d.get("vision_config", {}), _VISION_KEYS))
     sparse = d.get("text_config", d).get("sa_config", d.get("sa_config", {}))
-    parts.append(("sa_config.", sparse, _INDEXER_KEYS))
+    parts += [("sa_config.", sparse, _INDEXER_KEYS), ("video_config.", d.get("video_config", {}), _VIDEO_KEYS)]
     return sorted(p + k for p, part, keys in parts for k in part if k not in {*keys.values(), *_OTHER_KEYS})
 
 

@@ -12,7 +12,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from minikeye.attention import Mode, Observer
+from minikeye.cache import Cache
+from minikeye.config import KeyeConfig
+from minikeye.graphed import GraphedDecoder, obstacle
+from minikeye.memory import free_bytes, needs, require
 from minikeye.record import Record
+
+CHUNK = 8192  # tokens of a prompt that pass through a layer at a time; our choice
+WORTH_A_GRAPH = 16  # tokens from which on a captured graph pays for its capture; our choice
 
 
 @dataclass
@@ -21,6 +28,7 @@ class Generation:
 
     ids: Int[Tensor, "b n"]
     record: Record | None  # query n is the one whose logits gave token n; None where nothing was generated or asked for
+    cache: Cache | None = None  # of everything that was read: the prompt and all that was said but the last token
 
     def row(self, n: int = 0) -> list[int]:
         """The tokens of one row, without filling."""
@@ -52,6 +60,8 @@ def generate(
     inputs: Mapping[str, Any],
     max_new_tokens: int = 256,
     *,
+    cache: Cache | None = None,
+    chunk: int | None = CHUNK,
     stop_ids: tuple[int, ...] = (),
     temperature: float = 0.0,
     top_k: int = 0,
@@ -62,14 +72,19 @@ def generate(
     record: bool = False,
     observer: Observer | None = None,
     on_token: Callable[[Int[Tensor, " b"]], None] | None = None,
+    graphs: bool | None = None,
 ) -> Generation:
     """Continue every row of `inputs` until a stop token or `max_new_tokens`.
 
-    model: a KeyeVL. stop_ids: tokens that end a row; they are not returned. seed: fixes the sampling. record: keep what
-    the query that produced each token selected (query 0 is the prompt's last token). observer: sees every layer of
-    every step, also of the step that ends the answer; not with record. on_token: called with each step's tokens [b] as
-    they come, -1 for rows that have ended.
-    Raises ValueError for sampling numbers out of range, FloatingPointError where the logits are not finite.
+    model: a KeyeVL. cache: what earlier calls have read and said; `inputs` then hold what is new. chunk: tokens of the
+    prompt that pass through a layer at a time; None: all at once. stop_ids: tokens that end a row; they are not
+    returned. seed: fixes the sampling. record: keep what the query that produced each token selected (query 0 is the
+    prompt's last token). observer: sees every layer of every step, also of the step that ends the answer; not with
+    record. on_token: called with each step's tokens [b] as they come, -1 for rows that have ended. graphs: decode by
+    replaying a CUDA graph; None: where that is possible (`minikeye.graphed.obstacle` says why not).
+    Raises ValueError for sampling numbers out of range and for more tokens than the context holds, FloatingPointError
+    where the logits are not finite, NotEnoughMemory before anything is read where cache and activations will not fit,
+    RuntimeError for graphs=True where there is an obstacle.
     """
     if max_new_tokens < 1 or temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
         raise ValueError(
@@ -79,18 +94,17 @@ def generate(
     device = inputs["input_ids"].device
     generator = torch.Generator(device).manual_seed(seed) if seed is not None else None
     stop = torch.tensor(stop_ids, dtype=torch.long, device=device)
-    config = model.config
-    placeholders = [n for n in (config.image_token_id, config.video_token_id) if n < config.text.vocab]
-    cache, steps, history = model.new_cache(), [], None
+    cache = model.new_cache() if cache is None else cache
+    room = _room(model.config, cache.length + inputs["input_ids"].shape[1], max_new_tokens)
+    _require_memory(model, inputs["input_ids"], room, chunk)
+    cache.reserve(room)
+    options = {"attention": attention, "backend": backend, "record": int(record), "observer": observer}
+    step = _decoder(model, cache, options, max_new_tokens, graphs)
+    steps, history = [], None
     done = torch.zeros(len(inputs["input_ids"]), dtype=torch.bool, device=device)
-    for _ in range(max_new_tokens):
-        options = {"attention": attention, "backend": backend, "record": int(record), "observer": observer}
-        out = model(inputs, cache, last=1, **options)
-        logits = out.logits[:, -1]
-        if not bool(logits.isfinite().all()):
-            raise FloatingPointError("the model's logits are not finite: check the checkpoint's dtype and the weights")
-        logits[:, placeholders] = -torch.inf  # pixels cannot be said
-        token = sample(logits, temperature, top_k, top_p, generator)
+    out = model(inputs, cache, last=1, chunk=chunk, **options)
+    while True:
+        token = sample(_sayable(out.logits[:, -1].to(device), model.config), temperature, top_k, top_p, generator)
         done = done | torch.isin(token, stop)
         if record and not bool(done.all()):
             history = out.record if history is None else history.extend(out.record)
@@ -99,6 +113,52 @@ def generate(
         steps.append(token.masked_fill(done, -1))
         if on_token is not None:
             on_token(steps[-1])
-        inputs = {"input_ids": token[:, None]}
+        if len(steps) == max_new_tokens:
+            break
+        out = step(token)
     ids = torch.stack(steps, dim=1) if steps else torch.empty(len(done), 0, dtype=torch.long, device=device)
-    return Generation(ids, history)
+    return Generation(ids, history, cache)
+
+
+def _room(config: KeyeConfig, prompt: int, new: int) -> int:
+    """Tokens that the cache will hold. Raises ValueError where they do not fit into the context."""
+    if prompt + new - 1 > config.text.max_positions:
+        raise ValueError(
+            f"{prompt} tokens and up to {new} new ones exceed the context of {config.text.max_positions}: "
+            f"ask for fewer new tokens, sample fewer frames or fewer tokens per frame"
+        )
+    return prompt + new - 1  # the last token is said, not read
+
+
+def _require_memory(model, ids: Int[Tensor, "b t"], room: int, chunk: int | None) -> None:
+    """Raise NotEnoughMemory where cache and activations will not fit beside the weights."""
+    devices = {p.device for p in model.parameters()}
+    bill = needs(
+        model.config,
+        context=room,
+        dtype=model.model.norm.weight.dtype,
+        batch=len(ids),
+        device=ids.device,
+        visual=int(model.is_visual(ids).sum()) // len(ids),
+        chunk=chunk or room,
+    )
+    require(bill, sum(map(free_bytes, devices)), " + ".join(map(str, devices)), ("cache", "activations"))
+
+
+def _sayable(logits: Float[Tensor, "b v"], config: KeyeConfig) -> Float[Tensor, "b v"]:
+    """The logits, checked; pixels cannot be said."""
+    if not bool(logits.isfinite().all()):
+        raise FloatingPointError("the model's logits are not finite: check the checkpoint's dtype and the weights")
+    placeholders = [n for n in (config.image_token_id, config.video_token_id) if n < config.text.vocab]
+    logits[:, placeholders] = -torch.inf
+    return logits
+
+
+def _decoder(model, cache: Cache, options: dict[str, Any], tokens: int, graphs: bool | None) -> Callable:
+    """What turns a token into the next output: a replayed graph or a pass through the model."""
+    why_not = obstacle(model, **options)
+    if graphs and why_not:
+        raise RuntimeError(f"CUDA graphs cannot be used: {why_not}. Leave `graphs` out to decode without them.")
+    if graphs or (graphs is None and not why_not and tokens >= WORTH_A_GRAPH):
+        return GraphedDecoder(model, cache, options["backend"])
+    return lambda token: model({"input_ids": token[:, None]}, cache, **options)

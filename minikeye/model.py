@@ -4,7 +4,8 @@ Axes: b batch, t query position, s key position, d width, p patch, n visual toke
 Report, section 2; module names are those of the released checkpoint, so a state dict is a checkpoint.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,9 +56,19 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(text.layers))
         self.norm = nn.RMSNorm(text.width, eps=text.norm_eps)
 
-    def forward(self, x: Float[Tensor, "b t d"], step: Step, cache: Cache | None = None) -> Float[Tensor, "b t d"]:
+    def forward(
+        self, x: Float[Tensor, "b t d"], step: Step, cache: Cache | None = None, chunk: int | None = None
+    ) -> Float[Tensor, "b t d"]:
+        """chunk: tokens that pass through a layer at a time. All chunks pass one layer before any passes the next, so
+        that weights that come from a disk are read once; a chunk finds the keys of those before it in the cache.
+        """
         for n, layer in enumerate(self.layers):
-            x = layer(x, step, n, cache.layers[n] if cache is not None else None)
+            held = cache.layers[n] if cache is not None else None
+            if chunk is None or x.shape[1] <= chunk:
+                x = layer(x, step, n, held)
+            else:
+                held = LayerCache(x.shape[1]) if held is None else held
+                x = torch.cat([layer(x[:, part], piece, n, held) for part, piece in step.chunks(chunk)], dim=1)
         return self.norm(x)
 
 
@@ -89,6 +100,7 @@ class KeyeVL(nn.Module):
         record: bool | int = False,
         observer: Observer | None = None,
         last: int | None = None,
+        chunk: int | None = None,
     ) -> KeyeOutput:
         """Next-token logits for `inputs`.
 
@@ -97,8 +109,12 @@ class KeyeVL(nn.Module):
         attention: "sparse" reads the indexer's top-k keys, "dense" all, "masked" all but with the numbers of "sparse".
         record: True keeps every query's selection in `out.record`, a number only that many last ones. observer: sees
         every layer as it runs; not with record.
-        last: compute logits for that many last positions only. Raises ValueError, naming what does not fit.
+        last: compute logits for that many last positions only. chunk: tokens that pass through a layer at a time: any
+        number gives the same result, a small one takes less memory. Raises ValueError, naming what does not fit; after
+        an error or Ctrl-C the cache is what it was before.
         """
+        if chunk is not None and chunk < 1:
+            raise ValueError(f"chunk must be at least 1 token, got {chunk}")
         if attention not in MODES:
             raise ValueError(f"attention must be one of {', '.join(MODES)}; got {attention!r}")
         if record and observer is not None:
@@ -112,13 +128,14 @@ class KeyeVL(nn.Module):
             )
         start = first_tokens(inputs.get("attention_mask"), ids, cache)
         positions = self._positions(inputs, ids, cache, start)
-        if cache is not None:
-            cache.start, cache.next_position = start, positions.amax(dim=(0, 2)) + 1
         recorder = Recorder(self.config.indexer.topk, None if record is True else int(record)) if record else None
         options = {"mode": attention, "backend": backend, "observer": recorder if observer is None else observer}
         step = Step.of(self.config, positions, offset=offset, start=start, **options)
-        x = self.model(self.embed(ids, inputs.get("patches"), inputs.get("grids")), step, cache)
-        logits = self.lm_head(x if last is None else x[:, -last:]).float()
+        with _all_or_nothing(cache):
+            x = self.model(self.embed(ids, inputs.get("patches"), inputs.get("grids")), step, cache, chunk)
+            logits = self.lm_head(x if last is None else x[:, -last:]).float()
+        if cache is not None:
+            cache.start, cache.next_position = start, positions.amax(dim=(0, 2)) + 1
         return KeyeOutput(logits, cache, recorder.record if recorder else None)
 
     def embed(self, ids: Int[Tensor, "b t"], patches: Tensor | None, grids: Tensor | None) -> Float[Tensor, "b t d"]:
@@ -144,15 +161,20 @@ class KeyeVL(nn.Module):
 
     def visual_tokens(self, patches: Float[Tensor, "p 3 s s"], grids: Int[Tensor, "f 3"]) -> Float[Tensor, "n d"]:
         """Vision tower and projector: pixels in [-1, 1] to visual tokens of the decoder's width."""
-        return self.mlp_AR(self.visual(patches.to(self.visual.vision_model.post_layernorm.weight.dtype), grids), grids)
+        return self.mlp_AR(self.visual(patches, grids), grids)
 
     def is_visual(self, ids: Int[Tensor, "b t"]) -> Tensor:
         """bool [b t]: which tokens are placeholders of visual tokens."""
         return (ids == self.config.image_token_id) | (ids == self.config.video_token_id)
 
-    def new_cache(self) -> Cache:
-        """An empty cache for `forward`, which fills it."""
-        return Cache.empty(self.config.text.layers)
+    @property
+    def device(self) -> torch.device:
+        """Where logits come, and where inputs belong: of a model split over several devices, the last one."""
+        return self.model.norm.weight.device
+
+    def new_cache(self, capacity: int = 0) -> Cache:
+        """An empty cache for `forward`, which fills it. capacity: tokens to make room for at once; else it grows."""
+        return Cache.empty(self.config.text.layers, capacity)
 
     def generate(self, inputs: Mapping[str, Any], **options):
         """See `minikeye.generate.generate`, whose arguments are keywords here.
@@ -165,12 +187,17 @@ class KeyeVL(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device | None = None
+        cls,
+        folder: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device | None = None,
+        streaming: bool = False,
     ) -> "KeyeVL":
         """See `minikeye.checkpoint.load`."""
         from minikeye.checkpoint import load
 
-        return load(folder, dtype=dtype, device=device)
+        return load(folder, dtype=dtype, device=device, streaming=streaming)
 
     def save_pretrained(self, folder: str | Path, **options) -> None:
         """See `minikeye.checkpoint.save`."""
@@ -193,15 +220,18 @@ class KeyeVL(nn.Module):
             raise ValueError(
                 f"input_ids must lie in 0..{self.config.text.vocab - 1}, got {low}..{high}: use this model's tokenizer"
             )
-        if cache is not None and cache.length and len(cache.next_position) != len(ids):
-            held = len(cache.next_position)
-            raise ValueError(f"the cache holds a batch of {held}, got {len(ids)}: start a new cache")
+        if cache is not None and cache.length and cache.batch != len(ids):
+            raise ValueError(f"the cache holds a batch of {cache.batch}, got {len(ids)}: start a new cache")
         return ids
 
     def _positions(
         self, inputs: Mapping, ids: Tensor, cache: Cache | None, start: Tensor | None
     ) -> Int[Tensor, "3 b t"]:
         positions = inputs.get("positions")
+        if positions is None and cache is not None and cache.length and cache.next_position is None:
+            raise ValueError(
+                "the cache was cut short: pass positions [3 b t], Processor and rope.position_ids make them"
+            )
         if positions is None and inputs.get("patches") is not None:
             raise ValueError("inputs with patches need 3D positions [3 b t]: Processor and rope.position_ids make them")
         if positions is None:
@@ -214,6 +244,18 @@ class KeyeVL(nn.Module):
         if tuple(positions.shape) != (3, *ids.shape):
             raise ValueError(f"positions must be [3, {ids.shape[0]}, {ids.shape[1]}], got {list(positions.shape)}")
         return positions.to(ids.device)
+
+
+@contextmanager
+def _all_or_nothing(cache: Cache | None) -> Iterator[None]:
+    """Whatever ends a pass early, layers that have stored its tokens forget them."""
+    before = cache.length if cache is not None else 0
+    try:
+        yield
+    except BaseException:
+        if cache is not None:
+            cache.truncate(before, cache.next_position)
+        raise
 
 
 def first_tokens(mask: Tensor | None, ids: Tensor, cache: Cache | None) -> Int[Tensor, " b"] | None:

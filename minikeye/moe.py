@@ -35,6 +35,8 @@ class Router(nn.Module):
 class Experts(nn.Module):
     """All experts of a layer in two tensors, as the checkpoint holds them: x @ W, gate channels first, then up."""
 
+    chunk_tokens = 8192  # tokens per pass, whose copies, one a chosen expert, are what takes memory
+
     def __init__(self, config: TextConfig):
         super().__init__()
         x, d, m = config.experts, config.width, config.expert_width
@@ -46,21 +48,35 @@ class Experts(nn.Module):
     def forward(
         self, x: Float[Tensor, "n d"], weights: Float[Tensor, "n c"], chosen: Int[Tensor, "n c"]
     ) -> Float[Tensor, "n d"]:
-        """Sort token copies by expert, run each expert on its own stretch, add the results back where they belong."""
+        """The weighted sum of what each token's experts make of it; a token at a time or all, the sum is the same."""
+        pieces = zip(*(z.split(self.chunk_tokens) for z in (x, weights, chosen)), strict=True)
+        return torch.cat([self.mix(*piece) for piece in pieces])
+
+    def mix(
+        self, x: Float[Tensor, "n d"], weights: Float[Tensor, "n c"], chosen: Int[Tensor, "n c"]
+    ) -> Float[Tensor, "n d"]:
+        """Sort token copies by expert, run each expert on its own stretch, bring the results back, add them up."""
         order = chosen.flatten().argsort(stable=True)
         token = order // chosen.shape[1]
         counts = load(chosen, len(self.gate_up_proj))
-        multiply = grouped if x.is_cuda and compute_dtype(x) == torch.bfloat16 else looped
-        gate, up = multiply(x[token], self.gate_up_proj, counts).chunk(2, dim=-1)
-        y = multiply(F.silu(gate) * up, self.down_proj, counts)
-        y = y.float() * weights.flatten()[order, None]
-        return torch.zeros_like(x, dtype=torch.float32).index_add(0, token, y).to(x.dtype)
+        gate, up = self.multiply(x[token], self.gate_up_proj, counts).chunk(2, dim=-1)
+        y = self.multiply(F.silu(gate) * up, self.down_proj, counts)
+        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+        y = rearrange(y[back], "(n c) d -> n c d", c=chosen.shape[1])
+        with torch.autocast(x.device.type, enabled=False):  # the sum in float32
+            return torch.einsum("nc,ncd->nd", weights, y.float()).to(x.dtype)
+
+    def multiply(
+        self, x: Float[Tensor, "n d"], w: Float[Tensor, "x d m"], counts: Int[Tensor, " x"]
+    ) -> Float[Tensor, "n m"]:
+        """Rows sorted by expert times that expert's matrix: in one kernel where there is one, else in a loop."""
+        return (grouped if x.is_cuda and compute_dtype(x) == torch.bfloat16 else looped)(x, w, counts)
 
 
-def looped(x: Float[Tensor, "n d"], w: Float[Tensor, "x d m"], counts: Int[Tensor, " x"]) -> Float[Tensor, "n m"]:
-    """Rows sorted by expert times that expert's matrix: one product per expert. Idle experts cost nothing."""
+def looped(x: Float[Tensor, "n d"], w, counts: Int[Tensor, " x"]) -> Float[Tensor, "n m"]:
+    """One product per expert; w [x d m] is a tensor or anything that gives matrix w[i]. Idle experts stay untouched."""
     pieces = x.split(counts.tolist())
-    return torch.cat([piece @ w[i].to(x.dtype) for i, piece in enumerate(pieces)])
+    return torch.cat([piece @ w[i].to(x.dtype) for i, piece in enumerate(pieces) if len(piece)])
 
 
 def grouped(x: Float[Tensor, "n d"], w: Float[Tensor, "x d m"], counts: Int[Tensor, " x"]) -> Float[Tensor, "n m"]:

@@ -18,8 +18,8 @@ from minikeye.indexer import dense_targets, kl_loss, selected_scores, selected_t
 from minikeye.selection import readable, select_slabs, slab_rows, topk_positions, valid_keys, widen
 
 __all__ = [
-    "choose_backend", "count_rows", "gather_rows", "index_scores", "select_topk", "selected_loss", "slab_rows",
-    "sparse_attention", "topk_positions", "valid_keys", "warmup_loss", "widen",
+    "choose_backend", "count_rows", "gather_rows", "index_scores", "select_decode", "select_topk", "selected_loss",
+    "slab_rows", "sparse_attention", "topk_positions", "valid_keys", "warmup_loss", "widen",
 ]  # fmt: skip
 BACKENDS = ("auto", "torch", "triton")
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -29,9 +29,8 @@ def choose_backend(backend: str, *tensors: Tensor | torch.device | str, unless: 
     """The backend that will run, and why. "auto" takes the Triton kernels where they can run, else torch.
 
     tensors: the inputs, or just a device; at least one. unless: what the caller knows against the kernels, if anything.
-    Nothing is tried and nothing fails over: the choice depends on packages, devices, dtypes and shapes alone. Raises
-    ValueError for an unknown backend and RuntimeError where "triton" is asked for and cannot run: a request is never
-    answered by another backend.
+    Nothing is tried and nothing fails over: packages, devices, dtypes and shapes alone decide. Raises ValueError for an
+    unknown backend, RuntimeError where "triton" is asked for and cannot run: no other backend answers a request.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
@@ -76,9 +75,9 @@ def index_scores(
     """I[t, s] = sum_j w[t, j] * ReLU(q[t, j] . k[s]) / sqrt(i), in float32; -inf where query t may not see key s.
 
     Query t stands at absolute position offset + t and sees the keys start <= s <= offset + t; an offset below 0 or
-    beyond s - t is not refused. start: one first key a row [b], or one a query [b t]; None means 0. The report's
-    equation for I leaves out the factor 1/sqrt(i) of the released code; it changes no selection, but the softmax of the
-    KL losses. By torch on every device, with gradients. Raises ValueError where shapes do not fit.
+    beyond s - t is not refused. start: one first key a row [b], or one a query [b t]; None means 0. The factor is the
+    released code's: it changes no selection, but the softmax of the KL losses. By torch on every device, with
+    gradients. Raises ValueError where shapes do not fit.
     """
     _check_index(q, k, w, start)
     return selection.index_scores(q, k, w, offset, start)
@@ -109,6 +108,31 @@ def select_topk(
             return select_slabs(q, k, w, topk, offset, start)
         case "triton":
             return _select_by_kernels(q, k, w, topk, offset, start)
+
+
+def select_decode(
+    q: Float[Tensor, "b 1 j i"],
+    k: Float[Tensor, "b s i"],
+    w: Float[Tensor, "b 1 j"],
+    topk: int,
+    lengths: Int[Tensor, " b"],
+    start: Int[Tensor, " b"] | None = None,
+    backend: str = "auto",
+) -> Int[Tensor, "b 1 k"]:
+    """`select_topk` of one query a row, whose valid keys start <= s < lengths[b] only the device knows.
+
+    k: the room of a cache; beyond lengths[b] it may hold anything. With kernels, fit for a CUDA graph. Raises alike.
+    """
+    _check_index(q, k, w, start)
+    if topk < 1 or lengths.dtype != torch.int32:
+        raise ValueError(f"expected topk >= 1 and int32 lengths, got {topk} and {lengths.dtype}")
+    match choose_backend(backend, q, k, w, unless=_beyond_index_kernels(q))[0]:
+        case "torch":
+            return selection.select_within(q, k, w, topk, lengths, start)
+        case "triton":
+            from minikeye.kernels.decode_select import decode_select
+
+            return decode_select(q, k, w, topk, lengths, start)
 
 
 def _select_by_kernels(
@@ -201,8 +225,7 @@ def selected_loss(
 ) -> Float[Tensor, "b t"]:
     """L_sparse of each query row, nats: the same over its selected keys alone, p_g the sparse attention of group g.
 
-    -1 in indices marks no key. Gradients, empty rows and errors as in `warmup_loss`; on torch, ValueError for indices
-    out of range.
+    -1 marks no key. Gradients, empty rows, errors as in `warmup_loss`; on torch, ValueError for indices out of range.
     """
     _check_loss(index_q, index_k, index_w, q, k, None)
     _check_indices(indices, q)

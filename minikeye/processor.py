@@ -1,6 +1,6 @@
 """Messages with text, images and videos -> everything the model reads.
 
-    processor = Processor(config_or_folder)
+    processor = Processor(config_or_folder_or_hub_id)
     inputs = processor([{"role": "user", "content": [{"type": "video", "video": "clip.mp4"},
                                                      {"type": "text", "text": "What happens?"}]}])
 
@@ -20,7 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 from minikeye.config import KeyeConfig
-from minikeye.prompt import Prompt, pad
+from minikeye.prompt import Prompt, Turn, Visual, chatml, pad
+from minikeye.released import default_generation, read_folder
 from minikeye.sampling import VideoError, fit_size, frame_count, frame_indices, image_size, video_budget
 from minikeye.tokenizer import load_tokenizer
 from minikeye.video import read_video
@@ -38,35 +39,44 @@ class Clip:
 
 
 class Processor:
-    """Turns conversations into model inputs. Holds the tokenizer and the token budget, no state."""
+    """Turns conversations into model inputs. Holds what `released.read_folder` found in the folder, no state.
 
-    def __init__(self, config: KeyeConfig | str | Path):
-        folder = None if isinstance(config, KeyeConfig) else Path(config)
-        self.config = config if isinstance(config, KeyeConfig) else KeyeConfig.from_folder(config)
-        self.tokenizer = load_tokenizer(self.config, folder)
+    A config alone gives the byte tokenizer, ChatML and greedy answers. `unused` lists the keys that nobody reads.
+    """
+
+    def __init__(self, source: KeyeConfig | str | Path):
+        if isinstance(source, KeyeConfig):
+            self.config, self.tokenizer = source, load_tokenizer(source)
+            self.template, self.generation, self.unused = None, default_generation(self.tokenizer), []
+            return
+        from minikeye.checkpoint import local_folder  # not before: it brings the model along
+
+        released = read_folder(local_folder(source, weights=False))
+        self.config, self.tokenizer, self.template = released.config, released.tokenizer, released.template
+        self.generation, self.unused = released.generation, released.unused
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """Tokens that end an answer: pass them to `generate`."""
-        return self.tokenizer.token_id("<|im_end|>"), self.tokenizer.token_id("<|endoftext|>")
+        return self.generation.stop_ids
 
-    def __call__(self, messages: Sequence[Message]) -> dict[str, Any]:
+    def __call__(self, messages: Sequence[Message], thinking: bool = True) -> dict[str, Any]:
         """Inputs of one conversation, ending where the assistant is to speak.
 
         messages: {"role", "content"}, content a string or a list of {"type": "text", "text"}, {"type": "image",
-        "image": path, PIL image or uint8 array [height width 3]} and {"type": "video", "video": path, uint8 array
-        [f height width 3] or Clip; "fps": for a file the rate to sample at, for an array its own rate; optional
-        "max_frames"}; a Clip is taken whole.
+        "image": path, PIL image, uint8 array [height width 3] or what `image` gave} and {"type": "video", "video":
+        path, uint8 array [f height width 3] or Clip; "fps": for a file the rate to sample at, for an array its own
+        rate; optional "max_frames"}; a Clip is taken whole. thinking: False asks for an answer without a thought first.
         Returns input_ids [1 t], positions [3 1 t], attention_mask [1 t], frames [[FrameSpan, ...]], and with pixels
         patches [p 3 s s] and grids [n 3]. Raises ValueError (VideoError for videos), naming what is wrong.
         """
-        return self.batch([messages])
+        return self.batch([messages], thinking)
 
-    def batch(self, conversations: Sequence[Sequence[Message]]) -> dict[str, Any]:
+    def batch(self, conversations: Sequence[Sequence[Message]], thinking: bool = True) -> dict[str, Any]:
         """Inputs of several conversations, padded on the left; `frames` has one list per row."""
         if not conversations:
             raise ValueError("expected at least one conversation, got none")
-        prompts, pixels = zip(*(self.build(messages) for messages in conversations), strict=True)
+        prompts, pixels = zip(*(self.build(messages, thinking) for messages in conversations), strict=True)
         inputs: dict[str, Any] = pad(list(prompts), "left")
         inputs.pop("answer")
         inputs["frames"] = [prompt.frames for prompt in prompts]
@@ -76,28 +86,34 @@ class Processor:
             inputs["grids"] = torch.tensor([grid for prompt in prompts for grid in prompt.grids])
         return inputs
 
-    def build(self, messages: Sequence[Message]) -> tuple[Prompt, list[UInt8[Tensor, "f 3 height width"]]]:
+    def build(
+        self, messages: Sequence[Message], thinking: bool = True
+    ) -> tuple[Prompt, list[UInt8[Tensor, "f 3 height width"]]]:
         """The prompt of one conversation, and its frames and images at the size the model reads, in order."""
         parts = [(_role(message), _content(message)) for message in messages]
         if not parts:
             raise ValueError("expected at least one message, got an empty conversation")
         videos = sum(part["type"] == "video" for _, content in parts for part in content)
-        prompt, pixels = Prompt(self.tokenizer, self.config.vision.merge), []
-        for role, content in parts:
-            prompt.begin(role)
-            for part in content:
-                if part["type"] == "text":
-                    prompt.text(part["text"])
-                elif part["type"] == "image":
-                    pixels.append(self.image(part["image"]))
-                    prompt.image(self.grid(pixels[-1]))
-                else:
-                    clip = self.clip(part, videos)
-                    pixels.append(clip.frames)
-                    prompt.video(list(clip.seconds), self.grid(clip.frames))
-            prompt.end()
-        prompt.begin("assistant")
+        pixels: list[Tensor] = []
+        conversation: list[Turn] = [
+            (role, [self._read(part, videos, pixels) for part in content]) for role, content in parts
+        ]
+        prompt = Prompt(self.tokenizer, self.config.vision.merge)
+        write = chatml if self.template is None else self.template.write
+        write(prompt, conversation, thinking)
         return prompt, pixels
+
+    def _read(self, part: Mapping[str, Any], videos: int, pixels: list[Tensor]) -> str | Visual:
+        """A part of a message as the prompt takes it; its frames are appended to `pixels`."""
+        if part["type"] == "text":
+            return part["text"]
+        if part["type"] == "image":
+            frames, seconds = self.image(part["image"]), None
+        else:
+            clip = self.clip(part, videos)
+            frames, seconds = clip.frames, list(clip.seconds)
+        pixels.append(frames)
+        return Visual(self.grid(frames), seconds)
 
     def grid(self, frames: UInt8[Tensor, "f 3 height width"]) -> tuple[int, int, int]:
         """(1, rows, columns) in patches. Raises ValueError for sides that are not multiples of one visual token."""
@@ -109,7 +125,12 @@ class Processor:
         return 1, height // self.config.vision.patch_size, width // self.config.vision.patch_size
 
     def image(self, source: Any) -> UInt8[Tensor, "1 3 height width"]:
-        """An image at the size the model reads: sides near the original's, in whole visual tokens."""
+        """An image at the size the model reads: sides near the original's, in whole visual tokens.
+
+        A tensor is what this function gave before, and stays as it is.
+        """
+        if isinstance(source, Tensor):
+            return source
         if isinstance(source, str | Path):
             try:
                 source = Image.open(source).convert("RGB")

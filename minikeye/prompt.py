@@ -3,8 +3,11 @@
 Layout (report, section 2.2, and the released ids):
     <|im_start|>user\\n<|vision_start|> <|frame|>12.5<|video_pad|>*n ... <|vision_end|>question<|im_end|>\\n
     <|im_start|>assistant\\nanswer<|im_end|>\\n
+A checkpoint that ships a chat template is laid out by it (`minikeye.template`) into the same Prompt.
 """
 
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +18,23 @@ from minikeye.rope import position_ids
 from minikeye.tokenizer import Tokenizer
 
 Grid = tuple[int, int, int]  # (1, rows, columns) of one image or frame, in patches
+THINK, THOUGHT = "<think>", "</think>"  # around what an assistant thinks before it answers
+
+
+@dataclass(frozen=True)
+class Visual:
+    """An image or a video on its way into a prompt."""
+
+    grid: Grid  # of the image or of each frame
+    seconds: list[float] | None = None  # time of each frame; None for an image
+
+    @property
+    def kind(self) -> str:
+        """What a message calls it: "image" or "video"."""
+        return "image" if self.seconds is None else "video"
+
+
+Turn = tuple[str, Sequence[str | Visual]]  # role, and what was said and shown, in order
 
 
 @dataclass(frozen=True)
@@ -39,6 +59,7 @@ class Prompt:
     grids: list[Grid] = field(default_factory=list)
     frames: list[FrameSpan] = field(default_factory=list)
     videos: int = 0
+    _run: tuple[int, str] = (0, "")  # first token and words of the text that the prompt ends with
 
     def begin(self, role: str) -> None:
         """Open a turn of "system", "user" or "assistant"."""
@@ -51,13 +72,30 @@ class Prompt:
         self.text("\n")
 
     def text(self, text: str) -> None:
-        """Plain text inside a turn."""
-        self._add(self.tokenizer.encode(text))
+        """Plain text inside a turn. Neighbouring texts are encoded as one, as if they had come in one piece."""
+        first, words = self._run[0], self._run[1] + text
+        del self.ids[first:], self.answer[first:], self.visual[first:]
+        self._add(self.tokenizer.encode(words))
+        self._run = first, words
+
+    def marked(self, text: str, names: Iterable[str]) -> None:
+        """Text in which tokens of these names count as such: a template's own words, never a user's."""
+        pattern = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True)) or "(?!)"  # or never
+        for n, piece in enumerate(re.split(f"({pattern})", text)):
+            if n % 2:
+                self._special(piece)
+            elif piece:
+                self.text(piece)
+
+    def said(self, text: str) -> None:
+        """What an assistant said earlier: the marks around its thoughts are tokens, as when it said them."""
+        self.marked(text, {THINK, THOUGHT} & self.tokenizer.marks.keys())
 
     def answer_turn(self, text: str) -> None:
         """A whole assistant turn whose text and end mark are to be learnt."""
         self.begin("assistant")
         first = len(self.ids)
+        self._run = first, ""  # an answer is generated token by token from here on: no token spans the border
         self.text(text)
         self._special("<|im_end|>")
         self.answer[first:] = [True] * (len(self.ids) - first)
@@ -65,27 +103,36 @@ class Prompt:
 
     def image(self, grid: Grid) -> None:
         """One image: a placeholder for each of its visual tokens."""
-        self._special("<|vision_start|>")
-        self._block("<|image_pad|>", grid)
-        self._special("<|vision_end|>")
+        self.show(Visual(grid))
 
     def video(self, seconds: list[float], grid: Grid) -> None:
         """Every frame: a mark, its time in seconds with one decimal, its visual tokens."""
+        self.show(Visual(grid, seconds))
+
+    def show(self, visual: Visual) -> None:
+        """An image or a video between <|vision_start|> and <|vision_end|>."""
         self._special("<|vision_start|>")
-        for time in seconds:
+        self.block(visual)
+        self._special("<|vision_end|>")
+
+    def block(self, visual: Visual) -> None:
+        """What stands between those two marks."""
+        if visual.seconds is None:
+            self._pixels("<|image_pad|>", visual.grid)
+            return
+        for time in visual.seconds:
             self._special("<|frame|>")
             self.text(format(time, ".1f"))
             start = len(self.ids)
-            self._block("<|video_pad|>", grid)
+            self._pixels("<|video_pad|>", visual.grid)
             self.frames.append(FrameSpan(start, len(self.ids), float(time), self.videos))
-        self._special("<|vision_end|>")
         self.videos += 1
 
     def positions(self) -> Int[Tensor, "3 t"]:
         """Temporal, height and width position of every token (`rope.position_ids`)."""
         return position_ids(self.visual, self.grids, self.merge)
 
-    def _block(self, placeholder: str, grid: Grid) -> None:
+    def _pixels(self, placeholder: str, grid: Grid) -> None:
         count = grid[1] * grid[2] // self.merge**2
         self._add([self.tokenizer.token_id(placeholder)] * count, visual=True)
         self.grids.append(grid)
@@ -97,6 +144,27 @@ class Prompt:
         self.ids += ids
         self.answer += [False] * len(ids)
         self.visual += [visual] * len(ids)
+        self._run = len(self.ids), ""
+
+
+def chatml(prompt: Prompt, conversation: Sequence[Turn], thinking: bool = True) -> None:
+    """Write a conversation as the released constants have it, up to where the assistant is to speak.
+
+    thinking: False opens the answer with an empty thought, which is Qwen3's way to ask for none (our choice here).
+    """
+    for role, parts in conversation:
+        prompt.begin(role)
+        for part in parts:
+            if isinstance(part, Visual):
+                prompt.show(part)
+            elif role == "assistant":
+                prompt.said(part)
+            else:
+                prompt.text(part)
+        prompt.end()
+    prompt.begin("assistant")
+    if not thinking:
+        prompt.said(f"{THINK}\n\n{THOUGHT}\n\n")
 
 
 def pad(prompts: list[Prompt], side: str, length: int = 0) -> dict[str, Tensor]:

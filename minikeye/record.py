@@ -64,20 +64,29 @@ class Recorder:
     def __init__(self, topk: int, queries: int | None = None):
         self.topk, self.queries = topk, queries
         self.record = Record()
+        self._chunk: tuple[Tensor, Tensor, Tensor] | None = None  # indices, weights, kept: the router speaks next
 
     def attention(self, layer: int, trace: AttentionTrace) -> None:
-        n = trace.q.shape[1] if self.queries is None else min(self.queries, trace.q.shape[1])
-        last, offset = slice(trace.q.shape[1] - n, None), trace.offset + trace.q.shape[1] - n
-        indices = trace.indices[:, last] if trace.indices is not None else trace.indexer_choice(self.topk, last.start)
-        weights, kept = selection_mass(trace.q[:, last], trace.k, indices, offset, trace.start)
-        self.record.first = offset
-        experts = indices.new_empty(*kept.shape, 0, dtype=torch.long)  # the router has not spoken yet
-        self.record.layers.append(LayerRecord(indices, weights, kept, experts))
+        t = trace.q.shape[1]
+        n = t if self.queries is None else min(t, self.queries - trace.later)  # of this chunk
+        if n <= 0:
+            self._chunk = None
+            return
+        offset = trace.offset + t - n
+        indices = trace.indices[:, t - n :] if trace.indices is not None else trace.indexer_choice(self.topk, t - n)
+        weights, kept = selection_mass(trace.q[:, t - n :], trace.k, indices, offset, trace.start)
+        if layer == len(self.record.layers) == 0:
+            self.record.first = offset
+        self._chunk = indices, weights, kept
 
     def routing(self, layer: int, probabilities: Tensor, chosen: Int[Tensor, "b t c"]) -> None:
-        r = self.record.layers[layer]
-        experts = chosen[:, chosen.shape[1] - r.indices.shape[1] :]
-        self.record.layers[layer] = LayerRecord(r.indices, r.weights, r.kept, experts)
+        if self._chunk is None:
+            return
+        new = LayerRecord(*self._chunk, chosen[:, chosen.shape[1] - self._chunk[0].shape[1] :])
+        if layer == len(self.record.layers):
+            self.record.layers.append(new)
+        else:  # a further chunk of the same pass
+            self.record.layers[layer] = _join(self.record.layers[layer], new)
 
 
 @torch.no_grad()

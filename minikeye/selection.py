@@ -73,6 +73,21 @@ def select_slabs(
     return out
 
 
+@torch.no_grad()
+def select_within(
+    q: Float[Tensor, "b 1 j i"],
+    k: Float[Tensor, "b s i"],
+    w: Float[Tensor, "b 1 j"],
+    topk: int,
+    lengths: Int[Tensor, " b"],
+    start: Int[Tensor, " b"] | None = None,
+) -> Int[Tensor, "b 1 k"]:
+    """`ops.select_decode`: of each row the keys start <= s < lengths[b] are valid."""
+    scores = index_scores(q, k, w, k.shape[1], start)
+    beyond = torch.arange(k.shape[1], device=q.device) >= lengths[:, None, None]
+    return topk_positions(scores.masked_fill(beyond, -torch.inf), topk)
+
+
 def topk_positions(scores: Float[Tensor, "b n s"], topk: int) -> Int[Tensor, "b n k"]:
     """The selection rule on a slab of scores: everything above the k-th score, then its ties from the left."""
     s = scores.shape[-1]

@@ -1,9 +1,11 @@
 """Text to token ids and back: bytes for the small models, the released tokenizer.json through `tokenizers`.
 
-Both answer the same three questions: `encode`, `decode`, `token_id`. `encode` never yields a special token:
-a user who types "<|im_end|>" gets its letters. Special tokens enter a prompt by name only, through `token_id`.
+Both answer the same questions: `encode`, `decode`, `token_id`, and which `marks` there are, i.e. tokens with a name.
+`encode` never yields a special token: a user who types "<|im_end|>" gets its letters. Special tokens enter a prompt by
+name only, through `token_id`. `<think>` is no special token in Qwen3's file, so `encode` yields it: kept as released.
 """
 
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Tokenizer as FastTokenizer
@@ -24,6 +26,8 @@ SPECIAL_TOKENS = (
     "<answer>",
     "</answer>",
 )
+# No prompt can be written without these. The report does not state the id of <|frame|>: all go by name.
+PROMPT_TOKENS = SPECIAL_TOKENS[:8]
 
 
 class ByteTokenizer:
@@ -32,6 +36,15 @@ class ByteTokenizer:
     def __init__(self) -> None:
         self._ids = {name: 256 + n for n, name in enumerate(SPECIAL_TOKENS)}
         self._names = {n: name for name, n in self._ids.items()}
+
+    @property
+    def marks(self) -> dict[str, int]:
+        """The special tokens: name -> id."""
+        return dict(self._ids)
+
+    @property
+    def largest_id(self) -> int:
+        return max(self._names)
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
@@ -58,6 +71,15 @@ class ReleasedTokenizer:
             raise ValueError(f"{path} is not a readable tokenizer.json: {error}") from error
         self._fast.encode_special_tokens = True  # special tokens in user text are text
 
+    @cached_property
+    def marks(self) -> dict[str, int]:
+        """Every token that was added to the vocabulary by name, special or not (`<think>`): name -> id."""
+        return {token.content: n for n, token in self._fast.get_added_tokens_decoder().items()}
+
+    @cached_property
+    def largest_id(self) -> int:
+        return max(self._fast.get_vocab(with_added_tokens=True).values())
+
     def encode(self, text: str) -> list[int]:
         return self._fast.encode(text, add_special_tokens=False).ids
 
@@ -78,20 +100,25 @@ Tokenizer = ByteTokenizer | ReleasedTokenizer
 def load_tokenizer(config: KeyeConfig, folder: str | Path | None = None) -> Tokenizer:
     """The folder's tokenizer.json where there is one, else bytes for a model whose vocabulary is theirs.
 
-    Raises ValueError where the tokenizer's placeholder ids are not those of the config, or no tokenizer fits.
+    Raises ValueError where the tokenizer lacks a token that prompts are made of, where its placeholder ids are not
+    those of the config, or where no tokenizer fits.
     """
     path = Path(folder) / "tokenizer.json" if folder is not None else None
     if path is not None and path.is_file():
         tokenizer: Tokenizer = ReleasedTokenizer(path)
     elif config.text.vocab <= 1024:
-        tokenizer = ByteTokenizer()
+        tokenizer, path = ByteTokenizer(), None
     else:
         raise ValueError(
             f"a vocabulary of {config.text.vocab} needs a tokenizer.json in the checkpoint's folder ({folder})"
         )
+    where = path or "the byte tokenizer"
+    if missing := [name for name in PROMPT_TOKENS if name not in tokenizer.marks]:
+        raise ValueError(f"{where} defines no token {', '.join(missing)}: is it the tokenizer of Keye-VL-2.0?")
     for name, expected in (("<|image_pad|>", config.image_token_id), ("<|video_pad|>", config.video_token_id)):
         if tokenizer.token_id(name) != expected:
             raise ValueError(
-                f"{name} is token {tokenizer.token_id(name)} in the tokenizer but {expected} in config.json"
+                f"{name} is token {tokenizer.token_id(name)} in {where} but {expected} in config.json: "
+                "the two belong to different models"
             )
     return tokenizer

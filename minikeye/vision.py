@@ -150,6 +150,7 @@ class VisionTower(nn.Module):
         Raises ValueError where patches and grids do not match.
         """
         self.validate(patches, grids)
+        patches = patches.to(self.vision_model.post_layernorm.weight.dtype)
         split, sizes = [0], [0]  # frames and patches of each pass
         for count in grids.prod(dim=1).tolist():
             if split[-1] and sizes[-1] + count > self.chunk_patches:

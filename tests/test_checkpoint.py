@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from minikeye import checkpoint
 from minikeye.checkpoint import INDEX, SINGLE, CheckpointError, load, plan_shards, save
 from minikeye.config import KeyeConfig
+from minikeye.memory import NotEnoughMemory
 from minikeye.model import KeyeVL
 
 LIMIT = 150_000  # bytes; the largest tensor of nano has 147,456
@@ -132,7 +133,9 @@ def test_a_hub_id_is_downloaded(model, folder, monkeypatch):
         lambda name, allow_patterns: asked.update({name: allow_patterns}) or folder,
     )
     assert same(model, load("owner/name"))
-    assert asked == {"owner/name": ["*.json", "*.safetensors", "*.jinja"]}
+    assert asked == {"owner/name": ["*.json", "*.jinja", "*.safetensors"]}
+    checkpoint.local_folder("owner/name", weights=False)
+    assert asked == {"owner/name": ["*.json", "*.jinja"]}
 
 
 # ---------------------------------------------------------------------------------------------------- killed in between
@@ -283,3 +286,24 @@ def test_only_safetensors_are_read(single):
 def test_neither_a_folder_nor_a_hub_id(name):
     with pytest.raises(FileNotFoundError, match="give a checkpoint folder or a hub id such as owner/name"):
         load(name)
+
+
+def test_weights_that_do_not_fit_are_refused(folder, monkeypatch):
+    """With what would fit: here, nothing."""
+    monkeypatch.setattr(checkpoint, "free_bytes", lambda device: 10_000)
+    with pytest.raises(NotEnoughMemory, match=r"cpu has 10.0 kB free, 1.\d+ MB are needed \(weights"):
+        load(folder)
+
+
+def test_auto_is_the_cpu_where_there_is_no_gpu(single, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert next(load(single, device="auto").parameters()).device.type == "cpu"
+
+
+def test_a_config_of_another_function_is_refused(single):
+    """What minikeye does not compute is not loaded as if it did."""
+    stated = json.loads((single / "config.json").read_text())
+    stated["text_config"]["hidden_act"] = "gelu"
+    (single / "config.json").write_text(json.dumps(stated))
+    with pytest.raises(ValueError, match="hidden_act"):
+        load(single)

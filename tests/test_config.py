@@ -90,9 +90,11 @@ def test_unused_keys_are_listed():
     config = {
         "text_config": {**TEXT, "sa_config": {**SA, "extra": 1}},
         "vision_config": {"hidden_act": "gelu"},
+        "video_config": {"fps": 1.0, "codec": "x"},
         "dtype": "x",
     }
-    expected = ["dtype", "sa_config.extra", "text_config.norm_topk_prob", "vision_config.hidden_act"]
+    expected = ["dtype", "sa_config.extra", "text_config.norm_topk_prob", "video_config.codec"]
+    expected.append("vision_config.hidden_act")
     assert unused_keys(config) == expected
 
 

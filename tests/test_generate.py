@@ -157,3 +157,42 @@ def test_pixels_cannot_be_said(model):
         loud.lm_head.weight.data[placeholder] = 9 * model.lm_head.weight[favourite]
     assert loud({"input_ids": PROMPT}).logits[0, -1].argmax() == model.config.image_token_id
     assert loud.generate({"input_ids": PROMPT}, max_new_tokens=1).row() == [favourite]
+
+
+def test_a_cache_goes_on(model):
+    """Two questions with one cache are one long prompt: what was said stands between them, but for its last token."""
+    first = model.generate({"input_ids": PROMPT}, max_new_tokens=5)
+    said = torch.tensor([first.row()])
+    assert first.cache.length == 12
+    more = torch.cat([said[:, -1:], PROMPT[:, :4]], dim=1)
+    second = model.generate({"input_ids": more}, max_new_tokens=9, cache=first.cache)
+    whole = torch.cat([PROMPT, said, PROMPT[:, :4]], dim=1)
+    assert second.row() == model.generate({"input_ids": whole}, max_new_tokens=9).row()
+    assert second.cache is first.cache and second.cache.length == 12 + 5 + 8
+
+
+def test_the_cache_is_made_once(model):
+    """Prompt and answer fit from the start: the stores of the first step are those of the last."""
+    seen = []
+    keep = lambda _: seen.append(out_cache.layers[0]._stores[0].data_ptr())  # noqa: E731
+    out_cache = model.new_cache()
+    model.generate({"input_ids": PROMPT}, max_new_tokens=20, cache=out_cache, on_token=keep)
+    assert len(seen) == 20 and len(set(seen)) == 1
+    assert out_cache.layers[0]._stores[0].shape[1] == 8 + 19
+
+
+def test_more_than_the_context(model):
+    """Told before anything is read."""
+    most = model.config.text.max_positions
+    with pytest.raises(ValueError, match=f"8 tokens and up to {most} new ones exceed the context of {most}"):
+        model.generate({"input_ids": PROMPT}, max_new_tokens=most)
+
+
+def test_more_than_is_free(model, monkeypatch):
+    """Refused before anything is read, with what would fit."""
+    from minikeye import generate
+    from minikeye.memory import NotEnoughMemory
+
+    monkeypatch.setattr(generate, "free_bytes", lambda device: 40 * 2**20)
+    with pytest.raises(NotEnoughMemory, match=r"cpu has 41\.9 MB free"):
+        model.generate({"input_ids": torch.ones(1, 2000, dtype=torch.long)}, max_new_tokens=2000)

@@ -460,3 +460,80 @@ def test_context_overflows_in_decoding(model):
     short({"input_ids": text(1, 5)}, cache)
     with pytest.raises(ValueError, match="6 tokens exceed the context of 5"):
         short({"input_ids": text(1, 1)}, cache)
+
+
+# -------------------------------------------------------------------------------------------------------- in chunks
+
+
+@pytest.mark.parametrize("attention", ["sparse", "dense", "masked"])
+@pytest.mark.parametrize("chunk", [1, 7, 40, 74, 75, 1000])
+@torch.no_grad()
+def test_any_chunk_gives_the_same(lively, attention, chunk):
+    """Logits, what the last queries selected, and a cache to go on with; one row of the batch is padded."""
+    ids = torch.randint(0, 250, (2, 75))
+    mask = torch.ones(2, 75, dtype=torch.bool)
+    mask[1, :9] = False
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    whole, cache = lively(inputs, attention=attention, record=20), lively.new_cache()
+    for out in (
+        lively(inputs, attention=attention, record=20, chunk=chunk),
+        lively(inputs, cache, attention=attention, record=20, chunk=chunk),
+    ):
+        torch.testing.assert_close(out.logits[mask], whole.logits[mask], atol=1e-4, rtol=1e-4)
+        assert out.record.first == whole.record.first == 55
+        for a, b in zip(out.record.layers, whole.record.layers, strict=True):
+            assert torch.equal(a.indices, b.indices) and torch.equal(a.experts, b.experts)
+            torch.testing.assert_close(a.kept, b.kept, atol=1e-5, rtol=1e-4)
+    longer = {"input_ids": torch.cat([ids, ids[:, :1]], 1), "attention_mask": torch.cat([mask, mask[:, -1:]], 1)}
+    after = lively({"input_ids": ids[:, :1]}, cache, attention=attention).logits
+    torch.testing.assert_close(after, lively(longer, attention=attention).logits[:, -1:], atol=1e-4, rtol=1e-4)
+
+
+def test_a_chunk_below_one_token(lively):
+    with pytest.raises(ValueError, match="chunk must be at least 1 token, got 0"):
+        lively({"input_ids": torch.ones(1, 3, dtype=torch.long)}, chunk=0)
+
+
+@torch.no_grad()
+def test_a_failed_pass_leaves_the_cache_as_it_was(lively, monkeypatch):
+    """The head fails after all layers have stored their tokens."""
+    ids, cache = torch.randint(0, 250, (1, 30)), lively.new_cache()
+    lively({"input_ids": ids[:, :20]}, cache)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="no"):
+        patch.setattr(lively.lm_head, "forward", lambda x: (_ for _ in ()).throw(RuntimeError("no")))
+        lively({"input_ids": ids[:, 20:]}, cache, chunk=4)
+    assert [layer.length for layer in cache.layers] == [20, 20]
+    torch.testing.assert_close(
+        lively({"input_ids": ids[:, 20:]}, cache).logits, lively({"input_ids": ids}).logits[:, 20:]
+    )
+
+
+@torch.no_grad()
+def test_a_cut_cache_goes_on_from_the_cut(lively):
+    """With positions, or with the next one told; without either, where a video may have stood, it is an error."""
+    ids, cache = torch.randint(0, 250, (2, 30)), lively.new_cache(50)
+    lively({"input_ids": ids}, cache)
+    cache.truncate(20)
+    with pytest.raises(ValueError, match="the cache was cut short: pass positions"):
+        lively({"input_ids": ids[:, 20:]}, cache)
+    want = lively({"input_ids": ids}).logits[:, 20:]
+    positions = torch.arange(20, 30).expand(3, 2, 10)
+    torch.testing.assert_close(lively({"input_ids": ids[:, 20:], "positions": positions}, cache).logits, want)
+    cache.truncate(20, torch.tensor([20, 20]))
+    torch.testing.assert_close(lively({"input_ids": ids[:, 20:]}, cache).logits, want)
+    with pytest.raises(ValueError, match="holds 30 tokens, cannot keep 31"):
+        cache.truncate(31)
+
+
+@torch.no_grad()
+def test_room_in_a_cache(lively):
+    """Stores keep their place while there is room, and grow without loss where there is none."""
+    ids, cache = torch.randint(0, 250, (1, 40)), lively.new_cache(30)
+    lively({"input_ids": ids[:, :10]}, cache)
+    place = [store.data_ptr() for store in cache.layers[0]._stores]
+    lively({"input_ids": ids[:, 10:30]}, cache)
+    assert [store.data_ptr() for store in cache.layers[0]._stores] == place
+    cache.reserve(40)
+    assert cache.layers[1]._stores[0].shape[1] == 40
+    got = lively({"input_ids": ids[:, 30:]}, cache).logits
+    torch.testing.assert_close(got, lively({"input_ids": ids}).logits[:, 30:])

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from minikeye import KeyeConfig, KeyeVL, Processor
+from minikeye.fake import write_fake_checkpoint
 from minikeye.processor import Clip, resize
 from minikeye.sampling import VideoError
 from minikeye.video import read_video
@@ -165,6 +166,28 @@ def test_batches_are_padded_on_the_left():
     assert [len(f) for f in batch["frames"]] == [8, 0, 0]
     patches = torch.cat([NANO(c)["patches"] for c in (conversations[0], conversations[2])])
     assert torch.equal(batch["patches"], patches)
+
+
+def test_without_thinking():
+    """The prompt goes on with an empty thought; in a batch too."""
+    with_, without = NANO(user(text("Hi"))), NANO(user(text("Hi")), thinking=False)
+    assert plain(without) == plain(with_) + "<think>\n\n</think>\n\n"
+    both = NANO.batch([user(text("Hi")), user(text("Hello"))], thinking=False)
+    assert plain(both) == plain(without) and plain(both, 1).endswith("<think>\n\n</think>\n\n")
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+def test_a_template_changes_nothing_but_the_layout(tmp_path, thinking):
+    """A folder with a template that says what ChatML says: the same inputs, pixels, spans and positions."""
+    write_fake_checkpoint(tmp_path / "x", NANO.config)
+    image = {"type": "image", "image": noise(30, 60, 3)}
+    video = {"type": "video", "video": noise(6, 28, 56, 3), "fps": 2.0}
+    messages = [*user(video, text("then"), image, video), {"role": "assistant", "content": "<think>a</think>b"}]
+    messages += user(image, text("<|im_end|>"))
+    shipped = Processor(tmp_path / "x")
+    ours, theirs = NANO(messages, thinking), shipped(messages, thinking)
+    assert shipped.template is not None and ours.keys() == theirs.keys() and ours["frames"] == theirs["frames"]
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours if key != "frames")
 
 
 def test_stop_ids_end_an_answer():

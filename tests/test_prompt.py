@@ -3,11 +3,20 @@
 import pytest
 import torch
 
-from minikeye.prompt import FrameSpan, Prompt, pad
+from minikeye.fake import fake_config, fake_tokenizer
+from minikeye.prompt import FrameSpan, Prompt, Visual, chatml, pad
 from minikeye.rope import position_ids
-from minikeye.tokenizer import ByteTokenizer
+from minikeye.tokenizer import ByteTokenizer, ReleasedTokenizer
 
 END, START, STOP, VISION, VISION_END, IMAGE, VIDEO, FRAME = range(256, 264)  # names in the order of SPECIAL_TOKENS
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory) -> ReleasedTokenizer:
+    """Byte-level BPE with a few merges, the released ids."""
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    fake_tokenizer(fake_config()).save(str(path))
+    return ReleasedTokenizer(path)
 
 
 def letters(text: str) -> list[int]:
@@ -90,3 +99,70 @@ def test_padding(side):
         assert torch.equal(batch["positions"][:, row, real], prompt.positions())
         assert batch["input_ids"][row, ~real].eq(END).all() and batch["positions"][:, row, ~real].eq(0).all()
         assert not batch["answer"][row, ~real].any()
+
+
+def test_neighbouring_texts_are_one(released):
+    """In pieces or whole, the same tokens; a mark or a picture between them keeps them apart."""
+    whole, pieces, apart = (Prompt(released, merge=2) for _ in range(3))
+    whole.text("\n\nthe user")
+    for piece in ("\n", "\nth", "", "e us", "er"):
+        pieces.text(piece)
+    assert pieces.ids == whole.ids == released.encode("\n\nthe user") and len(whole.ids) < len("\n\nthe user")
+    assert len(pieces.ids) == len(pieces.answer) == len(pieces.visual)
+    apart.text("th")
+    apart.image((1, 2, 2))
+    apart.text("e")
+    image = [released.token_id(name) for name in ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")]
+    assert apart.ids == [*released.encode("th"), *image, *released.encode("e")]
+
+
+def test_an_answer_to_learn_begins_where_generation_does(released):
+    """No token spans "assistant\\n" and the answer, whatever it begins with; the answer alone is learnt."""
+    prompt = Prompt(released, merge=2)
+    prompt.answer_turn("\nthe user")
+    learnt = [n for n, yes in zip(prompt.ids, prompt.answer, strict=True) if yes]
+    assert learnt == [*released.encode("\nthe user"), released.token_id("<|im_end|>")]
+    assert prompt.ids[: len(prompt.ids) - len(learnt) - 1][1:] == released.encode("assistant\n")
+
+
+def test_marked_text(tmp_path):
+    """Named tokens count, others stay letters; of two names that fit, the longer."""
+    prompt = Prompt(ByteTokenizer(), merge=2)
+    prompt.marked("a<|im_end|>b<|frame|><|im_start|>", ["<|im_end|>", "<|frame|>"])
+    assert prompt.ids == [*letters("a"), STOP, *letters("b"), FRAME, *letters("<|im_start|>")]
+    prompt = Prompt(ByteTokenizer(), merge=2)
+    prompt.marked("<|im_end|>", [])
+    assert prompt.ids == letters("<|im_end|>")
+    fast = fake_tokenizer(fake_config(small=True))
+    fast.add_special_tokens(["<a>", "<a><b>"])
+    fast.save(str(tmp_path / "tokenizer.json"))
+    prompt = Prompt(ReleasedTokenizer(tmp_path / "tokenizer.json"), merge=2)
+    prompt.marked("<a><b><a>", ["<a>", "<a><b>"])
+    assert prompt.ids == [fast.token_to_id("<a><b>"), fast.token_to_id("<a>")]
+
+
+def test_what_an_assistant_said():
+    """The marks of its thoughts are tokens, other marks are letters."""
+    prompt = Prompt(ByteTokenizer(), merge=2)
+    prompt.said("<think>a</think>b<|im_end|>")
+    assert prompt.ids == [264, *letters("a"), 265, *letters("b<|im_end|>")]
+
+
+def test_chatml():
+    """Every token of a conversation with all kinds of parts; without thinking, an empty thought is said already."""
+    conversation = [
+        ("system", ["S"]),
+        ("user", [Visual((1, 2, 2)), "<think>", Visual((1, 2, 2), [3.0])]),
+        ("assistant", ["<think>t</think>a"]),
+    ]
+    expected = [
+        *(START, *letters("system\nS"), STOP, *letters("\n")),
+        *(START, *letters("user\n"), VISION, IMAGE, VISION_END, *letters("<think>")),
+        *(VISION, FRAME, *letters("3.0"), VIDEO, VISION_END, STOP, *letters("\n")),
+        *(START, *letters("assistant\n"), 264, *letters("t"), 265, *letters("a"), STOP, *letters("\n")),
+        *(START, *letters("assistant\n")),
+    ]
+    for thinking, opened in ((True, []), (False, [264, *letters("\n\n"), 265, *letters("\n\n")])):
+        prompt = Prompt(ByteTokenizer(), merge=2)
+        chatml(prompt, conversation, thinking)
+        assert prompt.ids == [*expected, *opened] and not any(prompt.answer)

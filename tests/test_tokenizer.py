@@ -1,7 +1,9 @@
 """Bytes and the released kind of tokenizer.json answer the same three questions."""
 
+import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -50,6 +52,26 @@ def test_a_user_cannot_type_a_special_token(tokenizer, name):
     assert tokenizer.decode([*tokenizer.encode("a"), n, *tokenizer.encode("b")]) == "ab"
 
 
+def test_marks(tokenizer):
+    """Every special token is a mark under its id; no id is larger than the largest."""
+    assert tokenizer.marks == {name: tokenizer.token_id(name) for name in SPECIAL_TOKENS}
+    assert tokenizer.largest_id == max(tokenizer.marks.values())
+
+
+def test_think_is_what_the_file_says(released_file, tmp_path):
+    """An added token that is not special, as <think> in Qwen3's file: a mark, and a text yields it."""
+    text = Path(released_file).read_text()
+    fast = FastTokenizer.from_str(text)
+    n = fast.token_to_id("<think>")
+    content = json.loads(text)
+    for token in content["added_tokens"]:
+        token["special"] = token["content"] != "<think>"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    tokenizer = ReleasedTokenizer(tmp_path / "tokenizer.json")
+    assert tokenizer.marks["<think>"] == n and n in tokenizer.encode("a<think>b")
+    assert tokenizer.decode([n]) == "<think>" and tokenizer.marks["</think>"] not in tokenizer.encode("</think>")
+
+
 def test_unknown_names(tokenizer):
     with pytest.raises(KeyError, match=r"no (special )?token '<\|nope\|>'"):
         tokenizer.token_id("<|nope|>")
@@ -84,8 +106,17 @@ def test_a_folder_brings_its_own(released_file, tmp_path):
     shutil.copy(released_file, tmp_path / "tokenizer.json")
     fitting = replace(config, image_token_id=image, video_token_id=video)
     assert isinstance(load_tokenizer(fitting, tmp_path), ReleasedTokenizer)
-    with pytest.raises(ValueError, match=r"<\|image_pad\|> is token \d+ in the tokenizer but 261 in config.json"):
+    with pytest.raises(ValueError, match=r"image_pad\|> is token 305 in .*/tokenizer\.json but 261 in config\.json"):
         load_tokenizer(config, tmp_path)
+
+
+def test_a_tokenizer_without_the_tokens_of_a_prompt(released_file, tmp_path):
+    text = Path(released_file).read_text().replace("<|frame|>", "<|x|>").replace("<|vision_end|>", "<|y|>")
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(ValueError, match=r"tokenizer\.json defines no token <\|vision_end\|>, <\|frame\|>: is it the"):
+        load_tokenizer(KeyeConfig.nano(), tmp_path)
+    with pytest.raises(ValueError, match=r"image_pad\|> is token 261 in the byte tokenizer but 5 in config\.json"):
+        load_tokenizer(replace(KeyeConfig.nano(), image_token_id=5))
 
 
 def test_no_tokenizer_fits(tmp_path):

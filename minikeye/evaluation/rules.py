@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from minikeye import ops
 from minikeye.attention import AttentionTrace
@@ -85,6 +85,8 @@ def selecting(model: KeyeVL, rule: Rule | None = None, topk: int | None = None) 
         raise TypeError(f"rule must be a function such as rules.window, got {rule!r}; RULES has them by name")
     if topk is not None and topk < 1:
         raise ValueError(f"topk must be at least 1, or None for the configured one; got {topk}")
+    if not isinstance(model.model.layers, nn.ModuleList):
+        raise ValueError("a streamed model takes its layers anew at every pass: load it without streaming")
     layers = [layer.self_attn for layer in model.model.layers]
     before = [attention.topk for attention in layers]
     try:

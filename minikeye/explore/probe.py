@@ -53,15 +53,17 @@ class Probe:
         self.tokens = 0  # seen so far
         self._wanted = None if queries is None else frozenset(queries)
         self._place: dict[int, tuple[int, int]] = {}  # position of a kept query -> pass, row in that pass
-        self._kept: list[int] = []  # rows of the current pass that are kept
+        self._kept: list[int] = []  # rows of the current pass, or chunk of one, that are kept
         self._layers: list[_Layer] = []
 
     # ------------------------------------------------------------------------------------------- as an observer
 
     def attention(self, layer: int, trace: AttentionTrace) -> None:
         """Raises ValueError for a batch of several rows, or a pass that does not go on where the last one ended."""
+        positions = range(trace.offset, trace.offset + trace.q.shape[1])
+        self._kept = [n for n, at in enumerate(positions) if self._wanted is None or at in self._wanted]
         if layer == 0:
-            self._begin(trace)
+            self._begin(trace, positions)
         if layer == len(self._layers):
             self._layers.append(_Layer(trace.k, trace.index_k))
         held, at = self._layers[layer], torch.tensor(self._kept, dtype=torch.long, device=trace.q.device)
@@ -72,7 +74,7 @@ class Probe:
     def routing(self, layer: int, probabilities: Tensor, chosen: Int[Tensor, "b t c"]) -> None:
         self._layers[layer].passes[-1].experts = chosen[:, self._kept]
 
-    def _begin(self, trace: AttentionTrace) -> None:
+    def _begin(self, trace: AttentionTrace, positions: range) -> None:
         if len(trace.q) != 1 or trace.start is not None:
             raise ValueError(f"a probe watches one row without padding, got {len(trace.q)}: pass one conversation")
         if trace.offset != self.tokens:
@@ -80,9 +82,7 @@ class Probe:
                 f"expected a pass that goes on at token {self.tokens}, got one that starts at {trace.offset}: "
                 "make a new Probe for each sequence"
             )
-        positions = range(trace.offset, trace.offset + trace.q.shape[1])
         self.tokens = positions.stop
-        self._kept = [n for n, at in enumerate(positions) if self._wanted is None or at in self._wanted]
         step = len(self._layers[0].passes) if self._layers else 0
         self._place |= {positions[n]: (step, row) for row, n in enumerate(self._kept)}
 

@@ -37,6 +37,7 @@ class IndexerTeacher:
         self.balance: list[Float[Tensor, ""]] = []
 
     def attention(self, layer: int, trace: AttentionTrace) -> None:
+        require_whole(trace)
         if self.rows is not None:
             self.indexer.append(row_losses(trace, self.rows).mean())
 
@@ -54,6 +55,12 @@ class IndexerTeacher:
         if not self.balance:
             raise ValueError("expected a pass with this observer before it, got none: there is no loss yet")
         return torch.stack(self.balance).mean()
+
+
+def require_whole(trace: AttentionTrace) -> None:
+    """Raise ValueError for a chunk of a pass: rows and queries are numbered within whole passes here."""
+    if trace.later:
+        raise ValueError("expected a whole pass, got a chunk of one: leave out `chunk` when teaching or measuring")
 
 
 def draw_rows(answer: Bool[Tensor, "b t"], count: int, generator: torch.Generator) -> Int[Tensor, " n"]:
@@ -98,6 +105,7 @@ class RecallMeter:
 
     @torch.no_grad()
     def attention(self, layer: int, trace: AttentionTrace) -> None:
+        require_whole(trace)
         first = max(0, trace.q.shape[1] - self.last)
         offset = trace.offset + first
         if self.topk is None and trace.indices is None:

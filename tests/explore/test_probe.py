@@ -64,6 +64,22 @@ def test_generation_is_one_sequence(model, inputs, processor):
             torch.testing.assert_close(mine.kept[0, 0], theirs.kept[0, n])
 
 
+@torch.no_grad()
+def test_a_prompt_in_chunks_is_one_prompt(model, inputs):
+    """Every chunk passes the first layer before any passes the second; some chunks hold no kept query at all."""
+    length = inputs["input_ids"].shape[1]
+    wanted = [3, 40, 41, length - 1]
+    for queries in (None, wanted):
+        whole, parts = Probe(TOPK, queries=queries), Probe(TOPK, queries=queries)
+        model(inputs, observer=whole)
+        model(inputs, observer=parts, chunk=17)
+        assert parts.positions == whole.positions and parts.tokens == length
+        for query in wanted:
+            torch.testing.assert_close(parts.scores(query), whole.scores(query), atol=1e-4, rtol=1e-4)
+            for mine, theirs in zip(parts.record(query).layers, whole.record(query).layers, strict=True):
+                assert torch.equal(mine.indices, theirs.indices) and torch.equal(mine.experts, theirs.experts)
+
+
 def test_scores_by_a_loop_and_their_sum(both):
     """w[j] * ReLU(q[j] . k[s]) / sqrt(i) for each head; the heads add up to ops.index_scores."""
     probe, query = both.probe, 40

@@ -233,3 +233,11 @@ def test_nothing_asked_for_is_an_error(generator):
     for topk, last in ((0, 1), (4, 0)):
         with pytest.raises(ValueError, match=f"topk >= 1 or None and last >= 1, got {topk} and {last}"):
             RecallMeter(topk, last)
+
+
+def test_chunks_are_refused(lively):
+    """Their rows would be numbered anew in each."""
+    ids = {"input_ids": torch.arange(20)[None]}
+    for observer in (IndexerTeacher(torch.tensor([3])), RecallMeter(topk=4)):
+        with pytest.raises(ValueError, match="expected a whole pass, got a chunk of one"):
+            lively(ids, observer=observer, chunk=8)

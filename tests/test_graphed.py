@@ -1,0 +1,123 @@
+"""The decode step whose numbers all lie on the device, against ordinary decoding; on a GPU as a CUDA graph."""
+
+import pytest
+import torch
+
+from minikeye import KeyeVL
+from minikeye.graphed import StaticStep, obstacle
+from minikeye.shipped import CHECKPOINT
+
+PROMPT = torch.tensor([[72, 105, 32, 116, 104, 101, 114, 101], [3, 1, 4, 1, 5, 9, 2, 6]])
+
+
+def ordinary(model, inputs, tokens) -> torch.Tensor:
+    """Logits after each of `tokens` [b n], one pass a token."""
+    cache = model.new_cache()
+    model(inputs, cache)
+    return torch.cat([model({"input_ids": t[:, None]}, cache).logits for t in tokens.unbind(1)], dim=1)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@torch.no_grad()
+def test_a_static_step_is_an_ordinary_step(lively, padded):
+    """Thirty tokens, fewer and more than the 16 keys that a query reads; unused room in the cache is nan."""
+    mask = torch.ones_like(PROMPT, dtype=torch.bool)
+    mask[1, :5] = not padded
+    inputs = {"input_ids": PROMPT, "attention_mask": mask}
+    tokens = torch.arange(60).view(2, 30)
+    cache = lively.new_cache()
+    lively(inputs, cache)
+    cache.reserve(40)
+    for layer in cache.layers:
+        for store in layer._stores:
+            store[:, 8:] = torch.nan
+    step, got = StaticStep(lively, cache), []
+    for t in tokens.unbind(1):
+        step.token.copy_(t[:, None])
+        got.append(step.run())
+        step.count()
+    assert cache.length == 38
+    torch.testing.assert_close(torch.cat(got, dim=1), ordinary(lively, inputs, tokens), atol=1e-5, rtol=1e-4)
+    after = lively({"input_ids": tokens[:, :1]}, cache).logits  # an ordinary pass goes on from there
+    torch.testing.assert_close(after, ordinary(lively, inputs, torch.cat([tokens, tokens[:, :1]], 1))[:, -1:])
+
+
+@torch.no_grad()
+def test_warming_up_leaves_no_trace(lively):
+    """What a run before the recording stored is overwritten, and the counts go back."""
+    cache = lively.new_cache(20)
+    lively({"input_ids": PROMPT}, cache)
+    step = StaticStep(lively, cache)
+    step.run()
+    step.rewind()
+    step.token.copy_(PROMPT[:, :1])
+    logits = step.run()
+    torch.testing.assert_close(logits, ordinary(lively, {"input_ids": PROMPT}, PROMPT[:, :1]), atol=1e-5, rtol=1e-4)
+
+
+def test_obstacles_are_named(lively):
+    assert obstacle(lively) == "the model is on cpu"
+    with pytest.raises(RuntimeError, match="CUDA graphs cannot be used: the model is on cpu"):
+        lively.generate({"input_ids": PROMPT}, max_new_tokens=2, graphs=True)
+
+
+# ---------------------------------------------------------------------------------------------------------- on a GPU
+
+
+@pytest.fixture(scope="module")
+def mini() -> KeyeVL:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return KeyeVL.from_pretrained(CHECKPOINT, device="cuda", dtype=torch.bfloat16)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 3])
+def test_replayed_answers_are_ordinary_answers(mini, rows):
+    """The same kernels in the same order: the same tokens, and a cache that goes on."""
+    assert obstacle(mini) == ""
+    ids = torch.randint(0, 256, (rows, 700), generator=torch.Generator().manual_seed(1)).cuda()
+    plain, replayed = (mini.generate({"input_ids": ids}, max_new_tokens=60, graphs=g) for g in (False, True))
+    assert plain.ids.tolist() == replayed.ids.tolist()
+    assert plain.cache.length == replayed.cache.length == 759
+    more = [
+        mini.generate({"input_ids": ids[:, :5]}, max_new_tokens=20, cache=one.cache, graphs=False)
+        for one in (plain, replayed)
+    ]
+    assert more[0].ids.tolist() == more[1].ids.tolist()
+
+
+@pytest.mark.gpu
+def test_what_cannot_be_replayed(mini):
+    assert obstacle(mini, attention="dense") == "dense attention has another shape at every step"
+    assert obstacle(mini, record=1) == "every step is to be looked at"
+    assert obstacle(mini, backend="torch") == "backend torch: asked for"
+    other = KeyeVL.from_pretrained(CHECKPOINT, device="cuda", dtype=torch.float32)
+    assert "in bfloat16 only" in obstacle(other)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+@pytest.mark.parametrize("attention", ["sparse", "dense"])
+@torch.no_grad()
+def test_chunks_on_a_gpu(mini, attention, backend):
+    """Products of other shapes round differently, which decides between near ties of the selection: few keys differ."""
+    model = KeyeVL.from_pretrained(CHECKPOINT, device="cuda", dtype=torch.float32)
+    ids = torch.randint(0, 256, (1, 3000), generator=torch.Generator().manual_seed(2)).cuda()
+    whole = model({"input_ids": ids}, attention=attention, backend=backend, record=True)
+    for chunk in (700, 1024):
+        out = model({"input_ids": ids}, attention=attention, backend=backend, record=True, chunk=chunk)
+        gap = (out.logits - whole.logits).abs()
+        assert gap.median() < 1e-3 and (attention == "sparse" or gap.max() < 2e-2), (gap.median(), gap.max())
+        for a, b in zip(out.record.layers, whole.record.layers, strict=True):
+            assert (a.indices == b.indices).float().mean() > 0.99
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_streaming_to_a_gpu(mini):
+    streamed = KeyeVL.from_pretrained(CHECKPOINT, device="cuda", dtype=torch.bfloat16, streaming=True)
+    ids = torch.randint(0, 256, (1, 500), generator=torch.Generator().manual_seed(3)).cuda()
+    here, there = mini({"input_ids": ids}).logits, streamed({"input_ids": ids}).logits
+    assert (here.argmax(-1) == there.argmax(-1)).float().mean() > 0.98  # experts in a loop, not in one kernel
+    assert torch.isfinite(there).all() and (here - there).abs().mean() < 0.05 * here.abs().mean()
