@@ -19,7 +19,7 @@ help:
 	@echo "make unit       unit tests only"
 	@echo "make validate   re-run notebooks and compare outputs only; NB=notebooks/03_x.ipynb for one"
 	@echo "make notebooks  re-run notebooks and save them; NB=notebooks/03_x.ipynb for one"
-	@echo "make bench      time sparse attention and video reading on this CPU (GPU: README)"
+	@echo "make bench      time sparse attention, answers and video reading on this CPU (GPU: README)"
 	@echo "make clean      remove caches and demo-out (not .venv)"
 	@echo "Another Python: make PYTHON=python3.12 demo"
 

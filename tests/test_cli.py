@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import av
@@ -13,13 +14,17 @@ import torch
 from PIL import Image
 
 import minikeye
-from minikeye import KeyeConfig, KeyeVL, Processor, cli
+from minikeye import KeyeConfig, KeyeVL, Processor, cli, commands, opened
+from minikeye.chat import Chat
 from minikeye.explore import FrameSelection
 from minikeye.explore.ask import ask, read_clip
 from minikeye.sampling import VideoError
 
 QUESTION = "Which digit is on the card, and at which second?"
-COMMANDS = ("info", "cost", "check", "answer", "frames")
+COMMANDS = ("info", "cost", "check", "fake-checkpoint", "answer", "frames", "chat")
+MEMORY = re.compile(
+    r"memory   [\d.]+ MB for [\d,]+ tokens: weights [\d.]+ MB, cache [\d.]+ .B, activations [\d.]+ MB.*\n"
+)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +105,7 @@ def test_cost_warns_beyond_the_context(capsys, tmp_path):
 
 
 def test_check_needs_no_checkpoint(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(cli, "CHECKPOINT", tmp_path / "absent")
+    monkeypatch.setattr(commands, "CHECKPOINT", tmp_path / "absent")
     status, out, err = run(capsys, "check")
     assert (status, err) == (0, "")
     assert row(out, "torch")[1] == torch.__version__
@@ -122,13 +127,13 @@ def expected_answer(loaded, clip, tokens: int) -> tuple[str, list[int]]:
 
 def test_answer(capsys, folder, video, loaded):
     status, out, err = run(capsys, "answer", video, QUESTION, "--checkpoint", folder, "--max-new-tokens", 4)
-    assert (status, err) == (0, "")
+    assert status == 0 and MEMORY.fullmatch(err)
     assert out == expected_answer(loaded, str(video), 4)[0] + "\n"
 
 
 def test_answer_uses_the_default_checkpoint(capsys, folder, video, monkeypatch):
     asked = "answer", video, QUESTION, "--max-new-tokens", 3
-    monkeypatch.setattr(cli, "CHECKPOINT", folder)
+    monkeypatch.setattr(opened, "CHECKPOINT", folder)
     assert run(capsys, *asked) == run(capsys, *asked, "--checkpoint", folder)
 
 
@@ -136,7 +141,7 @@ def test_frames(capsys, folder, video, tmp_path):
     out_folder = tmp_path / "new" / "demo"
     card = "--insert-card", "7@1.4", "--out", out_folder, "--max-new-tokens", 3
     status, out, err = run(capsys, "frames", video, QUESTION, "--checkpoint", folder, *card)
-    assert (status, err) == (0, "")
+    assert status == 0 and MEMORY.fullmatch(err)
     steps = re.findall(r"^(\w+) +\d+\.\d\d s  ", out, re.M)
     assert steps == ["load", "video", "prefill", "decode", "picture"]
     saved = FrameSelection.from_json((out_folder / "selection.json").read_text())
@@ -164,8 +169,187 @@ def test_a_picture_that_fails_leaves_the_old_one(capsys, folder, video, tmp_path
     monkeypatch.setattr(FrameSelection, "figure", figure)
     arguments = "--checkpoint", folder, "--out", tmp_path, "--max-new-tokens", 2
     status, _, err = run(capsys, "frames", video, QUESTION, *arguments)
-    assert (status, err) == (2, "minikeye: error: no ink\n")
+    assert status == 2 and err.endswith("minikeye: error: no ink\n")
     assert (tmp_path / "selection.png").read_text() == "old"
+
+
+# --------------------------------------------------------------------------------------- how it is held, how it speaks
+
+
+def test_a_streamed_answer_is_the_same(capsys, folder, video, monkeypatch):
+    held = []
+    generate = KeyeVL.generate
+    monkeypatch.setattr(KeyeVL, "generate", lambda self, *a, **o: held.append(self) or generate(self, *a, **o))
+    asked = "answer", video, QUESTION, "--checkpoint", folder, "--max-new-tokens", 4
+    assert run(capsys, *asked, "--streaming")[:2] == run(capsys, *asked)[:2]
+    assert [isinstance(model.model.layers, torch.nn.ModuleList) for model in held] == [False, True]
+
+
+def test_bfloat16_halves_the_weights(capsys, folder, video):
+    asked = "answer", video, QUESTION, "--checkpoint", folder, "--max-new-tokens", 2
+    said = {dtype: run(capsys, *asked, "--dtype", dtype)[2] for dtype in ("float32", "bfloat16")}
+    assert "weights 1.15 MB" in said["float32"] and "weights 575 kB" in said["bfloat16"]
+
+
+def test_a_seed_draws_the_same_answer_again(capsys, folder, video):
+    asked = "answer", video, QUESTION, "--checkpoint", folder, "--max-new-tokens", 8, "--temperature", 2, "--seed"
+    first, again, other = (run(capsys, *asked, seed)[1] for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_top_k_of_one_is_greedy(capsys, folder, video):
+    asked = "answer", video, QUESTION, "--checkpoint", folder, "--max-new-tokens", 4
+    assert run(capsys, *asked, "--temperature", 2, "--top-k", 1)[1] == run(capsys, *asked)[1]
+
+
+def test_the_checkpoint_says_how_to_sample_unless_told(folder, tmp_path, video):
+    own = tmp_path / "own"
+    shutil.copytree(folder, own)
+    settings = {"do_sample": True, "temperature": 0.5, "top_k": 20, "top_p": 0.9, "eos_token_id": 258}
+    (own / "generation_config.json").write_text(json.dumps(settings))
+    arguments = cli.parser().parse_args(
+        ["answer", str(video), "q", "--checkpoint", str(own), "--top-k", "5", "--seed", "3"]
+    )
+    opened_ = opened.Opened.of(arguments, [])
+    assert opened_.sampling() == {"temperature": 0.5, "top_k": 5, "top_p": 0.9, "seed": 3}
+    assert opened_.given() == {"top_k": 5, "seed": 3}
+
+
+def test_no_thinking_ends_the_prompt_differently(capsys, folder, video, loaded):
+    asked = "answer", video, QUESTION, "--checkpoint", folder, "--max-new-tokens", 6
+    _, without, _ = run(capsys, *asked, "--no-thinking")
+    content = [{"type": "video", "video": str(video)}, {"type": "text", "text": QUESTION}]
+    inputs = loaded[1]([{"role": "user", "content": content}], thinking=False)
+    expected = loaded[0].generate(inputs, max_new_tokens=6, stop_ids=loaded[1].stop_ids)
+    assert without == loaded[1].tokenizer.decode(expected.row()) + "\n"
+
+
+def test_max_context_gives_a_video_fewer_frames(capsys, folder, video):
+    asked = "answer", video, QUESTION, "--checkpoint", folder, "--max-new-tokens", 2
+    tokens = lambda err: int(re.search(r"for ([\d,]+) tokens", err)[1])  # noqa: E731
+    free, bound = run(capsys, *asked), run(capsys, *asked, "--max-context", 290)
+    assert free[0] == bound[0] == 0
+    assert tokens(bound[2]) < tokens(free[2])
+
+
+def test_limited_leaves_room_for_text():
+    config = opened.limited(KeyeConfig.keye_vl_2_30b_a3b(), 32_768, 1024)
+    assert config.text.max_positions == 32_768
+    frames = config.video.video_tokens // 64
+    assert 32_768 - 74 < frames * (64 + 10) + 256 + 1024 <= 32_768
+
+
+def test_too_little_memory_is_refused_before_anything_is_read(capsys, folder, video, monkeypatch):
+    monkeypatch.setattr(opened, "free_bytes", lambda device: 10_000)
+    monkeypatch.setattr(KeyeVL, "from_pretrained", None)
+    status, out, err = run(capsys, "answer", video, QUESTION, "--checkpoint", folder)
+    assert (status, out) == (2, "")
+    assert "does not fit" in err and "error: cpu has 10.0 kB free" in err.splitlines()[-1]
+
+
+def test_much_of_the_memory_is_told_in_a_table(capsys, folder, video, monkeypatch):
+    monkeypatch.setattr(opened, "free_bytes", lambda device: 300_000_000)
+    status, _, err = run(capsys, "answer", video, QUESTION, "--checkpoint", folder, "--max-new-tokens", 2)
+    assert status == 0 and re.search(r"^cpu .* 300 MB  fits$", err, re.M)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "name", "streaming", "devices"),
+    [
+        (0, "auto", False, ("cpu",)),
+        (1, "auto", False, ("cuda:0",)),
+        (2, "auto", False, ("cuda:0", "cuda:1")),
+        (2, "auto", True, ("cuda:0",)),
+        (2, "cuda:1", False, ("cuda:1",)),
+        (2, "cpu", False, ("cpu",)),
+    ],
+)
+def test_devices(monkeypatch, gpus, name, streaming, devices):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert opened.choose_devices(name, streaming) == devices
+
+
+def test_info_names_the_keys_that_are_not_read(capsys, tmp_path):
+    (tmp_path / "config.json").write_text(
+        json.dumps({**KeyeConfig.nano().to_dict(), "tie_word_embeddings": False, "x": 1})
+    )
+    _, out, _ = run(capsys, "info", "--config", tmp_path)
+    assert re.findall("^not read .*", out, re.M) == ["not read  config.json: x"]
+
+
+def test_check_counts_memory(capsys):
+    status, out, err = run(capsys, "check", "--checkpoint", "keye_vl_2_30b_a3b", "--context", 8192)
+    assert (status, err) == (0, "") and "memory for 8,192 tokens" in out
+    assert row(out, "cpu, bfloat16  ")[1] == "62.2 GB" and row(out, "cpu, float32  ")[1] == "124 GB"
+    assert float(row(out, "cpu, bfloat16, streaming")[1].split()[0]) < 6
+
+
+def test_a_fake_checkpoint_answers(capsys, tmp_path, video):
+    status, out, _ = run(capsys, "fake-checkpoint", tmp_path / "fake", "--small", "--layers", 1, "--seed", 3)
+    assert status == 0 and "random weights" in out
+    assert run(capsys, "answer", video, "hello", "--checkpoint", tmp_path / "fake", "--max-new-tokens", 2)[0] == 0
+    _, again, _ = run(capsys, "info", "--config", tmp_path / "fake")
+    assert "decoder    1 layers" in again
+
+
+# ---------------------------------------------------------------------------------------------------------------- chat
+
+
+def typed(monkeypatch, *lines: str | type[BaseException]) -> None:
+    """What the user types; an exception instead of a line is raised."""
+    left = list(lines)
+
+    def read(prompt: str) -> str:
+        line = left.pop(0) if left else EOFError
+        if isinstance(line, str):
+            return line
+        raise line
+
+    monkeypatch.setattr("builtins.input", read)
+
+
+def test_chat_answers_in_turns(capsys, monkeypatch, folder, video, loaded):
+    typed(monkeypatch, "What is it?", "And then?")
+    arguments = "chat", video, "--checkpoint", folder, "--max-new-tokens", 4
+    status, out, err = run(capsys, *arguments)
+    assert status == 0 and MEMORY.fullmatch(err)
+    talk = Chat(*loaded)
+    first = [{"type": "video", "video": str(video)}, {"type": "text", "text": "What is it?"}]
+    pieces: list[str] = []
+    for content in (first, "And then?"):
+        talk.ask(content, max_new_tokens=4, on_text=pieces.append)
+        pieces.append("\n\n")
+    assert out == "".join(pieces) + "\n"
+
+
+def test_chat_shows_the_videos_once_and_again_after_a_reset(capsys, monkeypatch, folder, video):
+    kinds, ask = [], Chat.ask
+
+    def spy(self, content, **options):
+        kinds.append(([part["type"] for part in content], len(self.messages)))
+        return ask(self, content, **options)
+
+    monkeypatch.setattr(Chat, "ask", spy)
+    typed(monkeypatch, "What is it?", "And then?", "/reset", "What is it?", "")
+    assert run(capsys, "chat", video, "--checkpoint", folder, "--max-new-tokens", 2)[0] == 0
+    assert kinds == [(["video", "text"], 0), (["text"], 2), (["video", "text"], 0)]
+
+
+def test_chat_survives_a_question_that_is_too_long(capsys, monkeypatch, folder):
+    typed(monkeypatch, "x" * 5000, "hello")
+    status, out, _ = run(capsys, "chat", "--checkpoint", folder, "--max-new-tokens", 2)
+    assert status == 0 and out.startswith("error: ") and out.count("\n\n") == 2
+
+
+def test_chat_survives_ctrl_c_in_an_answer_and_ends_by_it_at_the_prompt(capsys, monkeypatch, folder):
+    def interrupted(self, *arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Chat, "ask", interrupted)
+    typed(monkeypatch, "hello", KeyboardInterrupt)
+    status, out, err = run(capsys, "chat", "--checkpoint", folder)
+    assert (status, out) == (130, " (stopped)\n\n") and err.endswith("minikeye: stopped\n")
 
 
 # ---------------------------------------------------------------------------------------------------------------- help
@@ -178,7 +362,7 @@ def test_help_holds_an_example_that_parses(capsys, command):
     assert stop.value.code == 0
     examples = re.findall(r"^example: minikeye (.*)$", capsys.readouterr().out, re.M)
     assert len(examples) == 1
-    assert cli.parser().parse_args(shlex.split(examples[0])).run is getattr(cli, command)
+    assert cli.parser().parse_args(shlex.split(examples[0])).run is getattr(commands, command.replace("-", "_"))
 
 
 def test_help_and_version(capsys):
@@ -187,7 +371,7 @@ def test_help_and_version(capsys):
             cli.main([argument])
         assert stop.value.code == 0
     out = capsys.readouterr().out
-    assert all(re.search(rf"^    {command} ", out, re.M) for command in COMMANDS)
+    assert all(re.search(rf"^    {command}(\s|$)", out, re.M) for command in COMMANDS)
     assert out.endswith(f"minikeye {minikeye.__version__}\n")
 
 
@@ -212,6 +396,18 @@ def test_help_and_version(capsys):
         (["answer", "{video}", "q", "--checkpoint", "{folder}", "--max-new-tokens", "0"], "max_new_tokens >= 1"),
         (["answer", "{video}", "q", "--checkpoint", "{folder}", "--backend", "triton"], "'triton' cannot run"),
         (["answer", "{video}", "q", "--checkpoint", "{folder}", "--device", "tpu9"], "tpu9"),
+        (
+            ["answer", "{video}", "q", "--checkpoint", "{folder}", "--max-context", "99"],
+            "--max-context must lie in 299..",
+        ),
+        (["answer", "{video}", "q", "--checkpoint", "{folder}", "--max-context", "9999"], "..4096 here, got 9999"),
+        (["answer", "{video}", "q", "--checkpoint", "{folder}", "--top-p", "2"], "0 < top_p <= 1"),
+        (["chat", "none.mp4"], "no video file none.mp4"),
+        (["chat"], "it comes with the repository, not with the installed package"),
+        (["check", "--checkpoint", "huge"], "no preset and no folder 'huge'"),
+        (["check", "--checkpoint", "nano", "--context", "0"], "at least 1"),
+        (["fake-checkpoint", "{folder}", "--small"], "not empty"),
+        (["fake-checkpoint", "{empty}", "--small", "--layers", "0"], "at least one layer"),
         (["frames", "{video}", "q", "--checkpoint", "{folder}", "--out", "{text}/x"], "Not a directory"),
     ],
 )
@@ -219,19 +415,20 @@ def test_an_error_is_one_message_and_status_2(capsys, monkeypatch, tmp_path, fol
     text, empty = tmp_path / "text.mp4", tmp_path / "empty"
     text.write_text("not a video " * 99)
     empty.mkdir()
-    monkeypatch.setattr(cli, "CHECKPOINT", tmp_path / "absent")
+    monkeypatch.setattr(opened, "CHECKPOINT", tmp_path / "absent")
     places = {"{video}": video, "{folder}": folder, "{empty}": empty, "{text}": text}
     for name, place in places.items():
         argv = [a.replace(name, str(place)) for a in argv]
     status, _, err = run(capsys, *argv)
     assert status == 2
-    assert err.startswith("minikeye: error: ") and message in err and "Traceback" not in err
+    last = err.splitlines()[-1]
+    assert last.startswith("minikeye: error: ") and message in err and "Traceback" not in err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_absent_gpu(capsys, folder, video):
     status, _, err = run(capsys, "answer", video, "q", "--checkpoint", folder, "--device", "cuda")
-    assert status == 2 and "torch sees no CUDA device" in err
+    assert status == 2 and "torch sees no GPU: use device='cpu'" in err
 
 
 @pytest.mark.parametrize("card", ["7", "7@", "@3", "12@3", "-1@3", "7.5@3", "seven@3"])
@@ -242,7 +439,7 @@ def test_a_bad_card_is_a_usage_error(capsys, card):
     assert "expected DIGIT@SECONDS such as 7@3.0" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("argv", [[], ["dance"], ["cost"], ["frames", "v.mp4"], ["answer"]])
+@pytest.mark.parametrize("argv", [[], ["dance"], ["cost"], ["frames", "v.mp4"], ["answer"], ["fake-checkpoint"]])
 def test_usage_errors(capsys, argv):
     with pytest.raises(SystemExit) as stop:
         cli.main(argv)
@@ -251,10 +448,10 @@ def test_usage_errors(capsys, argv):
 
 
 def test_ctrl_c(capsys, monkeypatch, video):
-    def interrupted(arguments):
+    def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "load", interrupted)
+    monkeypatch.setattr(opened.Opened, "of", interrupted)
     assert run(capsys, "answer", video, "q") == (130, "", "minikeye: stopped\n")
 
 

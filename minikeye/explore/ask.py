@@ -82,20 +82,23 @@ def ask(
     attention: Mode = "sparse",
     backend: str = "auto",
     on_step: OnStep | None = None,
+    thinking: bool = True,
+    **sampling: Any,
 ) -> Asked:
-    """Ask `question` about the video in `path`, greedily, and record what the query of each generated token selected.
+    """Ask `question` about the video in `path`, and record what the query of each generated token selected.
 
     insert_card: (digit, seconds) of a card to put into the sampled frame nearest to that second; the earlier one of
     two that are equally near. attention: "dense" records what the indexer would have selected. on_step: called after
-    each step. Raises ValueError (VideoError for the file and for a time outside it), and RuntimeError where the answer
-    is empty, because then there is no query to show.
+    each step. thinking: as `Processor` takes it. sampling: temperature, top_k, top_p and seed of `generate`; greedy by
+    default. Raises ValueError (VideoError for the file and for a time outside it), and RuntimeError where the answer is
+    empty, because then there is no query to show.
     """
     watch = _Stopwatch(on_step)
     clip, truth = read_clip(processor, path, insert_card)
     height, width = clip.frames.shape[-2:]
     watch.lap("video", f"{len(clip.frames)} frames of {width}x{height} pixels, 0.0 to {clip.seconds[-1]:.1f} s")
     content = [{"type": "video", "video": clip}, {"type": "text", "text": question}]
-    inputs = to_device(processor([{"role": "user", "content": content}]), model.lm_head.weight.device)
+    inputs = to_device(processor([{"role": "user", "content": content}], thinking), model.device)
 
     def on_token(_: Tensor) -> None:
         if "prefill" not in watch.seconds:
@@ -109,6 +112,7 @@ def ask(
         backend=backend,
         record=True,
         on_token=on_token,
+        **sampling,
     )
     ids, decode = out.row(), processor.tokenizer.decode
     if out.record is None:

@@ -133,7 +133,7 @@ class Probed:
         model, processor = load(checkpoint, model, processor)
         clip, truth = read_clip(processor, path, insert_card)
         content = [{"type": "video", "video": clip}, {"type": "text", "text": question}]
-        inputs = to_device(processor([{"role": "user", "content": content}]), model.lm_head.weight.device)
+        inputs = to_device(processor([{"role": "user", "content": content}]), model.device)
         known = {"thumbnails": clip.frames, "truth": truth, "subject": "the card" if truth else ""}
         return cls.of(model, processor, inputs, **known, **options)
 

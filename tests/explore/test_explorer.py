@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from minikeye import KeyeConfig, cli
+from minikeye import KeyeConfig, opened
 from minikeye.attention import AttentionTrace
 from minikeye.explore import FrameSelection, ask, panels
 from minikeye.explore.controls import FIXED
@@ -307,7 +307,7 @@ def test_which_model_is_asked(model, processor, tmp_path, monkeypatch):
     loaded, its = ask.load(tmp_path / "nano")
     assert loaded.config == its.config == KeyeConfig.nano()
     assert torch.equal(loaded.lm_head.weight, model.lm_head.weight) and not loaded.training
-    assert ask.CHECKPOINT == cli.CHECKPOINT and ask.CHECKPOINT.is_absolute()
+    assert ask.CHECKPOINT == opened.CHECKPOINT and ask.CHECKPOINT.is_absolute()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ask, "CHECKPOINT", tmp_path / "nano")
     assert torch.equal(ask.load()[0].lm_head.weight, model.lm_head.weight)
