@@ -111,13 +111,16 @@ def load(
 
     - whole, on one device;
     - device="auto": the layers spread over all GPUs (`minikeye.devices`), whole where there is one or none;
-    - streaming: weights stay in their files and are fetched layer by layer at every pass (`minikeye.streaming`).
+    - streaming: weights stay in their files and are fetched layer by layer at every pass; the model's `read_log`, a
+      `minikeye.streaming.ReadLog`, says what was read.
 
     dtype: of the weights in memory; default float32 on a CPU, as stored elsewhere. Raises FileNotFoundError where there
     is no checkpoint, CheckpointError listing all tensors that are missing, extra, misshapen or not float, ValueError
     for a device that is not there or a config.json of another function, NotEnoughMemory where the weights will not
     fit, with what would.
     """
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise ValueError(f"dtype must be a torch.dtype such as torch.bfloat16, or None; got {dtype!r}")
     devices = choose_devices(device, streaming)
     folder = local_folder(folder)
     config = KeyeConfig.from_folder(folder)

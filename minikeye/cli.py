@@ -4,6 +4,7 @@ What each command does is in commands.py.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,9 @@ QUESTION = '"Which digit is on the card, and at which second?"'
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status: 0, 2 after an error (told in one line on stderr), 130 after Ctrl-C."""
+    # Idle threads are to sleep: while they spin, one other busy process makes answers ten times slower. Read by torch's
+    # thread library when it starts, which the commands bring about.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = parser().parse_args(argv)
     try:
         arguments.run(arguments)

@@ -93,8 +93,12 @@ def check(arguments: argparse.Namespace) -> None:
         kind = f"threads: {torch.get_num_threads()}" if device == "cpu" else torch.cuda.get_device_name(device)
         backend, why = choose_backend("auto", device)
         rows += [(device, kind), ("", f"backend auto takes {backend}: {why}")]
-    rows.append(("checkpoint", str(CHECKPOINT) if CHECKPOINT.is_dir() else f"none at {CHECKPOINT}"))
+    rows.append(("default", str(CHECKPOINT) if CHECKPOINT.is_dir() else f"none at {CHECKPOINT}"))
     print("\n".join(f"{name:<12} {what}" for name, what in rows))
+    if arguments.checkpoint is None and arguments.context is not None:
+        raise ValueError("--context counts for a model: name one with --checkpoint, a folder or a preset")
+    if arguments.context is not None and arguments.context < 1:
+        raise ValueError(f"--context must be at least 1 token, got {arguments.context}")
     if arguments.checkpoint is not None:
         print("\n" + memory_table(read_config(arguments.checkpoint), arguments.context, devices[1:]))
 

@@ -76,21 +76,27 @@ def generate(
 ) -> Generation:
     """Continue every row of `inputs` until a stop token or `max_new_tokens`.
 
-    model: a KeyeVL. cache: what earlier calls have read and said; `inputs` then hold what is new. chunk: tokens of the
-    prompt that pass through a layer at a time; None: all at once. stop_ids: tokens that end a row; they are not
-    returned. seed: fixes the sampling. record: keep what the query that produced each token selected (query 0 is the
+    model: a KeyeVL. inputs: as a Processor makes them. cache: what earlier calls have read; `inputs` then hold what is
+    new, without a Processor's positions, which count from 0. After a call the cache holds the prompt and every token
+    drawn but the last: to go on, give the tokens from `cache.length` on. Rows that stopped at different steps cannot go
+    on together; for conversations there is `minikeye.chat.Chat`. chunk: tokens of the prompt that pass through a layer
+    at a time; None: all at once. stop_ids: tokens that end a row; they are not returned. Greedy unless told otherwise:
+    at temperature 0, top_k, top_p and seed change nothing; `processor.generation` has the checkpoint's own numbers.
+    seed: fixes the sampling. record: keep what the query that produced each token selected (query 0 is the
     prompt's last token). observer: sees every layer of every step, also of the step that ends the answer; not with
     record. on_token: called with each step's tokens [b] as they come, -1 for rows that have ended. graphs: decode by
     replaying a CUDA graph; None: where that is possible (`minikeye.graphed.obstacle` says why not).
-    Raises ValueError for sampling numbers out of range and for more tokens than the context holds, FloatingPointError
-    where the logits are not finite, NotEnoughMemory before anything is read where cache and activations will not fit,
-    RuntimeError for graphs=True where there is an obstacle.
+    Raises ValueError for inputs that are none, sampling numbers out of range and more tokens than the context holds,
+    FloatingPointError where the logits are not finite, NotEnoughMemory before anything is read where cache and
+    activations will not fit, RuntimeError for graphs=True where there is an obstacle.
     """
     if max_new_tokens < 1 or temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
         raise ValueError(
             f"expected max_new_tokens >= 1, temperature >= 0, top_k >= 0, 0 < top_p <= 1; got {max_new_tokens}, "
             f"{temperature}, {top_k}, {top_p}"
         )
+    if not isinstance(inputs, Mapping) or not isinstance(inputs.get("input_ids"), Tensor):
+        raise ValueError(f"inputs must be what a Processor returns, or {{'input_ids': int [b t]}}; got {inputs!r:.100}")
     device = inputs["input_ids"].device
     generator = torch.Generator(device).manual_seed(seed) if seed is not None else None
     stop = torch.tensor(stop_ids, dtype=torch.long, device=device)

@@ -216,6 +216,8 @@ class KeyeVL(nn.Module):
             got = f"{ids.dtype} {list(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
             raise ValueError(f"inputs['input_ids'] must be a non-empty int tensor [b t], got {got}")
         low, high = (int(n) for n in ids.aminmax()) if ops.readable(ids) else (0, 0)
+        if low == -1:
+            raise ValueError("input_ids hold -1, which marks a row that has ended: such rows cannot go on with others")
         if low < 0 or high >= self.config.text.vocab:
             raise ValueError(
                 f"input_ids must lie in 0..{self.config.text.vocab - 1}, got {low}..{high}: use this model's tokenizer"
@@ -243,7 +245,15 @@ class KeyeVL(nn.Module):
             return run.expand(3, -1, -1)
         if tuple(positions.shape) != (3, *ids.shape):
             raise ValueError(f"positions must be [3, {ids.shape[0]}, {ids.shape[1]}], got {list(positions.shape)}")
-        return positions.to(ids.device)
+        positions = positions.to(ids.device)
+        if cache is not None and cache.length and cache.next_position is not None:
+            follows = cache.next_position.to(ids.device)
+            if not bool((positions[:, :, 0] == follows).all()):
+                raise ValueError(
+                    f"the cache goes on at positions {follows.tolist()}, got {positions[0, :, 0].tolist()}: leave "
+                    f"positions out for text, or count on from there"
+                )
+        return positions
 
 
 @contextmanager

@@ -39,6 +39,8 @@ class Opened:
                 f"no checkpoint in {CHECKPOINT}: it comes with the repository, not with the installed package. "
                 "Name one: --checkpoint FOLDER"
             )
+        if (top_p := arguments.top_p) is not None and not 0 < top_p <= 1:
+            raise ValueError(f"--top-p must lie above 0 and up to 1, got {top_p}")
         folder = local_folder(arguments.checkpoint or CHECKPOINT)
         processor = Processor(folder)
         if arguments.max_context is not None:
@@ -104,7 +106,10 @@ def limited(config: KeyeConfig, context: int, answer: int) -> KeyeConfig:
     frames = room // (frame + FRAME_TEXT)
     if frames < 1 or context > config.text.max_positions:
         least = frame + FRAME_TEXT + answer + 256
-        raise ValueError(f"--max-context must lie in {least}..{config.text.max_positions} here, got {context}")
+        raise ValueError(
+            f"--max-context must lie in {least}..{config.text.max_positions}, got {context}: the least is one frame, "
+            f"{answer} tokens of answer and 256 of question"
+        )
     budget = min(config.video.video_tokens, frames * frame)
     video = replace(config.video, video_tokens=budget)
     return replace(config, text=replace(config.text, max_positions=context), video=video)

@@ -73,7 +73,7 @@ class Processor:
         return self.batch([messages], thinking)
 
     def batch(self, conversations: Sequence[Sequence[Message]], thinking: bool = True) -> dict[str, Any]:
-        """Inputs of several conversations, padded on the left; `frames` has one list per row."""
+        """Inputs of several conversations, each as in a call, padded on the left; `frames` has one list per row."""
         if not conversations:
             raise ValueError("expected at least one conversation, got none")
         prompts, pixels = zip(*(self.build(messages, thinking) for messages in conversations), strict=True)
@@ -90,6 +90,11 @@ class Processor:
         self, messages: Sequence[Message], thinking: bool = True
     ) -> tuple[Prompt, list[UInt8[Tensor, "f 3 height width"]]]:
         """The prompt of one conversation, and its frames and images at the size the model reads, in order."""
+        if isinstance(messages, str | Mapping):
+            raise ValueError(
+                f"expected a list of messages, got {messages!r:.100}: one is {{'role': 'user', 'content': ...}}; "
+                f"several conversations go to `batch`"
+            )
         parts = [(_role(message), _content(message)) for message in messages]
         if not parts:
             raise ValueError("expected at least one message, got an empty conversation")

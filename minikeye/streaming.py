@@ -27,16 +27,17 @@ from minikeye.moe import Experts, looped
 from minikeye.progress import progress
 from minikeye.vision import Projector, VisionTower
 
+__all__ = ["ReadLog", "stream"]
 PAGE = 4096  # bytes, the smallest page of memory in use
 
 
 @dataclass
 class ReadLog:
-    """What was fetched from the files since it was last cleared, by decoder layer."""
+    """What was fetched from the files, by decoder layer: bytes as stored, over all passes since `clear`."""
 
     dense_bytes: dict[int, int] = field(default_factory=dict)  # everything of a layer that is no expert
     expert_bytes: dict[int, int] = field(default_factory=dict)
-    experts: dict[int, set[int]] = field(default_factory=dict)  # experts that got a token
+    experts: dict[int, set[int]] = field(default_factory=dict)  # the different experts that got a token
     other_bytes: int = 0  # embedding rows, head, vision tower, projector
 
     @property

@@ -15,7 +15,8 @@ UNFINISHED = "\ufffd"  # how a decoder shows bytes that are no character, or not
 class TextStream:
     """`add` tokens as they come for the text that has become certain; `end` gives the rest.
 
-    The pieces together are `tokenizer.decode` of all tokens. Special tokens do not show.
+    The pieces together are `tokenizer.decode` of all tokens. Special tokens do not show. One stream a row; a row that
+    has ended, -1 in a batch, has nothing to add.
     """
 
     def __init__(self, tokenizer: Tokenizer):

@@ -2,6 +2,8 @@
 
 import json
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import huggingface_hub
@@ -307,3 +309,11 @@ def test_a_config_of_another_function_is_refused(single):
     (single / "config.json").write_text(json.dumps(stated))
     with pytest.raises(ValueError, match="hidden_act"):
         load(single)
+
+
+def test_a_dtype_by_name_is_none(single):
+    """In a process without the tests' import hook, which would complain first."""
+    code = f"from minikeye import KeyeVL; KeyeVL.from_pretrained({str(single)!r}, dtype='bfloat16')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "ValueError: dtype must be a torch.dtype such as torch.bfloat16, or None; got 'bfloat16'" in done.stderr

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shlex
 import shutil
@@ -400,12 +401,13 @@ def test_help_and_version(capsys):
             ["answer", "{video}", "q", "--checkpoint", "{folder}", "--max-context", "99"],
             "--max-context must lie in 299..",
         ),
-        (["answer", "{video}", "q", "--checkpoint", "{folder}", "--max-context", "9999"], "..4096 here, got 9999"),
-        (["answer", "{video}", "q", "--checkpoint", "{folder}", "--top-p", "2"], "0 < top_p <= 1"),
+        (["answer", "{video}", "q", "--checkpoint", "{folder}", "--max-context", "9999"], "..4096, got 9999"),
+        (["answer", "{video}", "q", "--checkpoint", "{folder}", "--top-p", "2"], "lie above 0 and up to 1, got 2.0"),
         (["chat", "none.mp4"], "no video file none.mp4"),
         (["chat"], "it comes with the repository, not with the installed package"),
         (["check", "--checkpoint", "huge"], "no preset and no folder 'huge'"),
-        (["check", "--checkpoint", "nano", "--context", "0"], "at least 1"),
+        (["check", "--checkpoint", "nano", "--context", "0"], "--context must be at least 1 token, got 0"),
+        (["check", "--context", "9"], "--context counts for a model: name one with --checkpoint"),
         (["fake-checkpoint", "{folder}", "--small"], "not empty"),
         (["fake-checkpoint", "{empty}", "--small", "--layers", "0"], "at least one layer"),
         (["frames", "{video}", "q", "--checkpoint", "{folder}", "--out", "{text}/x"], "Not a directory"),
@@ -519,3 +521,12 @@ def test_verdict(loaded, video, answer, verdict):
     assert dataclasses.replace(asked, answer=answer).verdict() == verdict
     with pytest.raises(ValueError, match="no card was inserted"):
         dataclasses.replace(asked, card=None).verdict()
+
+
+def test_idle_threads_sleep_unless_told_otherwise(monkeypatch, capsys):
+    for before, after in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+        if before is not None:
+            monkeypatch.setenv("OMP_WAIT_POLICY", before)
+        assert cli.main(["info", "--config", "nano"]) == 0
+        assert os.environ["OMP_WAIT_POLICY"] == after

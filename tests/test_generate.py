@@ -196,3 +196,9 @@ def test_more_than_is_free(model, monkeypatch):
     monkeypatch.setattr(generate, "free_bytes", lambda device: 40 * 2**20)
     with pytest.raises(NotEnoughMemory, match=r"cpu has 41\.9 MB free"):
         model.generate({"input_ids": torch.ones(1, 2000, dtype=torch.long)}, max_new_tokens=2000)
+
+
+@pytest.mark.parametrize("inputs", [{}, {"role": "user", "content": "hi"}, {"input_ids": [1, 2]}])
+def test_what_is_no_input(model, inputs):
+    with pytest.raises(ValueError, match="inputs must be what a Processor returns"):
+        model.generate(inputs)

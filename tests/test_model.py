@@ -537,3 +537,15 @@ def test_room_in_a_cache(lively):
     assert cache.layers[1]._stores[0].shape[1] == 40
     got = lively({"input_ids": ids[:, 30:]}, cache).logits
     torch.testing.assert_close(got, lively({"input_ids": ids}).logits[:, 30:])
+
+
+def test_positions_go_on_from_the_cache(lively):
+    """A Processor counts from 0: with a cache that would put new tokens among the old ones."""
+    ids, cache = torch.randint(0, 250, (1, 12)), lively.new_cache()
+    lively({"input_ids": ids}, cache)
+    again = {"input_ids": ids[:, :3], "positions": torch.arange(3).expand(3, 1, 3)}
+    with pytest.raises(ValueError, match=r"the cache goes on at positions \[12\], got \[0\]: leave positions out"):
+        lively(again, cache)
+    lively(again | {"positions": torch.arange(12, 15).expand(3, 1, 3)}, cache)
+    with pytest.raises(ValueError, match="-1, which marks a row that has ended"):
+        lively({"input_ids": torch.tensor([[-1]])}, cache)

@@ -135,3 +135,23 @@ def test_balance_loss_pushes_the_busy_expert_down():
     logits = torch.zeros(8, EXPERTS).index_fill(1, torch.tensor([0]), 1.0).requires_grad_()
     moe.balance_loss(logits.softmax(-1), torch.tensor([[0, 1]] * 8)).backward()
     assert (logits.grad[:, 0] > 0).all() and (logits.grad[:, 2:] < 0).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tokens", [1, 5, 9000])
+def test_one_kernel_for_all_experts_equals_a_loop_on_a_gpu(tokens):
+    """Released widths, bfloat16; more tokens than a pass takes; in float64 both are as near to the loop."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    config = KeyeConfig.keye_vl_2_30b_a3b().text
+    torch.manual_seed(0)
+    mixture = moe.MixtureOfExperts(config).cuda().bfloat16()
+    x = torch.randn(1, tokens, config.width, device="cuda", dtype=torch.bfloat16)
+    with torch.no_grad():
+        fast, _, chosen = mixture(x)
+        mixture.experts.multiply = moe.looped
+        slow, _, again = mixture(x)
+        exact = mixture.double()(x.double())[0]
+    assert torch.equal(chosen, again)
+    errors = [float((y.double() - exact).norm() / exact.norm()) for y in (fast, slow)]
+    assert errors[0] < 1.2 * errors[1] + 1e-4 < 2e-2, errors

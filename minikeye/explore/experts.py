@@ -1,8 +1,9 @@
 """Which experts the tokens went to: counts per layer and expert, how uneven they are, and a picture of both.
 
     load = ExpertLoad(model.config)
-    model.generate(inputs, observer=load)
-    figure, alt = draw(load), sentence(load)
+    model.generate(inputs, observer=load)  # max_new_tokens=1: the prompt alone
+    draw(load).savefig("load.png")
+    print(sentence(load))
 
 Axes: l layer, x expert, b batch, t token, c chosen expert of a token. Report, section 2: 8 of 128 experts a token.
 """
@@ -35,6 +36,11 @@ class ExpertLoad:
         """Attention chooses no experts."""
 
     def routing(self, layer: int, probabilities: Float[Tensor, "b t x"], chosen: Int[Tensor, "b t c"]) -> None:
+        if layer >= self.shape[0] or probabilities.shape[-1] != self.shape[1]:
+            raise ValueError(
+                f"expected layers 0..{self.shape[0] - 1} of {self.shape[1]} experts, got layer {layer} of "
+                f"{probabilities.shape[-1]}: give ExpertLoad the config of the model that is watched"
+            )
         more = tokens_per_expert(chosen, self.shape[1])
         self._counts[layer] = self._counts[layer] + more if layer in self._counts else more
 

@@ -94,3 +94,9 @@ def test_the_sentence():
         "A heat map of 2 layers by 4 experts, lighter where an expert got more of the 4 choices of a layer; layer 1 is "
         "the most uneven, its expert 3 got 2.0 times the mean, and 1 of 8 experts got no token."
     )
+
+
+def test_a_model_of_another_size_is_refused(model, inputs):
+    load = ExpertLoad(KeyeConfig.keye_vl_2_30b_a3b())
+    with pytest.raises(ValueError, match=r"of 128 experts, got layer 0 of 4: give ExpertLoad the config of the model"):
+        model(inputs, observer=load)
