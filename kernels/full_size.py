@@ -7,7 +7,8 @@ Random weights bias the figures. Neighbouring queries select almost nothing in c
 attention are wider than on trained indexers: sparse looks slower than it is. Experts get even shares, so the grouped
 products are as fast as they can be: both look faster. So prompts come in two kinds: "random" tokens, and "smooth" ones,
 whose embeddings follow an AR(1) process along the prompt as neighbouring frames do; the union that results, u16, is
-measured on the way (the report has about 4 at 128K) and so is the busiest expert's share.
+measured on the way (the report has about 4 at 128K) and so is the busiest expert's share. The times include that
+looking on: six layers' unions in the last chunk of a sparse prompt.
 """
 
 import argparse
@@ -255,6 +256,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=48, help="fewer for a look at the parts (default: 48)")
     parser.add_argument("--only", nargs="*", help="prefill, decode, vision, profile; default: all")
     options = parser.parse_args()
+    if options.smoke and options.out == parser.get_default("out"):
+        parser.error("--smoke measures nothing: say with --out where its file may go")
     device, config = "cuda", KeyeConfig.keye_vl_2_30b_a3b()
     config = replace(config, text=replace(config.text, layers=options.layers))
     lengths = (8192, 32_768, 131_072, 262_144)
@@ -267,7 +270,8 @@ def main() -> None:
     torch.set_default_dtype(torch.float32)
     rows: list[dict] = []
     backend, _ = choose_backend("auto", device)
-    what = f"{config.text.layers} layers at released widths, random weights, bfloat16; sparse attention by {backend}"
+    dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")
+    what = f"{config.text.layers} layers of width {config.text.width}, random weights, {dtype}; sparse by {backend}"
     for part, run in plan(model, device, lengths):
         if options.only and part not in options.only:
             continue

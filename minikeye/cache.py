@@ -3,6 +3,8 @@
 Axes: b batch, s key position, g KV head, e head width, i indexer width.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +31,7 @@ class LayerCache:
             self._stores = [new.new_empty(len(new), self.capacity, *new.shape[2:]) for new in (k, v, index_k)]
         if len(k) != len(self._stores[0]):
             raise ValueError(f"the cache holds a batch of {len(self._stores[0])}, got {len(k)}: start a new cache")
-        if end > self._stores[0].shape[1]:
+        if end > min(store.shape[1] for store in self._stores):  # not the first: memory may have run out after it
             self.reserve(max(end, 2 * self.length))
         for store, new in zip(self._stores, (k, v, index_k), strict=True):
             store[:, self.length : end] = new
@@ -100,10 +102,29 @@ class Cache:
         next_position: where the next text token stands. Without it the next call must pass `positions`, unless nothing
         was forgotten: what is cut away may have been a video, whose positions are not one a token.
         """
-        if length < self.length or next_position is not None:
-            self.next_position = next_position
+        forgets = length < self.length
         for layer in self.layers:
             layer.truncate(length)
+        if forgets or next_position is not None:
+            self.next_position = next_position
+
+    @contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """Whatever ends the block early, an error or Ctrl-C: layers that have stored new tokens forget them."""
+        before, start, next_position = self.length, self.start, self.next_position
+        try:
+            yield
+        except BaseException:
+            for layer in self.layers:
+                layer.length = before
+                if not before:  # the next batch may be of another size
+                    layer._stores = []
+            self.start, self.next_position = start, next_position
+            raise
+
+    def room_bytes(self) -> int:
+        """Memory of the stores, room for tokens to come included."""
+        return sum(store.nbytes for layer in self.layers for store in layer._stores)
 
     def bytes(self) -> int:
         """Memory of the tokens held."""

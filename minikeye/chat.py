@@ -160,7 +160,7 @@ def keep(content: str | list[Any], processor: Processor) -> str | list[Any]:
     """A user's content with its videos and images read: what the conversation remembers. It shares no memory with what
     the caller may change, Clips apart. What is no content is left for `Processor.build` to complain about.
     """
-    if isinstance(content, str):
+    if not isinstance(content, list):
         return content
     videos = sum(isinstance(part, Mapping) and part.get("type") == "video" for part in content)
     kept = []

@@ -35,7 +35,8 @@ class CheckpointError(ValueError):
 def save(model: KeyeVL, folder: str | Path, max_shard_bytes: int = 5 * 2**30, dtype: torch.dtype | None = None) -> None:
     """Write config.json, safetensors shards of at most `max_shard_bytes` and their index.
 
-    Everything is written beside the target and renamed at the end: a kill leaves the old folder or the new one. Over an
+    Everything is written beside the target and renamed at the end: a kill leaves the old folder or the new one (within
+    the two renames that replace one, the old one under the name .NAME-old). Over an
     older checkpoint, its weights and config.json are replaced; its other files (tokenizer.json, notes) are kept.
     dtype: convert on writing. Raises CheckpointError for a tensor larger than a shard, FileExistsError for a folder
     that holds files but no config.json, where a checkpoint was hardly meant to go.
@@ -44,7 +45,7 @@ def save(model: KeyeVL, folder: str | Path, max_shard_bytes: int = 5 * 2**30, dt
         raise ValueError("a streamed model has no weights in memory to save: copy its folder")
     tensors = {n: t.detach().to("cpu", dtype or t.dtype).contiguous() for n, t in model.state_dict().items()}
     shards = plan_shards({n: t.numel() * t.element_size() for n, t in tensors.items()}, max_shard_bytes)
-    target = Path(folder)
+    target = Path(folder).resolve()  # a link stays a link to the new checkpoint
     if target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file():
         raise FileExistsError(f"{target} holds other files but no config.json: name a new folder")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +97,11 @@ def _replace_folder(new: Path, target: Path) -> None:
     old = target.with_name(f".{target.name}-old")
     shutil.rmtree(old, ignore_errors=True)
     os.replace(target, old)
-    os.replace(new, target)
+    try:
+        os.replace(new, target)
+    except BaseException:  # Ctrl-C too
+        os.replace(old, target)
+        raise
     shutil.rmtree(old)
 
 
@@ -207,7 +212,7 @@ def check(folder: Path, files: dict[str, str], shapes: dict[str, tuple[int, ...]
         with _open(folder / file) as shard:
             for name in shard.keys():  # noqa: SIM118 (not a dict)
                 tensor = shard.get_slice(name)
-                held[name] = tuple(tensor.get_shape()), tensor.get_dtype()
+                held[name] = tuple(tensor.get_shape()), tensor.get_dtype(), file
     for name, shape in shapes.items():
         if name not in held:
             problems.append(f"missing: {name} {list(shape)}")
@@ -215,7 +220,9 @@ def check(folder: Path, files: dict[str, str], shapes: dict[str, tuple[int, ...]
             problems.append(f"misshapen: {name} is {list(held[name][0])}, the config needs {list(shape)}")
         elif held[name][1] not in STORED:
             problems.append(f"wrong dtype: {name} is {held[name][1]}, expected F32, F16 or BF16")
-    problems += [f"extra: {n} {list(s)}" for n, (s, _) in held.items() if n not in shapes and not IGNORED.search(n)]
+        elif files.get(name) != held[name][2]:
+            problems.append(f"misplaced: {name} is in {held[name][2]}, the index says {files.get(name)}")
+    problems += [f"extra: {n} {list(s)}" for n, (s, *_) in held.items() if n not in shapes and not IGNORED.search(n)]
     if problems:
         shown = "\n  ".join(problems[:40]) + (f"\n  ... and {len(problems) - 40} more" if len(problems) > 40 else "")
         raise CheckpointError(f"{folder} does not hold this model; differences: {len(problems)}:\n  {shown}")

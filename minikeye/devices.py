@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from accelerate import load_checkpoint_and_dispatch
-from accelerate.hooks import ModelHook, add_hook_to_module
 from accelerate.utils import get_balanced_memory, infer_auto_device_map
 from torch import nn
 
@@ -64,21 +63,18 @@ def split(model: KeyeVL, folder: str | Path, dtype: torch.dtype, max_memory: Max
     model = load_checkpoint_and_dispatch(model, str(folder), device_map=where, dtype=dtype, force_hooks=True)
     for layer in model.model.layers:
         if (device := next(layer.parameters()).device).type == "cuda":
-            add_hook_to_module(layer, CurrentDevice(device), append=True)
+            on_its_device(layer, device)
     return model.eval()
 
 
-class CurrentDevice(ModelHook):
-    """Makes a layer's GPU the current one while it works: Triton launches kernels there, wherever the tensors are."""
+def on_its_device(layer: nn.Module, device: torch.device) -> None:
+    """Make a layer's GPU the current one while it works: Triton launches kernels there, wherever the tensors are."""
+    before: list[int] = []
 
-    def __init__(self, device: torch.device):
-        self.device, self.before = device, 0
+    def enter(module: nn.Module, inputs: tuple) -> None:
+        before.append(torch.cuda.current_device())
+        torch.cuda.set_device(device)
 
-    def pre_forward(self, module: nn.Module, *args, **kwargs):
-        self.before = torch.cuda.current_device()
-        torch.cuda.set_device(self.device)
-        return args, kwargs
-
-    def post_forward(self, module: nn.Module, output):
-        torch.cuda.set_device(self.before)
-        return output
+    layer.register_forward_pre_hook(enter)
+    # After an error as well, or what comes next would run on this device.
+    layer.register_forward_hook(lambda *_: torch.cuda.set_device(before.pop()), always_call=True)

@@ -3,19 +3,20 @@
 Axes: b batch, t position, v vocabulary.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from minikeye.attention import Mode, Observer
 from minikeye.cache import Cache
 from minikeye.config import KeyeConfig
 from minikeye.graphed import GraphedDecoder, obstacle
-from minikeye.memory import free_bytes, needs, require
+from minikeye.memory import PARTS, free_bytes, needs, require
 from minikeye.record import Record
 
 CHUNK = 8192  # tokens of a prompt that pass through a layer at a time; our choice
@@ -28,7 +29,7 @@ class Generation:
 
     ids: Int[Tensor, "b n"]
     record: Record | None  # query n is the one whose logits gave token n; None where nothing was generated or asked for
-    cache: Cache | None = None  # of everything that was read: the prompt and all that was said but the last token
+    cache: Cache | None = None  # of everything that was read: the prompt and every token drawn but the last
 
     def row(self, n: int = 0) -> list[int]:
         """The tokens of one row, without filling."""
@@ -44,13 +45,16 @@ def sample(
     """
     if temperature == 0.0:
         return logits.argmax(dim=-1)
-    p = (logits / temperature).softmax(dim=-1)
+    p = ((logits - logits.amax(dim=-1, keepdim=True)) / temperature).softmax(dim=-1)  # 0 at least once, at any heat
     if top_k:
-        p = p.masked_fill(p < p.topk(min(top_k, p.shape[-1])).values[:, -1:], 0.0)
+        best = p.topk(min(top_k, p.shape[-1]))
+        p = torch.zeros_like(p).scatter(-1, best.indices, best.values)
     if top_p < 1.0:
         ordered, order = p.sort(dim=-1, descending=True, stable=True)
         before = ordered.cumsum(dim=-1) - ordered  # probability of everything more likely
-        p = torch.zeros_like(p).scatter(-1, order, ordered.masked_fill(before >= top_p * p.sum(-1, keepdim=True), 0.0))
+        beyond = before >= top_p * p.sum(-1, keepdim=True)
+        beyond[:, 0] = False  # the most likely token stays, however small top_p
+        p = torch.zeros_like(p).scatter(-1, order, ordered.masked_fill(beyond, 0.0))
     return torch.multinomial(p, 1, generator=generator).squeeze(-1)
 
 
@@ -90,24 +94,25 @@ def generate(
     FloatingPointError where the logits are not finite, NotEnoughMemory before anything is read where cache and
     activations will not fit, RuntimeError for graphs=True where there is an obstacle.
     """
-    if max_new_tokens < 1 or temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
+    if max_new_tokens < 1 or not 0 <= temperature < math.inf or top_k < 0 or not 0 < top_p <= 1:
         raise ValueError(
-            f"expected max_new_tokens >= 1, temperature >= 0, top_k >= 0, 0 < top_p <= 1; got {max_new_tokens}, "
+            f"expected max_new_tokens >= 1, 0 <= temperature < inf, top_k >= 0, 0 < top_p <= 1; got {max_new_tokens}, "
             f"{temperature}, {top_k}, {top_p}"
         )
-    if not isinstance(inputs, Mapping) or not isinstance(inputs.get("input_ids"), Tensor):
+    if not isinstance(inputs, Mapping):
         raise ValueError(f"inputs must be what a Processor returns, or {{'input_ids': int [b t]}}; got {inputs!r:.100}")
-    device = inputs["input_ids"].device
+    ids = model.input_ids(inputs, cache)
+    device = ids.device
     generator = torch.Generator(device).manual_seed(seed) if seed is not None else None
     stop = torch.tensor(stop_ids, dtype=torch.long, device=device)
     cache = model.new_cache() if cache is None else cache
-    room = _room(model.config, cache.length + inputs["input_ids"].shape[1], max_new_tokens)
-    _require_memory(model, inputs["input_ids"], room, chunk)
+    room = _room(model.config, cache.length + ids.shape[1], max_new_tokens)
+    _require_memory(model, ids, cache, room, chunk)
     cache.reserve(room)
     options = {"attention": attention, "backend": backend, "record": int(record), "observer": observer}
     step = _decoder(model, cache, options, max_new_tokens, graphs)
     steps, history = [], None
-    done = torch.zeros(len(inputs["input_ids"]), dtype=torch.bool, device=device)
+    done = torch.zeros(len(ids), dtype=torch.bool, device=device)
     out = model(inputs, cache, last=1, chunk=chunk, **options)
     while True:
         token = sample(_sayable(out.logits[:, -1].to(device), model.config), temperature, top_k, top_p, generator)
@@ -136,19 +141,21 @@ def _room(config: KeyeConfig, prompt: int, new: int) -> int:
     return prompt + new - 1  # the last token is said, not read
 
 
-def _require_memory(model, ids: Int[Tensor, "b t"], room: int, chunk: int | None) -> None:
-    """Raise NotEnoughMemory where cache and activations will not fit beside the weights."""
-    devices = {p.device for p in model.parameters()}
+def _require_memory(model, ids: Int[Tensor, "b t"], cache: Cache, room: int, chunk: int | None) -> None:
+    """Raise NotEnoughMemory where cache and activations will not fit: beside the weights, or with those of a stream."""
+    devices, streamed = {p.device for p in model.parameters()}, not isinstance(model.model.layers, nn.ModuleList)
     bill = needs(
         model.config,
         context=room,
         dtype=model.model.norm.weight.dtype,
         batch=len(ids),
+        streaming=streamed,
         device=ids.device,
         visual=int(model.is_visual(ids).sum()) // len(ids),
         chunk=chunk or room,
     )
-    require(bill, sum(map(free_bytes, devices)), " + ".join(map(str, devices)), ("cache", "activations"))
+    free = sum(map(free_bytes, devices)) + cache.room_bytes()  # what it has taken already is part of the bill
+    require(bill, free, " + ".join(map(str, devices)), PARTS if streamed else PARTS[1:])
 
 
 def _sayable(logits: Float[Tensor, "b v"], config: KeyeConfig) -> Float[Tensor, "b v"]:

@@ -71,9 +71,11 @@ class StaticStep:
         return self.model.lm_head(x).float()
 
     def count(self) -> None:
-        for layer in self.cache.layers:
-            layer.length += 1
-        self.cache.next_position = self.cache.next_position + 1
+        """What a step did, told to the cache; all of it or nothing."""
+        with self.cache.all_or_nothing():
+            for layer in self.cache.layers:
+                layer.length += 1
+            self.cache.next_position = self.cache.next_position + 1
 
 
 class GraphedDecoder:

@@ -4,8 +4,8 @@ Axes: b batch, t query position, s key position, d width, p patch, n visual toke
 Report, section 2; module names are those of the released checkpoint, so a state dict is a checkpoint.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,13 +113,15 @@ class KeyeVL(nn.Module):
         number gives the same result, a small one takes less memory. Raises ValueError, naming what does not fit; after
         an error or Ctrl-C the cache is what it was before.
         """
-        if chunk is not None and chunk < 1:
-            raise ValueError(f"chunk must be at least 1 token, got {chunk}")
+        if (chunk is not None and chunk < 1) or (last is not None and last < 1):
+            raise ValueError(f"chunk and last must be at least 1 token, got {chunk} and {last}")
+        if chunk is not None and torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
+            raise ValueError("chunks cannot be learnt from, later ones read a cache: use torch.no_grad(), or no chunk")
         if attention not in MODES:
             raise ValueError(f"attention must be one of {', '.join(MODES)}; got {attention!r}")
         if record and observer is not None:
             raise ValueError("record and observer exclude each other: Recorder is an observer, pass one that does both")
-        ids = self._input_ids(inputs, cache)
+        ids = self.input_ids(inputs, cache)
         offset = cache.length if cache is not None else 0
         if offset + ids.shape[1] > self.config.text.max_positions:
             raise ValueError(
@@ -128,14 +130,16 @@ class KeyeVL(nn.Module):
             )
         start = first_tokens(inputs.get("attention_mask"), ids, cache)
         positions = self._positions(inputs, ids, cache, start)
-        recorder = Recorder(self.config.indexer.topk, None if record is True else int(record)) if record else None
+        recorder = None
+        if record:
+            recorder = Recorder(self.config.indexer.topk, None if record is True else int(record), backend)
         options = {"mode": attention, "backend": backend, "observer": recorder if observer is None else observer}
         step = Step.of(self.config, positions, offset=offset, start=start, **options)
-        with _all_or_nothing(cache):
+        with nullcontext() if cache is None else cache.all_or_nothing():
             x = self.model(self.embed(ids, inputs.get("patches"), inputs.get("grids")), step, cache, chunk)
             logits = self.lm_head(x if last is None else x[:, -last:]).float()
-        if cache is not None:
-            cache.start, cache.next_position = start, positions.amax(dim=(0, 2)) + 1
+            if cache is not None:
+                cache.start, cache.next_position = start, positions.amax(dim=(0, 2)) + 1
         return KeyeOutput(logits, cache, recorder.record if recorder else None)
 
     def embed(self, ids: Int[Tensor, "b t"], patches: Tensor | None, grids: Tensor | None) -> Float[Tensor, "b t d"]:
@@ -205,7 +209,8 @@ class KeyeVL(nn.Module):
 
         save(self, folder, **options)
 
-    def _input_ids(self, inputs: Mapping[str, Any], cache: Cache | None) -> Int[Tensor, "b t"]:
+    def input_ids(self, inputs: Mapping[str, Any], cache: Cache | None = None) -> Int[Tensor, "b t"]:
+        """The ids of `inputs`, checked. Raises ValueError for what is none, and for rows the cache does not have."""
         ids = inputs.get("input_ids")
         if (
             not isinstance(ids, Tensor)
@@ -256,21 +261,14 @@ class KeyeVL(nn.Module):
         return positions
 
 
-@contextmanager
-def _all_or_nothing(cache: Cache | None) -> Iterator[None]:
-    """Whatever ends a pass early, layers that have stored its tokens forget them."""
-    before = cache.length if cache is not None else 0
-    try:
-        yield
-    except BaseException:
-        if cache is not None:
-            cache.truncate(before, cache.next_position)
-        raise
-
-
 def first_tokens(mask: Tensor | None, ids: Tensor, cache: Cache | None) -> Int[Tensor, " b"] | None:
     """Position of each row's first real token; None where no row is padded. Padding must be on the left."""
     if cache is not None and cache.length:
+        if mask is not None and not bool(mask.all()):
+            raise ValueError(
+                "a cache that holds tokens goes on without padding: give each row equally many new tokens, or start a "
+                "new cache"
+            )
         return cache.start
     if mask is None or bool(mask.all()):
         return None

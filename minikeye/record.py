@@ -61,8 +61,8 @@ class Recorder:
     In dense mode it records what the indexer would have selected.
     """
 
-    def __init__(self, topk: int, queries: int | None = None):
-        self.topk, self.queries = topk, queries
+    def __init__(self, topk: int, queries: int | None = None, backend: str = "auto"):
+        self.topk, self.queries, self.backend = topk, queries, backend
         self.record = Record()
         self._chunk: tuple[Tensor, Tensor, Tensor] | None = None  # indices, weights, kept: the router speaks next
 
@@ -73,7 +73,8 @@ class Recorder:
             self._chunk = None
             return
         offset = trace.offset + t - n
-        indices = trace.indices[:, t - n :] if trace.indices is not None else trace.indexer_choice(self.topk, t - n)
+        read = trace.indices
+        indices = trace.indexer_choice(self.topk, t - n, self.backend) if read is None else read[:, t - n :]
         weights, kept = selection_mass(trace.q[:, t - n :], trace.k, indices, offset, trace.start)
         if layer == len(self.record.layers) == 0:
             self.record.first = offset

@@ -62,14 +62,28 @@ class WeightFiles:
     device: torch.device
     dtype: torch.dtype | None  # None: as stored
     log: ReadLog = field(default_factory=ReadLog)
+    stamps: dict[str, tuple[int, ...]] = field(default_factory=dict)  # file name -> which file, how large, how old
+
+    def __post_init__(self) -> None:
+        self.stamps.update({file: self.stamp(file) for file in set(self.files.values())})
+
+    def stamp(self, file: str) -> tuple[int, ...]:
+        about = (self.folder / file).stat()
+        return about.st_ino, about.st_size, about.st_mtime_ns
 
     def under(self, prefix: str) -> list[str]:
         return [name for name in self.files if name.startswith(prefix)]
 
     def mapped(self, names: list[str]) -> dict[str, Tensor]:
-        """The tensors as views of their files: nothing is read before they are touched, and all can be dropped."""
+        """The tensors as views of their files: nothing is read before they are touched, and all can be dropped.
+
+        Raises RuntimeError for a file that is not the one that was opened. (One that is cut short while it is mapped
+        ends the process: the system sends a signal that Python cannot catch.)
+        """
         tensors = {}
         for file in sorted({self.files[name] for name in names}):
+            if self.stamp(file) != self.stamps[file]:
+                raise RuntimeError(f"{self.folder / file} has changed since the model was opened: open it again")
             with safe_open(self.folder / file, "pt") as shard:
                 tensors |= {name: shard.get_tensor(name) for name in names if self.files[name] == file}
         return tensors

@@ -250,7 +250,7 @@ def test_an_interrupted_question_was_never_asked(model, stop, turns):
         ([{"type": "sound", "sound": 1}], {}, "content is a string or a list"),
         ([{"type": "image", "image": "no_such_file.png"}], {}, "no_such_file.png is not a readable image"),
         ([{"type": "video", "video": noise(2, 28, 28, 3)}], {}, "frames in memory need their rate"),
-        ("Hi", {"temperature": -1.0}, "temperature >= 0"),
+        ("Hi", {"temperature": -1.0}, "0 <= temperature < inf"),
         ("Hi", {"max_new_tokens": 0}, "max_new_tokens >= 1"),
         ("Hi", {"max_new_tokens": 5000}, "exceed the context of 4096"),
     ],

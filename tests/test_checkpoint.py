@@ -317,3 +317,37 @@ def test_a_dtype_by_name_is_none(single):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "ValueError: dtype must be a torch.dtype such as torch.bfloat16, or None; got 'bfloat16'" in done.stderr
+
+
+def test_interrupted_between_the_renames(model, folder, monkeypatch):
+    """The old checkpoint comes back to its name."""
+    calls, replace = [], checkpoint.os.replace
+
+    def stop(old, new):
+        calls.append(new)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        replace(old, new)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint.os, "replace", stop)
+        save(KeyeVL(model.config), folder, LIMIT)
+    assert same(model, load(folder)) and list(folder.parent.iterdir()) == [folder]
+
+
+def test_saving_through_a_link(model, folder, tmp_path):
+    (tmp_path / "link").symlink_to(folder)
+    other = KeyeVL(model.config)
+    save(other, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and same(other, load(folder))
+
+
+def test_an_index_that_names_the_wrong_shard(folder):
+    """Read as a whole it would load; streamed it would fail in the middle."""
+    index = json.loads((folder / INDEX).read_text())
+    right = index["weight_map"]["model.norm.weight"]
+    wrong = next(file for file in index["weight_map"].values() if file != right)
+    index["weight_map"]["model.norm.weight"] = wrong
+    (folder / INDEX).write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=f"misplaced: model.norm.weight is in {right}, the index says {wrong}"):
+        load(folder)

@@ -97,7 +97,7 @@ def test_logits_that_are_not_finite(model):
     "option", [dict(max_new_tokens=0), dict(temperature=-1.0), dict(top_k=-1), dict(top_p=0.0), dict(top_p=1.1)]
 )
 def test_numbers_out_of_range(model, option):
-    with pytest.raises(ValueError, match="expected max_new_tokens >= 1, temperature >= 0"):
+    with pytest.raises(ValueError, match="expected max_new_tokens >= 1, 0 <= temperature < inf"):
         model.generate({"input_ids": PROMPT}, **option)
 
 
@@ -200,5 +200,55 @@ def test_more_than_is_free(model, monkeypatch):
 
 @pytest.mark.parametrize("inputs", [{}, {"role": "user", "content": "hi"}, {"input_ids": [1, 2]}])
 def test_what_is_no_input(model, inputs):
-    with pytest.raises(ValueError, match="inputs must be what a Processor returns"):
+    with pytest.raises(ValueError, match=r"inputs\['input_ids'\] must be a non-empty int tensor \[b t\], got"):
         model.generate(inputs)
+
+
+@pytest.mark.parametrize("temperature", [1e-39, 1e-3, 1.0])
+@pytest.mark.parametrize(("top_k", "top_p"), [(1, 1.0), (0, 1e-50), (1, 1e-50)])
+def test_the_narrowest_choice_is_one_token(temperature, top_k, top_p):
+    """Also among equals, where a threshold would let all of them through."""
+    logits = torch.tensor([[0.0, 3.0, 3.0, 3.0], [5.0, -torch.inf, 1.0, 1.0]])
+    drawn = {tuple(sample(logits, temperature, top_k, top_p, None).tolist()) for _ in range(30)}
+    assert len(drawn) == 1 and next(iter(drawn))[0] in (1, 2, 3) and next(iter(drawn))[1] == 0
+
+
+@pytest.mark.parametrize("temperature", [float("nan"), float("inf")])
+def test_temperatures_that_are_no_number(model, temperature):
+    with pytest.raises(ValueError, match="0 <= temperature < inf"):
+        model.generate({"input_ids": PROMPT}, temperature=temperature)
+
+
+def test_the_prompt_is_read_in_chunks(model, monkeypatch):
+    """All of one layer before any of the next, and the same answer."""
+    seen = []
+
+    class Watch:
+        def attention(self, layer, trace):
+            seen.append((layer, trace.q.shape[1]))
+
+        def routing(self, *of):
+            pass
+
+    ids = torch.arange(20)[None]
+    out = model.generate({"input_ids": ids}, max_new_tokens=2, chunk=8, observer=Watch())
+    assert seen == [(0, 8), (0, 8), (0, 4), (1, 8), (1, 8), (1, 4), (0, 1), (1, 1)]
+    assert out.row() == model.generate({"input_ids": ids}, max_new_tokens=2, chunk=None).row()
+
+
+def test_what_the_memory_is_asked_for(model, monkeypatch):
+    """The batch, the visual tokens of a row, the chunk; what the cache has taken counts as free."""
+    from minikeye import generate
+
+    asked = []
+    monkeypatch.setattr(generate, "needs", lambda config, **bill: asked.append(bill))
+    monkeypatch.setattr(generate, "require", lambda bill, free, where, parts: asked.append((free, parts)))
+    monkeypatch.setattr(generate, "free_bytes", lambda device: 1000)
+    ids = torch.cat([PROMPT, PROMPT])
+    out = model.generate({"input_ids": ids}, max_new_tokens=5, chunk=3)
+    bill, (free, parts) = asked
+    assert (bill["context"], bill["batch"], bill["visual"], bill["chunk"], bill["streaming"]) == (12, 2, 0, 3, False)
+    assert free == 1000 and parts == ("cache", "activations")
+    held = out.cache.bytes()
+    model.generate({"input_ids": ids[:, :1]}, max_new_tokens=1, cache=out.cache)
+    assert held > 0 and asked[-1][0] == 1000 + held and asked[-2]["context"] == 13

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from minikeye import KeyeVL
+from minikeye.evaluation import rules
+from minikeye.evaluation.rules import selecting
 from minikeye.graphed import StaticStep, obstacle
 from minikeye.shipped import CHECKPOINT
 
@@ -59,6 +61,44 @@ def test_obstacles_are_named(lively):
     assert obstacle(lively) == "the model is on cpu"
     with pytest.raises(RuntimeError, match="CUDA graphs cannot be used: the model is on cpu"):
         lively.generate({"input_ids": PROMPT}, max_new_tokens=2, graphs=True)
+
+
+def test_more_obstacles(lively, monkeypatch):
+    """What a model on a GPU would be asked, with parameters that say they are there."""
+
+    class There:
+        def __init__(self, device, dtype=torch.bfloat16):
+            self.device, self.dtype = torch.device(device), dtype
+
+    def told(*places, **options):
+        monkeypatch.setattr(lively.model.layers, "parameters", lambda: iter(places))
+        return obstacle(lively, **options)
+
+    assert told(There("cuda:0"), There("cuda:1")) == "the model is split over devices"
+    assert "in bfloat16 only, the weights are torch.float32" in told(There("cuda", torch.float32))
+    assert told(There("cuda"), attention="dense") == "dense attention has another shape at every step"
+    assert told(There("cuda"), observer=object()) == "every step is to be looked at"
+    assert told(There("cuda"), backend="torch") == "backend torch: asked for"
+    with selecting(lively, rules.window):
+        assert told(There("cuda")) == "another rule than the indexer selects"
+
+
+@torch.no_grad()
+def test_an_interrupt_while_counting(lively):
+    """Layers that have counted go back."""
+
+    class Interrupt:
+        def __add__(self, one):
+            raise KeyboardInterrupt
+
+    cache = lively.new_cache(20)
+    lively({"input_ids": PROMPT}, cache)
+    step = StaticStep(lively, cache)
+    step.run()
+    cache.next_position = Interrupt()
+    with pytest.raises(KeyboardInterrupt):
+        step.count()
+    assert [layer.length for layer in cache.layers] == [8, 8] and isinstance(cache.next_position, Interrupt)
 
 
 # ---------------------------------------------------------------------------------------------------------- on a GPU

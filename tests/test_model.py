@@ -490,7 +490,7 @@ def test_any_chunk_gives_the_same(lively, attention, chunk):
 
 
 def test_a_chunk_below_one_token(lively):
-    with pytest.raises(ValueError, match="chunk must be at least 1 token, got 0"):
+    with pytest.raises(ValueError, match="chunk and last must be at least 1 token, got 0 and None"):
         lively({"input_ids": torch.ones(1, 3, dtype=torch.long)}, chunk=0)
 
 
@@ -549,3 +549,62 @@ def test_positions_go_on_from_the_cache(lively):
     lively(again | {"positions": torch.arange(12, 15).expand(3, 1, 3)}, cache)
     with pytest.raises(ValueError, match="-1, which marks a row that has ended"):
         lively({"input_ids": torch.tensor([[-1]])}, cache)
+
+
+def test_a_cache_goes_on_without_padding(lively):
+    """A mask of the new tokens would be about other positions than the cache's."""
+    cache, ids = lively.new_cache(), torch.randint(0, 250, (2, 8))
+    lively({"input_ids": ids}, cache)
+    mask = torch.ones(2, 8, dtype=torch.bool)
+    lively({"input_ids": ids, "attention_mask": mask}, cache)
+    mask[1, 0] = False
+    with pytest.raises(ValueError, match="goes on without padding: give each row equally many new tokens"):
+        lively({"input_ids": ids, "attention_mask": mask}, cache)
+
+
+def test_chunks_are_for_reading(lively):
+    ids = {"input_ids": torch.randint(0, 250, (1, 8))}
+    with pytest.raises(ValueError, match=r"chunks cannot be learnt from.*torch\.no_grad"):
+        lively(ids, chunk=4)
+    with pytest.raises(ValueError, match="chunk and last must be at least 1 token, got None and 0"):
+        lively(ids, last=0)
+
+
+@torch.no_grad()
+def test_memory_that_ran_out_while_the_cache_grew(lively, monkeypatch):
+    """The keys had grown, the values had not: the next attempt grows the rest."""
+    ids, cache = torch.randint(0, 250, (1, 30)), lively.new_cache()
+    lively({"input_ids": ids[:, :20]}, cache)
+    grown, new_empty = [], torch.Tensor.new_empty
+
+    def scarce(self, *shape, **more):
+        grown.append(shape)
+        if len(grown) == 2:
+            raise RuntimeError("out of memory")
+        return new_empty(self, *shape, **more)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out of memory"):
+        patch.setattr(torch.Tensor, "new_empty", scarce)
+        lively({"input_ids": ids[:, 20:]}, cache)
+    got = lively({"input_ids": ids[:, 20:]}, cache).logits
+    torch.testing.assert_close(got, lively({"input_ids": ids}).logits[:, 20:])
+
+
+@torch.no_grad()
+def test_a_first_pass_that_failed_leaves_the_batch_open(lively, monkeypatch):
+    cache = lively.new_cache()
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="no"):
+        patch.setattr(lively.lm_head, "forward", lambda x: (_ for _ in ()).throw(RuntimeError("no")))
+        lively({"input_ids": torch.ones(1, 5, dtype=torch.long)}, cache)
+    assert lively({"input_ids": torch.ones(3, 5, dtype=torch.long)}, cache).logits.shape[0] == 3
+
+
+def test_room_never_shrinks(lively):
+    cache = lively.new_cache(30)
+    cache.reserve(10)
+    with torch.no_grad():
+        lively({"input_ids": torch.ones(1, 5, dtype=torch.long)}, cache)
+    assert {store.shape[1] for layer in cache.layers for store in layer._stores} == {30}
+    with pytest.raises(ValueError, match="cannot keep -1"):
+        cache.truncate(-1)
+    assert cache.next_position.tolist() == [5]
