@@ -235,6 +235,7 @@ def test_nothing_asked_for_is_an_error(generator):
             RecallMeter(topk, last)
 
 
+@torch.no_grad()
 def test_chunks_are_refused(lively):
     """Their rows would be numbered anew in each."""
     ids = {"input_ids": torch.arange(20)[None]}
