@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minikeye import KeyeConfig, KeyeVL
-from minikeye.devices import device_of, plan, split
+from minikeye.devices import device_of, on_its_device, plan, split
 from minikeye.memory import NotEnoughMemory
 
 GIB = 2**30
@@ -117,6 +117,27 @@ def test_dtype_is_that_asked_for(lively, tmp_path):
     lively.save_pretrained(tmp_path / "model")
     model = split(meta(lively.config), tmp_path / "model", torch.bfloat16, {"cpu": GIB})
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+def test_a_layers_gpu_is_current_while_it_works(monkeypatch):
+    """And not afterwards, whatever happened: with stand-ins for the two calls, on a CPU."""
+    current, seen = [0], []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    monkeypatch.setattr(
+        torch.cuda, "set_device", lambda device: current.__setitem__(0, getattr(device, "index", device))
+    )
+
+    class Layer(torch.nn.Module):
+        def forward(self, x):
+            seen.append(current[0])
+            return x.sum() if x.numel() else x.fails
+
+    layer = Layer()
+    on_its_device(layer, torch.device("cuda:1"))
+    assert layer(torch.ones(2)) == 2 and seen == [1] and current == [0]
+    with pytest.raises(AttributeError):
+        layer(torch.ones(0))
+    assert seen == [1, 1] and current == [0]
 
 
 def agrees(folder: str | Path) -> dict[str, float | int]:
