@@ -62,6 +62,16 @@ def test_a_whole_folder(folder):
     assert released.generation == GenerationDefaults((258, 256), 0.6, 20, 0.95)
 
 
+def test_what_is_called_otherwise_and_means_the_same(wide, tmp_path):
+    """A token that nobody reads under a name that nobody knows for certain; the older name of M-RoPE."""
+    folder = Path(shutil.copytree(wide, tmp_path / "wide"))
+    file = folder / "tokenizer.json"
+    file.write_text(file.read_text().replace("<|fast_video_pad|>", "<|fast_pad|>"))
+    change(folder / "config.json", text_config__rope_scaling__type="mrope")
+    released = read_folder(folder)
+    assert released.config == KeyeConfig.keye_vl_2_30b_a3b() and "<|fast_pad|>" in released.tokenizer.marks
+
+
 def test_a_folder_with_weights_only(folder):
     """config.json alone will do for a small model: bytes, ChatML, greedy, the tokenizer's stop tokens."""
     for path in folder.iterdir():
