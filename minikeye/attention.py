@@ -75,9 +75,7 @@ class Step:
     backend: str
     observer: Observer | None
     later: int = 0  # queries of the same pass that are still to come
-    lengths: Int[Tensor, " b"] | None = (
-        None  # int32, on the device: tokens of each row, this one counted; or see offset
-    )
+    lengths: Int[Tensor, " b"] | None = None  # int32: tokens of each row, this one counted; None: as offset says
 
     @classmethod
     def of(cls, config: KeyeConfig, positions: Int[Tensor, "3 b t"], **rest) -> "Step":
@@ -168,9 +166,12 @@ def dense_attention(
     q, k, v = (rearrange(z, "b t h e -> b h t e") for z in (q, k, v))
     causal = offset == 0 and t == s and start is None
     last = t == 1 and s == offset + 1 and start is None  # one query that sees every key
-    mask = None if causal or last else ops.valid_keys(t, s, offset, start, q.device)[:, None]
-    if mask is not None and q.is_cuda and start is None and s == offset + t:
+    if causal or last:
+        mask = None
+    elif q.is_cuda and start is None and s == offset + t:
         mask = causal_lower_right(t, s)  # a chunk of a prompt: the fused kernels know this mask without storing it
+    else:
+        mask = ops.valid_keys(t, s, offset, start, q.device)[:, None]
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True)
     if start is not None:
         out = out.masked_fill(~mask.any(dim=-1, keepdim=True), 0.0)

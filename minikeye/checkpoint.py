@@ -135,7 +135,7 @@ def load(
     files = tensor_files(folder)
     check(folder, files, {n: tuple(t.shape) for n, t in model.state_dict().items()})
     files = {name: file for name, file in files.items() if not IGNORED.search(name)}
-    dtype = dtype or (torch.float32 if devices == ("cpu",) else stored_dtype(folder, files))
+    dtype = dtype or default_dtype(folder, files, devices)
     bill = needs(config, context=1, dtype=dtype, streaming=streaming, device=devices[0])
     require(bill, sum(map(free_bytes, devices)), " + ".join(devices), ("weights",))
     if streaming:
@@ -165,8 +165,13 @@ def choose_devices(device: str | torch.device | None, streaming: bool = False) -
     return (str(device),)
 
 
-def stored_dtype(folder: Path, files: dict[str, str]) -> torch.dtype:
-    """The dtype of a folder's first tensor; released checkpoints have one throughout. files: as of `tensor_files`."""
+def default_dtype(folder: Path, files: dict[str, str], devices: tuple[str, ...]) -> torch.dtype:
+    """Of the weights in memory where none is asked for: float32 on a CPU, elsewhere that of the folder's first tensor.
+
+    files: as of `tensor_files`. Released checkpoints have one dtype throughout.
+    """
+    if devices == ("cpu",):
+        return torch.float32
     name, file = next(iter(files.items()))
     with _open(folder / file) as shard:
         return STORED[shard.get_slice(name).get_dtype()]

@@ -16,10 +16,9 @@ from minikeye.attention import Mode, Observer
 from minikeye.cache import Cache
 from minikeye.config import KeyeConfig
 from minikeye.graphed import GraphedDecoder, obstacle
-from minikeye.memory import PARTS, free_bytes, needs, require
+from minikeye.memory import CHUNK, PARTS, free_bytes, needs, require
 from minikeye.record import Record
 
-CHUNK = 8192  # tokens of a prompt that pass through a layer at a time; our choice
 WORTH_A_GRAPH = 16  # tokens from which on a captured graph pays for its capture; our choice
 
 

@@ -19,7 +19,7 @@ from minikeye.cache import cache_bytes_per_token
 from minikeye.config import KeyeConfig
 from minikeye.cost import parameters, scaled
 
-CHUNK = 8192  # tokens that a layer, or patches that the vision tower, works on at a time
+CHUNK = 8192  # tokens that a layer, or patches that the vision tower, works on at a time; our choice
 PARTS = ("weights", "cache", "activations")
 # A slab of index scores and what selection keeps beside it. GPU: the torch backend's 2^26 scores with four more tensors
 # of that size; the kernels stay far below (0.6 GB measured at 128K). CPU: the same of 2^19 scores.

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from minikeye.checkpoint import choose_devices, local_folder, stored_dtype, tensor_files
+from minikeye.checkpoint import choose_devices, default_dtype, local_folder, tensor_files
 from minikeye.config import KeyeConfig
 from minikeye.memory import MemoryBill, format_table, free_bytes, needs, require
 from minikeye.model import KeyeVL
@@ -76,10 +76,10 @@ class Opened:
         return needs(config, context=ids.shape[1] + self.arguments.max_new_tokens, visual=visual, **options)
 
     def dtype(self) -> torch.dtype:
-        """Of the weights in memory: as asked for, else float32 on a CPU and as stored elsewhere."""
+        """Of the weights in memory: as asked for, else as `checkpoint.load` has it."""
         if self.arguments.dtype is not None:
             return getattr(torch, self.arguments.dtype)
-        return torch.float32 if self.devices == ("cpu",) else stored_dtype(self.folder, tensor_files(self.folder))
+        return default_dtype(self.folder, tensor_files(self.folder), self.devices)
 
     def given(self) -> dict[str, Any]:
         """How to sample and whether to think, as far as the arguments say so."""

@@ -132,10 +132,13 @@ def test_a_process_takes_what_the_bill_says(dtype):
 # --------------------------------------------------------------------------------------------------------- the refusal
 
 
-def test_enough_is_enough():
-    require(bill(), bill().total, "cuda:0")
-    require(bill(), bill().weights, "cuda:0", ("weights",))
-    require(bill(), bill().cache + bill().activations, "cuda:0", ("cache", "activations"))
+@pytest.mark.parametrize("parts", [memory.PARTS, ("weights",), ("cache", "activations")])
+def test_enough_is_enough(parts):
+    """To the byte."""
+    wanted = sum(getattr(bill(), part) for part in parts)
+    assert require(bill(), wanted, "cuda:0", parts) is None
+    with pytest.raises(NotEnoughMemory):
+        require(bill(), wanted - 1, "cuda:0", parts)
 
 
 def test_the_refusal_says_what_is_missing_and_what_would_fit():
