@@ -1,19 +1,22 @@
 """Optional Triton kernels, installed as `minikeye.kernels` and reached only through `minikeye.ops`.
 
-Nothing here but the scripts imports minikeye: a kernel takes tensors and returns tensors. The PyTorch code behind
-`minikeye.ops` is the specification that every kernel is compared with. In reading order:
+Nothing here imports minikeye: a kernel takes tensors and returns tensors. The PyTorch code of `minikeye.ops` is the
+specification that every kernel is compared with; `minikeye.evaluation.kernels` proves and measures. In reading order:
 
-    sparse_forward, online_softmax, gather     one query and one KV head a program: attention over a gathered set
-    sparse_union                               eight neighbouring queries as one tile over the union of their sets
-    sparse_attention                           the door: which of the two answers, slab by slab, and gradients
-    sparse_backward, sparse_backward_atomic    gradients, the same bits at every repeat, or faster
-    index_scores                               the lightning indexer's scores, a slab of queries at a time
-    select_topk, select_fast, ordered_bits     exact top-k by radix, and with a sampled bound
-    selected_loss, selected_backward           the loss that teaches the indexer on the keys that it selected
-    warmup_loss, warmup_lse, loss_tiles        the same over all keys, for the dense warm-up
-    decode_select, decode_attention            one token a sequence, under a CUDA graph
-    launch                                     tables of launch parameters by architecture
-    workload, timing, bench, proof, proof_model, small, compiled, counters    scripts that prove and measure
+    attention/
+      sparse_forward, online_softmax, gather     one query and one KV head a program: attention over a gathered set
+      sparse_union                               eight neighbouring queries as one tile over the union of their sets
+      sparse_attention                           the door: which of the two answers, slab by slab, and gradients
+      sparse_backward, sparse_backward_atomic    gradients, the same bits at every repeat, or faster
+    selection/
+      index_scores                               the lightning indexer's scores, a slab of queries at a time
+      select_topk, select_fast, ordered_bits     exact top-k by radix, and with a sampled bound
+    losses/
+      selected_loss, selected_backward           the loss that teaches the indexer on the keys that it selected
+      warmup_loss, warmup_lse, loss_tiles        the same over all keys, for the dense warm-up
+    decode/
+      decode_select, decode_attention            one token a sequence, under a CUDA graph
+    launch                                       which row of a launch table fits a card, and what the interpreter needs
 
 What was tried on an H100 and not kept, because it was slower or brought next to nothing: a second, upper bound in the
 selection, to fetch fewer scores; the filter fused into the score kernel, whose registers then spill; other tiles and

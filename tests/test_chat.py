@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-import minikeye.generate
-import minikeye.processor
+import minikeye.inference.generate
+import minikeye.inputs.processor
 from minikeye import KeyeConfig, KeyeVL, Processor
-from minikeye.chat import Chat, blocks, in_thought, keep, reusable, unread
-from minikeye.processor import Clip
-from minikeye.prompt import Prompt
+from minikeye.inference.chat import Chat, blocks, in_thought, keep, reusable, unread
+from minikeye.inputs.processor import Clip
+from minikeye.inputs.prompt import Prompt
 
 NANO = Processor(KeyeConfig.nano())
 CLIP = Path(__file__).parents[1] / "assets" / "clips" / "big_buck_bunny.mp4"
@@ -55,7 +55,7 @@ def script(monkeypatch):
             logits_seen.append(logits.clone())
             return torch.tensor([next(tokens)])
 
-        monkeypatch.setattr(minikeye.generate, "sample", sample)
+        monkeypatch.setattr(minikeye.inference.generate, "sample", sample)
         return logits_seen
 
     return say
@@ -138,8 +138,10 @@ def test_an_answer_that_stops_at_once(model, script):
 def test_one_conversation_at_a_time(model, monkeypatch):
     """The model gets a batch of one, and of pixels only the new turn's."""
     seen = []
-    generate = KeyeVL.generate
-    monkeypatch.setattr(KeyeVL, "generate", lambda *args, **more: seen.append(args[1]) or generate(*args, **more))
+    generate = minikeye.inference.chat.generate
+    monkeypatch.setattr(
+        minikeye.inference.chat, "generate", lambda *args, **more: seen.append(args[1]) or generate(*args, **more)
+    )
     chat = Chat(model, NANO)
     for content in TURNS:
         chat.ask(content, max_new_tokens=2)
@@ -153,8 +155,8 @@ def test_one_conversation_at_a_time(model, monkeypatch):
 
 def test_a_video_file_is_read_once(model, monkeypatch, tmp_path):
     """And an image file: afterwards both may be gone. Later turns change nothing about a video's frames."""
-    reads, read_video = [], minikeye.processor.read_video
-    monkeypatch.setattr(minikeye.processor, "read_video", lambda *a, **m: reads.append(a) or read_video(*a, **m))
+    reads, read_video = [], minikeye.inputs.processor.read_video
+    monkeypatch.setattr(minikeye.inputs.processor, "read_video", lambda *a, **m: reads.append(a) or read_video(*a, **m))
     (tmp_path / "clip.mp4").write_bytes(CLIP.read_bytes())
     Image.fromarray(noise(56, 56, 3)).save(tmp_path / "image.png")
     chat = Chat(model, NANO)
@@ -377,7 +379,7 @@ def test_only_the_last_turn_tells_whether_a_thought_is_open():
 def test_text_comes_in_whole_characters(model, monkeypatch):
     """Pieces are never empty, and together they are the reply; the last character stays unfinished."""
     tokens = iter([*"é 视!".encode(), "é".encode()[0], STOP])
-    monkeypatch.setattr(minikeye.generate, "sample", lambda *_: torch.tensor([next(tokens)]))
+    monkeypatch.setattr(minikeye.inference.generate, "sample", lambda *_: torch.tensor([next(tokens)]))
     pieces = []
     reply = Chat(model, NANO).ask("Hi", on_text=pieces.append)
     assert pieces == ["é", " ", "视", "!", "\ufffd"] and reply.answer == "é 视!\ufffd"

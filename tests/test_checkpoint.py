@@ -11,11 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from minikeye import checkpoint
-from minikeye.checkpoint import INDEX, SINGLE, CheckpointError, load, plan_shards, save
+from minikeye import files
+from minikeye.checkpoint import loader, tensors
+from minikeye.checkpoint.tensors import INDEX, SINGLE, CheckpointError, plan_shards, save
 from minikeye.config import KeyeConfig
-from minikeye.memory import NotEnoughMemory
-from minikeye.model import KeyeVL
+from minikeye.cost.memory import NotEnoughMemory
+from minikeye.keye import KeyeVL
 
 LIMIT = 150_000  # bytes; the largest tensor of nano has 147,456
 
@@ -111,19 +112,19 @@ def test_dtype_on_save(model, tmp_path):
     assert {entry["dtype"] for entry in header(shard).values()} == {"BF16"}
     total = json.loads((tmp_path / "half" / INDEX).read_text())["metadata"]["total_size"]
     assert total == sum(t.numel() * 2 for t in model.state_dict().values())
-    loaded = load(tmp_path / "half").state_dict()
+    loaded = KeyeVL.from_pretrained(tmp_path / "half").state_dict()
     assert all(torch.equal(loaded[n], t.bfloat16().float()) for n, t in model.state_dict().items())
     assert next(model.parameters()).dtype == torch.float32
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_dtype_on_load(model, folder, dtype):
-    loaded = load(folder, dtype=dtype).state_dict()
+    loaded = KeyeVL.from_pretrained(folder, dtype=dtype).state_dict()
     assert all(torch.equal(loaded[n], t.to(dtype)) and loaded[n].dtype == dtype for n, t in model.state_dict().items())
 
 
 def test_one_file_without_an_index(model, single):
-    assert same(model, load(single))
+    assert same(model, KeyeVL.from_pretrained(single))
 
 
 def test_a_hub_id_is_downloaded(model, folder, monkeypatch):
@@ -134,9 +135,9 @@ def test_a_hub_id_is_downloaded(model, folder, monkeypatch):
         "snapshot_download",
         lambda name, allow_patterns: asked.update({name: allow_patterns}) or folder,
     )
-    assert same(model, load("owner/name"))
+    assert same(model, KeyeVL.from_pretrained("owner/name"))
     assert asked == {"owner/name": ["*.json", "*.jinja", "*.safetensors"]}
-    checkpoint.local_folder("owner/name", weights=False)
+    files.local_folder("owner/name", weights=False)
     assert asked == {"owner/name": ["*.json", "*.jinja"]}
 
 
@@ -152,7 +153,7 @@ def kill_on_shard(monkeypatch, number: int) -> None:
             raise KeyboardInterrupt
         save_file(*args, **more)
 
-    monkeypatch.setattr(checkpoint, "save_file", write)
+    monkeypatch.setattr(tensors, "save_file", write)
 
 
 def test_killed_while_saving_over_an_old_checkpoint(model, folder, monkeypatch):
@@ -162,7 +163,7 @@ def test_killed_while_saving_over_an_old_checkpoint(model, folder, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         save(KeyeVL(model.config), folder, LIMIT)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    assert list(folder.parent.iterdir()) == [folder] and same(model, load(folder))
+    assert list(folder.parent.iterdir()) == [folder] and same(model, KeyeVL.from_pretrained(folder))
 
 
 def test_killed_while_saving_for_the_first_time(model, tmp_path, monkeypatch):
@@ -176,7 +177,7 @@ def test_saving_over_an_old_checkpoint(model, folder):
     """The new one in fewer shards; none of the old shards is left."""
     other = KeyeVL(model.config)
     save(other, folder)
-    assert same(other, load(folder)) and len(list(folder.glob("*.safetensors"))) == 1
+    assert same(other, KeyeVL.from_pretrained(folder)) and len(list(folder.glob("*.safetensors"))) == 1
     assert list(folder.parent.iterdir()) == [folder]
 
 
@@ -208,7 +209,7 @@ def test_saving_over_a_checkpoint_keeps_the_other_files(model, tmp_path):
 def test_a_device_that_is_not_there(single, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="torch sees no GPU: use device='cpu'"):
-        load(single, device="cuda")
+        KeyeVL.from_pretrained(single, device="cuda")
 
 
 # ----------------------------------------------------------------------------------------------------- what is refused
@@ -223,7 +224,7 @@ def test_all_differences_in_one_error(single):
         model__surplus=torch.zeros(2, 3),
     )
     with pytest.raises(CheckpointError) as error:
-        load(single)
+        KeyeVL.from_pretrained(single)
     for line in (
         "does not hold this model; differences: 4",
         "missing: lm_head.weight [320, 64]",
@@ -237,7 +238,7 @@ def test_all_differences_in_one_error(single):
 def test_a_long_list_is_cut(single):
     change(single, **{f"x{n}": torch.zeros(1) for n in range(50)})
     with pytest.raises(CheckpointError, match=r"differences: 50(?s:.*)\.\.\. and 10 more"):
-        load(single)
+        KeyeVL.from_pretrained(single)
 
 
 def test_keys_outside_the_function_are_ignored(model, single):
@@ -247,59 +248,59 @@ def test_keys_outside_the_function_are_ignored(model, single):
         visual__vision_model__head__probe=torch.zeros(1, 1, 48),
         model__layers__0__self_attn__rotary_emb__inv_freq=torch.zeros(16),
     )
-    assert same(model, load(single))
+    assert same(model, KeyeVL.from_pretrained(single))
 
 
 def test_truncated_shard(folder):
     path = sorted(folder.glob("*.safetensors"))[1]
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(CheckpointError, match=f"{path.name} is not a readable safetensors file"):
-        load(folder)
+        KeyeVL.from_pretrained(folder)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"lm_head.weight": 1}}'])
 def test_broken_index(folder, text):
     (folder / INDEX).write_text(text)
     with pytest.raises(CheckpointError, match="is not a safetensors index"):
-        load(folder)
+        KeyeVL.from_pretrained(folder)
 
 
 def test_index_names_an_absent_file(folder):
     path = sorted(folder.glob("*.safetensors"))[1]
     path.unlink()
     with pytest.raises(FileNotFoundError, match=f"names files that are not there: {path.name}"):
-        load(folder)
+        KeyeVL.from_pretrained(folder)
 
 
 def test_no_config(folder):
     (folder / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"expected a config\.json"):
-        load(folder)
+        KeyeVL.from_pretrained(folder)
 
 
 def test_only_safetensors_are_read(single):
     """A pickled checkpoint could run any code: its name is not even tried."""
     (single / SINGLE).rename(single / "pytorch_model.bin")
     with pytest.raises(FileNotFoundError, match="minikeye reads safetensors only"):
-        load(single)
+        KeyeVL.from_pretrained(single)
 
 
 @pytest.mark.parametrize("name", ["nowhere", "a/b/c", Path("owner/name")])
 def test_neither_a_folder_nor_a_hub_id(name):
     with pytest.raises(FileNotFoundError, match="give a checkpoint folder or a hub id such as owner/name"):
-        load(name)
+        KeyeVL.from_pretrained(name)
 
 
 def test_weights_that_do_not_fit_are_refused(folder, monkeypatch):
     """With what would fit: here, nothing."""
-    monkeypatch.setattr(checkpoint, "free_bytes", lambda device: 10_000)
+    monkeypatch.setattr(loader, "free_bytes", lambda device: 10_000)
     with pytest.raises(NotEnoughMemory, match=r"cpu has 10.0 kB free, 1.\d+ MB are needed \(weights"):
-        load(folder)
+        KeyeVL.from_pretrained(folder)
 
 
 def test_auto_is_the_cpu_where_there_is_no_gpu(single, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert next(load(single, device="auto").parameters()).device.type == "cpu"
+    assert next(KeyeVL.from_pretrained(single, device="auto").parameters()).device.type == "cpu"
 
 
 def test_a_config_of_another_function_is_refused(single):
@@ -308,7 +309,7 @@ def test_a_config_of_another_function_is_refused(single):
     stated["text_config"]["hidden_act"] = "gelu"
     (single / "config.json").write_text(json.dumps(stated))
     with pytest.raises(ValueError, match="hidden_act"):
-        load(single)
+        KeyeVL.from_pretrained(single)
 
 
 def test_a_dtype_by_name_is_none(single):
@@ -321,7 +322,7 @@ def test_a_dtype_by_name_is_none(single):
 
 def test_interrupted_between_the_renames(model, folder, monkeypatch):
     """The old checkpoint comes back to its name."""
-    calls, replace = [], checkpoint.os.replace
+    calls, replace = [], files.os.replace
 
     def stop(old, new):
         calls.append(new)
@@ -330,16 +331,16 @@ def test_interrupted_between_the_renames(model, folder, monkeypatch):
         replace(old, new)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(checkpoint.os, "replace", stop)
+        patch.setattr(files.os, "replace", stop)
         save(KeyeVL(model.config), folder, LIMIT)
-    assert same(model, load(folder)) and list(folder.parent.iterdir()) == [folder]
+    assert same(model, KeyeVL.from_pretrained(folder)) and list(folder.parent.iterdir()) == [folder]
 
 
 def test_saving_through_a_link(model, folder, tmp_path):
     (tmp_path / "link").symlink_to(folder)
     other = KeyeVL(model.config)
     save(other, tmp_path / "link")
-    assert (tmp_path / "link").is_symlink() and same(other, load(folder))
+    assert (tmp_path / "link").is_symlink() and same(other, KeyeVL.from_pretrained(folder))
 
 
 def test_an_index_that_names_the_wrong_shard(folder):
@@ -350,4 +351,4 @@ def test_an_index_that_names_the_wrong_shard(folder):
     index["weight_map"]["model.norm.weight"] = wrong
     (folder / INDEX).write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=f"misplaced: model.norm.weight is in {right}, the index says {wrong}"):
-        load(folder)
+        KeyeVL.from_pretrained(folder)

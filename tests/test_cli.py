@@ -15,11 +15,13 @@ import torch
 from PIL import Image
 
 import minikeye
-from minikeye import KeyeConfig, KeyeVL, Processor, cli, commands, opened
-from minikeye.chat import Chat
+from minikeye import KeyeConfig, KeyeVL, Processor
+from minikeye.cli import commands, opening
+from minikeye.cli.main import main, parser
 from minikeye.explore import FrameSelection
 from minikeye.explore.ask import ask, read_clip
-from minikeye.sampling import VideoError
+from minikeye.inference.chat import Chat
+from minikeye.inputs.sampling import VideoError
 
 QUESTION = "Which digit is on the card, and at which second?"
 COMMANDS = ("info", "cost", "check", "fake-checkpoint", "answer", "frames", "chat")
@@ -58,7 +60,7 @@ def loaded(folder) -> tuple[KeyeVL, Processor]:
 
 
 def run(capsys, *argv) -> tuple[int, str, str]:
-    status = cli.main([str(a) for a in argv])
+    status = main([str(a) for a in argv])
     return status, *capsys.readouterr()
 
 
@@ -134,7 +136,7 @@ def test_answer(capsys, folder, video, loaded):
 
 def test_answer_uses_the_default_checkpoint(capsys, folder, video, monkeypatch):
     asked = "answer", video, QUESTION, "--max-new-tokens", 3
-    monkeypatch.setattr(opened, "CHECKPOINT", folder)
+    monkeypatch.setattr(opening, "CHECKPOINT", folder)
     assert run(capsys, *asked) == run(capsys, *asked, "--checkpoint", folder)
 
 
@@ -208,10 +210,10 @@ def test_the_checkpoint_says_how_to_sample_unless_told(folder, tmp_path, video):
     shutil.copytree(folder, own)
     settings = {"do_sample": True, "temperature": 0.5, "top_k": 20, "top_p": 0.9, "eos_token_id": 258}
     (own / "generation_config.json").write_text(json.dumps(settings))
-    arguments = cli.parser().parse_args(
+    arguments = parser().parse_args(
         ["answer", str(video), "q", "--checkpoint", str(own), "--top-k", "5", "--seed", "3"]
     )
-    opened_ = opened.Opened.of(arguments, [])
+    opened_ = opening.Opened.of(arguments, [])
     assert opened_.sampling() == {"temperature": 0.5, "top_k": 5, "top_p": 0.9, "seed": 3}
     assert opened_.given() == {"top_k": 5, "seed": 3}
 
@@ -234,14 +236,14 @@ def test_max_context_gives_a_video_fewer_frames(capsys, folder, video):
 
 
 def test_limited_leaves_room_for_text():
-    config = opened.limited(KeyeConfig.keye_vl_2_30b_a3b(), 32_768, 1024)
+    config = opening.limited(KeyeConfig.keye_vl_2_30b_a3b(), 32_768, 1024)
     assert config.text.max_positions == 32_768
     frames = config.video.video_tokens // 64
     assert 32_768 - 74 < frames * (64 + 10) + 256 + 1024 <= 32_768
 
 
 def test_too_little_memory_is_refused_before_anything_is_read(capsys, folder, video, monkeypatch):
-    monkeypatch.setattr(opened, "free_bytes", lambda device: 10_000)
+    monkeypatch.setattr(opening, "free_bytes", lambda device: 10_000)
     monkeypatch.setattr(KeyeVL, "from_pretrained", None)
     status, out, err = run(capsys, "answer", video, QUESTION, "--checkpoint", folder)
     assert (status, out) == (2, "")
@@ -249,7 +251,7 @@ def test_too_little_memory_is_refused_before_anything_is_read(capsys, folder, vi
 
 
 def test_much_of_the_memory_is_told_in_a_table(capsys, folder, video, monkeypatch):
-    monkeypatch.setattr(opened, "free_bytes", lambda device: 300_000_000)
+    monkeypatch.setattr(opening, "free_bytes", lambda device: 300_000_000)
     status, _, err = run(capsys, "answer", video, QUESTION, "--checkpoint", folder, "--max-new-tokens", 2)
     assert status == 0 and re.search(r"^cpu .* 300 MB  fits$", err, re.M)
 
@@ -268,7 +270,7 @@ def test_much_of_the_memory_is_told_in_a_table(capsys, folder, video, monkeypatc
 def test_devices(monkeypatch, gpus, name, streaming, devices):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert opened.choose_devices(name, streaming) == devices
+    assert opening.choose_devices(name, streaming) == devices
 
 
 def test_info_names_the_keys_that_are_not_read(capsys, tmp_path):
@@ -359,17 +361,17 @@ def test_chat_survives_ctrl_c_in_an_answer_and_ends_by_it_at_the_prompt(capsys, 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_holds_an_example_that_parses(capsys, command):
     with pytest.raises(SystemExit) as stop:
-        cli.main([command, "--help"])
+        main([command, "--help"])
     assert stop.value.code == 0
     examples = re.findall(r"^example: minikeye (.*)$", capsys.readouterr().out, re.M)
     assert len(examples) == 1
-    assert cli.parser().parse_args(shlex.split(examples[0])).run is getattr(commands, command.replace("-", "_"))
+    assert parser().parse_args(shlex.split(examples[0])).run is getattr(commands, command.replace("-", "_"))
 
 
 def test_help_and_version(capsys):
     for argument in ("--help", "--version"):
         with pytest.raises(SystemExit) as stop:
-            cli.main([argument])
+            main([argument])
         assert stop.value.code == 0
     out = capsys.readouterr().out
     assert all(re.search(rf"^    {command}(\s|$)", out, re.M) for command in COMMANDS)
@@ -417,7 +419,7 @@ def test_an_error_is_one_message_and_status_2(capsys, monkeypatch, tmp_path, fol
     text, empty = tmp_path / "text.mp4", tmp_path / "empty"
     text.write_text("not a video " * 99)
     empty.mkdir()
-    monkeypatch.setattr(opened, "CHECKPOINT", tmp_path / "absent")
+    monkeypatch.setattr(opening, "CHECKPOINT", tmp_path / "absent")
     places = {"{video}": video, "{folder}": folder, "{empty}": empty, "{text}": text}
     for name, place in places.items():
         argv = [a.replace(name, str(place)) for a in argv]
@@ -436,7 +438,7 @@ def test_absent_gpu(capsys, folder, video):
 @pytest.mark.parametrize("card", ["7", "7@", "@3", "12@3", "-1@3", "7.5@3", "seven@3"])
 def test_a_bad_card_is_a_usage_error(capsys, card):
     with pytest.raises(SystemExit) as stop:
-        cli.main(["frames", "v.mp4", "q", f"--insert-card={card}"])
+        main(["frames", "v.mp4", "q", f"--insert-card={card}"])
     assert stop.value.code == 2
     assert "expected DIGIT@SECONDS such as 7@3.0" in capsys.readouterr().err
 
@@ -444,7 +446,7 @@ def test_a_bad_card_is_a_usage_error(capsys, card):
 @pytest.mark.parametrize("argv", [[], ["dance"], ["cost"], ["frames", "v.mp4"], ["answer"], ["fake-checkpoint"]])
 def test_usage_errors(capsys, argv):
     with pytest.raises(SystemExit) as stop:
-        cli.main(argv)
+        main(argv)
     assert stop.value.code == 2
     assert "usage: minikeye" in capsys.readouterr().err
 
@@ -453,7 +455,7 @@ def test_ctrl_c(capsys, monkeypatch, video):
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(opened.Opened, "of", interrupted)
+    monkeypatch.setattr(opening.Opened, "of", interrupted)
     assert run(capsys, "answer", video, "q") == (130, "", "minikeye: stopped\n")
 
 
@@ -528,5 +530,5 @@ def test_idle_threads_sleep_unless_told_otherwise(monkeypatch, capsys):
         monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
         if before is not None:
             monkeypatch.setenv("OMP_WAIT_POLICY", before)
-        assert cli.main(["info", "--config", "nano"]) == 0
+        assert main(["info", "--config", "nano"]) == 0
         assert os.environ["OMP_WAIT_POLICY"] == after

@@ -10,8 +10,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from minikeye import KeyeConfig, KeyeVL, Processor, cost, ops
-from minikeye.processor import Clip
-from minikeye.sampling import VideoError
+from minikeye.inputs.processor import Clip
+from minikeye.inputs.sampling import VideoError
 
 FRAMES, FRAME_TOKENS = 5, 2  # 28x56 pixels at nano
 

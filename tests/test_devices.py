@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from minikeye import KeyeConfig, KeyeVL
-from minikeye.devices import device_of, on_its_device, plan, split
-from minikeye.memory import NotEnoughMemory
+from minikeye.checkpoint.split import device_of, on_its_device, plan, split
+from minikeye.cost.memory import NotEnoughMemory
 
 GIB = 2**30
 

@@ -12,8 +12,8 @@ from matplotlib.text import Text
 
 from minikeye.explore import FrameSelection, words
 from minikeye.explore.layout import MAX_COLUMNS, choose_frames, columns, round_number, runs, spread, time_ticks
-from minikeye.prompt import FrameSpan
-from minikeye.record import LayerRecord, Record
+from minikeye.inputs.prompt import FrameSpan
+from minikeye.model.record import LayerRecord, Record
 
 matplotlib.use("Agg")
 

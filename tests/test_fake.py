@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from minikeye import KeyeConfig, KeyeVL, Processor, fake
+from minikeye import KeyeConfig, KeyeVL, Processor
+from minikeye.checkpoint import fake
+from minikeye.checkpoint.fake import draw, fake_config, fake_tokenizer, tensor_shapes, write_fake_checkpoint
 from minikeye.config import unused_keys
-from minikeye.fake import draw, fake_config, fake_tokenizer, tensor_shapes, write_fake_checkpoint
-from minikeye.tokenizer import SPECIAL_TOKENS, ByteTokenizer
+from minikeye.inputs.tokenizer import SPECIAL_TOKENS, ByteTokenizer
 
 SMALL = fake_config(small=True)
 QUESTION = [{"role": "user", "content": "Which digit is on the card?"}]

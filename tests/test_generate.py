@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from minikeye.generate import Generation, sample
-from minikeye.model import KeyeVL
+from minikeye.inference.generate import Generation, sample
+from minikeye.keye import KeyeVL
 
 PROMPT = torch.tensor([[72, 105, 32, 116, 104, 101, 114, 101]])
 
@@ -190,8 +190,8 @@ def test_more_than_the_context(model):
 
 def test_more_than_is_free(model, monkeypatch):
     """Refused before anything is read, with what would fit."""
-    from minikeye import generate
-    from minikeye.memory import NotEnoughMemory
+    from minikeye.cost.memory import NotEnoughMemory
+    from minikeye.inference import generate
 
     monkeypatch.setattr(generate, "free_bytes", lambda device: 40 * 2**20)
     with pytest.raises(NotEnoughMemory, match=r"cpu has 41\.9 MB free"):
@@ -238,7 +238,7 @@ def test_the_prompt_is_read_in_chunks(model, monkeypatch):
 
 def test_what_the_memory_is_asked_for(model, monkeypatch):
     """The batch, the visual tokens of a row, the chunk; what the cache has taken counts as free."""
-    from minikeye import generate
+    from minikeye.inference import generate
 
     asked = []
     monkeypatch.setattr(generate, "needs", lambda config, **bill: asked.append(bill))

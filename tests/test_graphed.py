@@ -6,8 +6,8 @@ import torch
 from minikeye import KeyeVL
 from minikeye.evaluation import rules
 from minikeye.evaluation.rules import selecting
-from minikeye.graphed import StaticStep, obstacle
-from minikeye.shipped import CHECKPOINT
+from minikeye.files import CHECKPOINT
+from minikeye.inference.cuda_graph import StaticStep, obstacle
 
 PROMPT = torch.tensor([[72, 105, 32, 116, 104, 101, 114, 101], [3, 1, 4, 1, 5, 9, 2, 6]])
 

@@ -9,10 +9,11 @@ from torch import nn
 from torch.testing import assert_close
 from transformers.models.deepseek_v32.modeling_deepseek_v32 import DeepseekV32Indexer
 
-from minikeye import indexer as ix
 from minikeye import ops
 from minikeye.config import IndexerConfig, KeyeConfig, TextConfig
-from minikeye.rope import mrope
+from minikeye.model import indexer as ix
+from minikeye.model.rope import mrope
+from minikeye.ops import torch_losses as losses
 
 NEVER = -float("inf")
 B, T, S, G, R, E = 2, 4, 7, 2, 3, 8  # batch, queries, keys, groups, heads a group, head width
@@ -94,7 +95,7 @@ def test_kl_is_torchs():
     expected = sum(
         nn.functional.kl_div(scores.log_softmax(-1), targets[:, :, g], reduction="none").sum(-1) for g in range(G)
     )
-    assert_close(ix.kl_loss(scores, targets), expected)
+    assert_close(losses.kl_loss(scores, targets), expected)
 
 
 def test_closed_form_gradient():
@@ -107,29 +108,29 @@ def test_closed_form_gradient():
         .masked_fill(scores.detach()[:, :, None] == NEVER, NEVER)
         .softmax(-1)
     )
-    ix.kl_loss(scores, targets).sum().backward()
+    losses.kl_loss(scores, targets).sum().backward()
     assert_close(scores.grad, G * (scores.softmax(-1) - targets.mean(2)).detach())
 
 
 def test_gradcheck():
     scores = torch.randn(1, 3, S, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(ix.kl_loss, (scores, distributions(1, 3, G, S)))
+    assert torch.autograd.gradcheck(losses.kl_loss, (scores, distributions(1, 3, G, S)))
 
 
 def test_floor_is_jensen_shannon():
     """The best single softmax is the mean of the groups; what is left is G times their Jensen-Shannon divergence."""
     targets = distributions(B, T, G, S)
-    best = ix.kl_loss(targets.mean(2).log(), targets)
+    best = losses.kl_loss(targets.mean(2).log(), targets)
     for b, t in torch.cartesian_prod(torch.arange(B), torch.arange(T)).tolist():
         distance = jensenshannon(*targets[b, t].numpy())  # scipy returns the square root
         assert best[b, t].item() == pytest.approx(G * distance**2)
-    assert (ix.kl_loss(torch.randn(B, T, S, dtype=torch.float64), targets) > best).all()
+    assert (losses.kl_loss(torch.randn(B, T, S, dtype=torch.float64), targets) > best).all()
 
 
 def test_targets_get_no_gradient():
     logits = torch.randn(1, 1, G, S, requires_grad=True)
     scores = torch.randn(1, 1, S, requires_grad=True)
-    ix.kl_loss(scores, logits.softmax(-1)).sum().backward()
+    losses.kl_loss(scores, logits.softmax(-1)).sum().backward()
     assert logits.grad is None and scores.grad is not None
 
 
@@ -138,7 +139,7 @@ def test_a_query_without_keys_has_no_loss():
     scores, targets = torch.randn(1, 2, S), distributions(1, 2, G, S).float()
     scores[0, 0], targets[0, 0] = NEVER, 0.0
     scores.requires_grad_()
-    loss = ix.kl_loss(scores, targets)
+    loss = losses.kl_loss(scores, targets)
     loss.sum().backward()
     assert loss[0, 0] == 0 and loss[0, 1] > 0 and scores.grad.isfinite().all()
 
@@ -150,7 +151,7 @@ def test_a_query_without_keys_has_no_loss():
 def test_dense_targets_are_a_loop(start):
     """Softmax of every head over its valid keys, then the mean over the heads of a group; no keys, no mass."""
     q, k = torch.randn(B, T, G * R, E), torch.randn(B, S, G, E)
-    got = ix.dense_targets(q, k, ops.valid_keys(T, S, 3, start))
+    got = losses.dense_targets(q, k, ops.valid_keys(T, S, 3, start))
     for b, t, g in torch.cartesian_prod(*map(torch.arange, (B, T, G))).tolist():
         first, last = 0 if start is None else int(start[b]), 3 + t
         expected = torch.zeros(S)
@@ -171,7 +172,7 @@ def selected(k: int = 3):
 
 def test_selected_targets_are_dense_ones_renormalised_per_head():
     q, keys, _, indices = selected()
-    got = ix.selected_targets(q, ops.gather_rows(keys, indices), indices)
+    got = losses.selected_targets(q, ops.gather_rows(keys, indices), indices)
     for b, t, g in torch.cartesian_prod(*map(torch.arange, (B, T, G))).tolist():
         at = [n for n in indices[b, t].tolist() if n >= 0]
         dense = torch.stack([(keys[b, :, g] @ q[b, t, g * R + r] / E**0.5).softmax(0)[at] for r in range(R)])
@@ -185,17 +186,17 @@ def test_selected_scores_are_index_scores_gathered():
     keys = ops.gather_rows(k[:, :, None], indices).squeeze(3)
     every = ops.index_scores(q, k, w, offset=1)
     expected = every.gather(-1, indices.clamp(min=0).long()).masked_fill(indices < 0, NEVER)
-    assert_close(ix.selected_scores(q, keys, w, indices), expected)
+    assert_close(losses.selected_scores(q, keys, w, indices), expected)
 
 
 def test_all_keys_selected_makes_the_two_losses_one():
     q, keys, index, _ = selected()
     indices = ops.select_topk(*index, S, offset=S - 1)
-    sparse = ix.kl_loss(
-        ix.selected_scores(index[0], ops.gather_rows(index[1][:, :, None], indices).squeeze(3), index[2], indices),
-        ix.selected_targets(q, ops.gather_rows(keys, indices), indices),
+    sparse = losses.kl_loss(
+        losses.selected_scores(index[0], ops.gather_rows(index[1][:, :, None], indices).squeeze(3), index[2], indices),
+        losses.selected_targets(q, ops.gather_rows(keys, indices), indices),
     )
-    dense = ix.kl_loss(
-        ops.index_scores(*index, offset=S - 1), ix.dense_targets(q, keys, ops.valid_keys(T, S, S - 1, None))
+    dense = losses.kl_loss(
+        ops.index_scores(*index, offset=S - 1), losses.dense_targets(q, keys, ops.valid_keys(T, S, S - 1, None))
     )
     assert_close(sparse, dense)

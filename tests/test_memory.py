@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from minikeye import KeyeConfig, KeyeVL, memory
-from minikeye.memory import NotEnoughMemory, fitting_context, format_table, free_bytes, needs, require
+from minikeye import KeyeConfig, KeyeVL
+from minikeye.cost import memory
+from minikeye.cost.memory import NotEnoughMemory, fitting_context, format_table, free_bytes, needs, require
 
 RELEASED = KeyeConfig.keye_vl_2_30b_a3b()
 GB = 10**9
@@ -93,7 +94,7 @@ import json, resource, sys
 from dataclasses import replace
 import torch
 from minikeye import KeyeConfig, KeyeVL
-from minikeye.memory import needs
+from minikeye.cost.memory import needs
 tokens, dtype = int(sys.argv[1]), getattr(torch, sys.argv[2])
 torch.set_num_threads(1)
 mini = KeyeConfig.mini()

@@ -9,10 +9,10 @@ from torch.testing import assert_close
 
 from minikeye import ops
 from minikeye.config import KeyeConfig
-from minikeye.indexer import dense_targets, kl_loss, selected_scores, selected_targets
-from minikeye.model import KeyeVL
-from minikeye.prompt import Prompt, pad
-from minikeye.tokenizer import ByteTokenizer
+from minikeye.inputs.prompt import Prompt, pad
+from minikeye.inputs.tokenizer import ByteTokenizer
+from minikeye.keye import KeyeVL
+from minikeye.ops.torch_losses import dense_targets, kl_loss, selected_scores, selected_targets
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 MODES = ["sparse", "dense", "masked"]

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
-from minikeye import moe
 from minikeye.config import TextConfig
+from minikeye.model import moe
 
 EXPERTS, CHOSEN = 6, 2
 CONFIG = TextConfig(

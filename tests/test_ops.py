@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from minikeye import gathered, ops, selection
-from minikeye.attention import dense_attention, masked_attention
+from minikeye import ops
+from minikeye.ops import backend, dense_attention, masked_attention
+from minikeye.ops import torch_attention as gathered
+from minikeye.ops import torch_selection as selection
 
 NEVER = -float("inf")
 
@@ -469,7 +471,7 @@ def test_what_auto_takes_on_a_gpu(monkeypatch, tensor, unless, why):
     """Of a GPU that this machine need not have: the choice looks at names, dtypes and shapes, and runs nothing."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(ops, "_triton_installed", lambda: True)
+    monkeypatch.setattr(backend, "_triton_installed", lambda: True)
     monkeypatch.setattr(torch.Tensor, "device", property(lambda x: torch.device("cuda")))
     name, reason = ops.choose_backend("auto", tensor, unless=unless)
     assert why in reason and name == ("triton" if "present" in reason else "torch")
@@ -557,9 +559,9 @@ def test_second_derivatives_are_refused():
 )
 def test_index_shapes_for_the_kernels(shape, dtype, why):
     index_q = torch.zeros(1, 1, *shape, dtype=dtype)
-    assert why in ops._beyond_index_kernels(index_q) and bool(why) == bool(ops._beyond_index_kernels(index_q))
+    assert why in backend.beyond_index_kernels(index_q) and bool(why) == bool(backend.beyond_index_kernels(index_q))
     q, k = torch.zeros(1, 1, 8, 64), torch.zeros(1, 1, 1, 64)
-    assert bool(ops._beyond_kernels(q, k, index_q)) == bool(why or shape[0] * shape[1] > 8192)
+    assert bool(backend.beyond_kernels(q, k, index_q)) == bool(why or shape[0] * shape[1] > 8192)
 
 
 def test_no_kv_heads_is_an_error(unchecked):

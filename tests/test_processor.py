@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from PIL import Image
 
 from minikeye import KeyeConfig, KeyeVL, Processor
-from minikeye.fake import write_fake_checkpoint
-from minikeye.processor import Clip, resize
-from minikeye.sampling import VideoError
-from minikeye.video import read_video
-from minikeye.vision import patchify
+from minikeye.checkpoint.fake import write_fake_checkpoint
+from minikeye.inputs.pixels import patchify, resize
+from minikeye.inputs.processor import Clip
+from minikeye.inputs.sampling import VideoError
+from minikeye.inputs.video import read_video
 
 CLIP = Path(__file__).parents[1] / "assets" / "clips" / "big_buck_bunny.mp4"
 NANO, MINI = Processor(KeyeConfig.nano()), Processor(KeyeConfig.mini())

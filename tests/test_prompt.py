@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from minikeye.fake import fake_config, fake_tokenizer
-from minikeye.prompt import FrameSpan, Prompt, Visual, chatml, pad
-from minikeye.rope import position_ids
-from minikeye.tokenizer import ByteTokenizer, ReleasedTokenizer
+from minikeye.checkpoint.fake import fake_config, fake_tokenizer
+from minikeye.inputs.positions import position_ids
+from minikeye.inputs.prompt import FrameSpan, Prompt, Visual, chatml, pad
+from minikeye.inputs.tokenizer import ByteTokenizer, ReleasedTokenizer
 
 END, START, STOP, VISION, VISION_END, IMAGE, VIDEO, FRAME = range(256, 264)  # names in the order of SPECIAL_TOKENS
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from minikeye import KeyeConfig, Processor
-from minikeye.fake import TEMPLATE, fake_config, fake_tokenizer, write_fake_checkpoint
-from minikeye.released import FolderError, GenerationDefaults, read_folder, read_json
-from minikeye.shipped import CHECKPOINT
-from minikeye.template import TemplateError
-from minikeye.tokenizer import ByteTokenizer, ReleasedTokenizer
+from minikeye.checkpoint.fake import TEMPLATE, fake_config, fake_tokenizer, write_fake_checkpoint
+from minikeye.files import CHECKPOINT
+from minikeye.inputs.settings import FolderError, GenerationDefaults, read_folder, read_json
+from minikeye.inputs.template import TemplateError
+from minikeye.inputs.tokenizer import ByteTokenizer, ReleasedTokenizer
 
 SMALL = fake_config(small=True)
 HI = [{"role": "user", "content": "Hi"}]

@@ -1,111 +1,186 @@
-"""Imports point one way, modules stay small, and every line knows its room."""
+"""Imports point down, file by file; modules stay small; every line knows its room."""
 
 import ast
-from graphlib import TopologicalSorter
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-HOUSE = ROOT / "minikeye"
-MODULES = sorted(path for path in HOUSE.rglob("*.py") if path.name != "__init__.py" or path.parent != HOUSE)
+FOLDERS = {"minikeye": ROOT / "minikeye", "minikeye.kernels": ROOT / "kernels"}
 
-# From the ground floor up. A module imports from its own floor and those below it.
-FLOORS = [
-    {"config", "rope", "progress", "shipped", "whole"},
-    {"ops", "selection", "gathered", "vision", "moe", "indexer", "attention", "cache", "record"},
-    {"model"},
-    {"tokenizer", "prompt", "template", "released", "sampling", "container", "video", "processor", "text_stream"}
-    | {"chat", "generate", "graphed", "checkpoint", "streaming", "devices", "fake", "cost", "memory"},
-    {"minivid", "training", "evaluation", "explore", "exercises"},
-    {"cli", "commands", "opened"},
+# From the ground up. A file imports from its own room and from the rooms of lower lines, no exceptions.
+LAYERS = [
+    {"config", "files", "progress", "scores", "results", "kernels"},
+    {"ops"},
+    {"model", "inputs"},
+    {"cost", "minivid"},
+    {"checkpoint", "inference"},
+    {"keye"},
+    {"training", "explore", "exercises"},
+    {"rl"},
+    {"evaluation"},
+    {"cli"},
+    {"__init__", "__main__"},  # the three public names, and `python -m minikeye`
 ]
-# Conveniences on a class that is defined below what they call: imported inside the method.
-UPWARDS = {("model", "generate"), ("model", "checkpoint")}
-PUBLIC = {"minikeye.KeyeConfig": "config", "minikeye.KeyeVL": "model", "minikeye.Processor": "processor"}
+PUBLIC = {"KeyeConfig": "minikeye.config", "KeyeVL": "minikeye.keye", "Processor": "minikeye.inputs.processor"}
 VAGUE = {"utils", "util", "helpers", "helper", "common", "misc", "tools"}
 
 
-def room(path: Path) -> str:
-    """The module, or the package it lives in."""
-    return path.relative_to(HOUSE).parts[0].removesuffix(".py")
+def modules() -> dict[str, Path]:
+    """Every file of the package, kernels included, by the name that it is imported under."""
+    found = {}
+    for package, folder in FOLDERS.items():
+        for path in folder.rglob("*.py"):
+            parts = path.relative_to(folder).with_suffix("").parts
+            found[".".join([package, *(part for part in parts if part != "__init__")])] = path
+    return found
 
 
-def imports(path: Path) -> set[str]:
-    """Full names of everything of minikeye that a file imports, at any depth. Relative imports are not used here."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+MODULES = modules()
+
+
+@cache
+def imports(text: str, names: frozenset[str]) -> frozenset[str]:
+    """The modules among `names` that a source text imports, at any depth: inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            found |= {alias.name for alias in node.names if alias.name in names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name}: relative import"
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name for name in names if name.startswith("minikeye.")}
+            assert node.level == 0, "relative import"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                if node.module == "minikeye" and alias.name in PUBLIC:
+                    found.add(PUBLIC[alias.name])
+                elif inner in names:
+                    found.add(inner)
+                elif node.module in names and alias.name != "__version__":
+                    found.add(node.module)
+    return frozenset(found)
 
 
-def edges() -> set[tuple[str, str]]:
-    """(room, room it imports from)"""
-    pairs = {(room(path), PUBLIC.get(name, name.split(".")[1])) for path in MODULES for name in imports(path)}
-    return {(a, b) for a, b in pairs if a != b and b != "__version__"}
+def graph(texts: dict[str, str]) -> dict[str, set[str]]:
+    """Module -> the modules it imports. `import minikeye` alone, for its version, is no arrow."""
+    names = frozenset(texts)
+    return {name: set(imports(text, names)) - {name, "minikeye"} for name, text in texts.items()}
+
+
+def room(module: str) -> str:
+    """The folder of the package that a module lies in, or its own name where it lies in none."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def upwards(arrows: dict[str, set[str]]) -> set[tuple[str, str]]:
+    """Arrows that do not point down: to another room on the same line or above. The files that lie in no folder share
+    one, so that those of one line may import each other."""
+    level = {name: n for n, names in enumerate(LAYERS) for name in names}
+
+    def points_down(a: str, b: str) -> bool:
+        beside = a.count(".") == b.count(".") == 1 and level[room(a)] == level[room(b)]
+        return room(a) == room(b) or beside or level[room(b)] < level[room(a)]
+
+    return {(a, b) for a, below in arrows.items() for b in below if not points_down(a, b)}
+
+
+def circle(arrows: dict[str, set[str]]) -> list[str]:
+    """Files that import each other in a circle; empty where there is none."""
+    try:
+        list(TopologicalSorter(arrows).static_order())
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+TEXTS = {name: path.read_text(encoding="utf-8") for name, path in MODULES.items()}
+PATHS = sorted(MODULES.values())
 
 
 def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def test_every_room_has_a_floor():
-    """A new module or package is put into FLOORS by whoever adds it."""
-    assert {room(path) for path in MODULES} - set().union(*FLOORS) == set()
+def test_every_room_has_a_line():
+    """A new room is put into LAYERS by whoever adds it."""
+    assert {room(name) for name in MODULES} - set().union(*LAYERS) == set()
 
 
 def test_imports_point_down():
-    floor = {name: n for n, names in enumerate(FLOORS) for name in names}
-    floor["kernels"] = 0
-    assert {(a, b) for a, b in edges() if floor[a] < floor[b]} == UPWARDS
+    assert upwards(graph(TEXTS)) == set()
 
 
 def test_no_circles():
-    graph: dict[str, set[str]] = {}
-    for a, b in edges() - UPWARDS:
-        graph.setdefault(a, set()).add(b)
-    assert list(TopologicalSorter(graph).static_order())
+    assert circle(graph(TEXTS)) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("minikeye.ops.backend", "from minikeye.model.rope import rotate"),
+        ("minikeye.model.rope", "from minikeye.inputs import prompt"),  # neither knows the other
+        ("minikeye.inputs.prompt", "def f():\n    from minikeye import KeyeVL"),  # lazy, and by its public name
+        ("minikeye.kernels.launch", "import minikeye.ops.checks"),
+        ("minikeye.training.loop", "from minikeye.explore.ask import ask"),
+        ("minikeye.scores", "from minikeye.minivid.tasks import score"),
+        ("minikeye.checkpoint.loader", "from minikeye.keye import KeyeVL"),
+    ],
+)
+def test_one_line_that_points_up_is_seen(module, line):
+    changed = TEXTS | {module: f"{TEXTS[module]}\n{line}\n"}
+    assert {a for a, _ in upwards(graph(changed))} == {module}
+
+
+def test_one_line_that_closes_a_circle_is_seen():
+    """Within a room every direction is allowed, once around is not."""
+    changed = TEXTS | {"minikeye.model.rope": TEXTS["minikeye.model.rope"] + "\nfrom minikeye.model import attention\n"}
+    assert upwards(graph(changed)) == set() and "minikeye.model.rope" in circle(graph(changed))
+
+
+def test_recipes_are_imported_by_nobody():
+    assert [(a, b) for a, below in graph(TEXTS).items() for b in below if ".recipes." in b] == []
 
 
 def test_only_ops_imports_kernels():
-    assert {path.name for path in MODULES if any(n.startswith("minikeye.kernels") for n in imports(path))} <= {"ops.py"}
+    """Beside the scripts that check and time them."""
+    users = {a for a, below in graph(TEXTS).items() for b in below if room(b) == "kernels" and room(a) != "kernels"}
+    assert {name for name in users if not name.startswith("minikeye.evaluation.kernels.")} == {"minikeye.ops.door"}
 
 
 def test_the_model_holds_no_if_triton():
-    """Of the modules that compute, only ops knows the word."""
-    names = FLOORS[1] | FLOORS[2] | {"generate"}
-    assert [p.name for p in MODULES if room(p) in names - {"ops"} and "triton" in p.read_text().lower()] == []
+    """Only ops knows the word, and what asks ops which backend it takes."""
+    assert [name for name, text in TEXTS.items() if room(name) == "model" and "triton" in text.lower()] == []
 
 
 def test_kernels_import_kernels_only():
-    """The scripts are no kernels: they compare them with the rest and write down what they found."""
-    scripts = {"bench.py", "compiled.py", "counters.py", "full_size.py", "proof.py", "proof_model.py", "small.py"}
-    found = {(p.name, n) for p in (ROOT / "kernels").rglob("*.py") if p.name not in scripts for n in imports(p)}
-    assert sorted((name, n) for name, n in found if not n.startswith("minikeye.kernels.")) == []
+    found = {(a, b) for a, below in graph(TEXTS).items() for b in below if room(a) == "kernels"}
+    assert sorted((a, b) for a, b in found if room(b) != "kernels") == []
 
 
-@pytest.mark.parametrize("path", [*MODULES, *sorted((ROOT / "kernels").rglob("*.py"))], ids=name_of)
+@pytest.mark.parametrize("path", PATHS, ids=name_of)
 def test_at_most_300_lines(path):
     assert len(path.read_text().splitlines()) <= 300
 
 
+def test_at_most_12_files_a_folder():
+    """Exercises are numbered and may be more."""
+    folders = {path.parent for path in PATHS if path.parent.name != "exercises"}
+    assert {name_of(f): n for f in folders if (n := len(list(f.glob("*.py")))) > 12} == {}
+
+
 def test_no_vague_names():
-    folders = [HOUSE, ROOT / "kernels", ROOT / "tests", ROOT / "notebooks"]
+    folders = [*FOLDERS.values(), ROOT / "tests", ROOT / "notebooks"]
     found = [p for folder in folders for p in folder.rglob("*") if p.stem in VAGUE and "__pycache__" not in p.parts]
     assert found == []
 
 
 def test_every_module_says_what_it_is():
     """A docstring at the top of every file."""
-    assert [name_of(path) for path in MODULES if not ast.get_docstring(ast.parse(path.read_text()))] == []
+    assert [name for name, text in TEXTS.items() if not ast.get_docstring(ast.parse(text))] == []
 
 
 def test_nothing_is_left_for_later():
     """No TODO, no NotImplementedError, no bare except."""
-    for path in [*MODULES, *(ROOT / "kernels").rglob("*.py")]:
-        text = path.read_text()
-        assert not any(mark in text for mark in ("TODO", "FIXME", "NotImplementedError", "except:")), name_of(path)
+    marks = ("TODO", "FIXME", "NotImplementedError", "except:")
+    assert [name for name, text in TEXTS.items() if any(mark in text for mark in marks)] == []

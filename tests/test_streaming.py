@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from minikeye import KeyeConfig, KeyeVL, streaming
-from minikeye.checkpoint import INDEX
+from minikeye import KeyeConfig, KeyeVL
+from minikeye.checkpoint import streaming
+from minikeye.checkpoint.tensors import INDEX
 from minikeye.evaluation.rules import selecting
 
 IDS = torch.arange(3, 83).view(1, 80) * 7 % 251

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from minikeye.fake import TEMPLATE as FAKE
-from minikeye.fake import fake_config, fake_tokenizer
-from minikeye.prompt import Prompt, Visual, chatml
-from minikeye.template import CLOSE, OPEN, ChatTemplate, TemplateError
-from minikeye.tokenizer import ByteTokenizer, ReleasedTokenizer
+from minikeye.checkpoint.fake import TEMPLATE as FAKE
+from minikeye.checkpoint.fake import fake_config, fake_tokenizer
+from minikeye.inputs.prompt import Prompt, Visual, chatml
+from minikeye.inputs.template import CLOSE, OPEN, ChatTemplate, TemplateError
+from minikeye.inputs.tokenizer import ByteTokenizer, ReleasedTokenizer
 
 # Content as text or as a list, and a system text where the conversation brings none.
 QWEN_2_5_VL = (

@@ -9,8 +9,8 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers.decoders import DecodeStream
 
-from minikeye.text_stream import TextStream, split_thought
-from minikeye.tokenizer import SPECIAL_TOKENS, ByteTokenizer, ReleasedTokenizer
+from minikeye.inference.text_stream import TextStream, split_thought
+from minikeye.inputs.tokenizer import SPECIAL_TOKENS, ByteTokenizer, ReleasedTokenizer
 
 FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"  # three people and two joiners: one picture, 18 bytes
 TEXTS = ["What is 12+34?", "Größe: 7 bei 12,5 s", "视频里有什么?", f"é 🎬 {FAMILY} e\u0301", "", " \n\t"]

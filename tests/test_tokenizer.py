@@ -12,7 +12,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as FastTokenizer
 
 from minikeye.config import KeyeConfig
-from minikeye.tokenizer import SPECIAL_TOKENS, ByteTokenizer, ReleasedTokenizer, load_tokenizer
+from minikeye.inputs.tokenizer import SPECIAL_TOKENS, ByteTokenizer, ReleasedTokenizer, load_tokenizer
 
 TEXTS = ["What is 12+34?", "Welche Ziffer? 7 bei 12,5 s", "视频里有什么?", "é ñ 🎬", "", "<|im_end|>", " \n\t"]
 

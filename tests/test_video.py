@@ -20,11 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
-from minikeye import container as container_module
-from minikeye import sampling, video
 from minikeye.config import VideoConfig
-from minikeye.container import plan_decode, stated_size
-from minikeye.sampling import (
+from minikeye.inputs import container as container_module
+from minikeye.inputs import sampling, video
+from minikeye.inputs.container import plan_decode, stated_size
+from minikeye.inputs.sampling import (
     VideoError,
     fit_size,
     frame_count,
@@ -35,7 +35,7 @@ from minikeye.sampling import (
     smart_resize,
     video_budget,
 )
-from minikeye.video import probe, read_video
+from minikeye.inputs.video import probe, read_video
 
 ROOT = Path(__file__).resolve().parent.parent
 RELEASED = VideoConfig()
@@ -450,7 +450,7 @@ def test_released_budget_reaches_the_frames(tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_length(tmp_path: Path) -> None:
     program = (
         "import json, resource, sys\n"
-        "from minikeye.video import read_video\n"
+        "from minikeye.inputs.video import read_video\n"
         "from minikeye.config import VideoConfig\n"
         "small, large = sys.argv[1:]\n"
         "peaks = []\n"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from minikeye.whole import write_whole
+from minikeye.files import write_whole
 
 
 def test_replaces_and_leaves_nothing_behind(tmp_path):

@@ -13,34 +13,33 @@ the teaching of indexers varies, not how much pre-training does. Our choice, all
 import argparse
 import copy
 import json
-import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from minikeye.evaluation.metrics import student_mean
-from minikeye.evaluation.results import hardware, write_result
 from minikeye.evaluation.rules import RULES, interleave, selecting
+from minikeye.keye import KeyeVL
 from minikeye.minivid.dataset import make_videos
-from minikeye.model import KeyeVL
+from minikeye.minivid.lessons import Lesson, Size, parts_right, question_prompts
+from minikeye.results import hardware, write_result
+from minikeye.scores import student_mean
+from minikeye.training.curriculum import SIZES, Curriculum
 from minikeye.training.dsa import RecallMeter
-from minikeye.training.lessons import Lesson, Size, ask
 from minikeye.training.loop import LoopConfig
-from minikeye.training.mini import SIZES, SLOW, Recipe, teach_answers
-from minikeye.training.supervised import parts_right
-from minikeye.training.tower import autocast
+from minikeye.training.stage import SLOW, SPARSE, WARMUP
+from minikeye.training.stage import teach as teach_stage
+from minikeye.training.step import autocast, on
 
 TRAINED_FRAMES = 64  # longest video of the DSA stages: 1x
-RECIPE = Recipe(
-    warmup=LoopConfig(steps=200, lr=3e-3, warmup=20),
-    sparse=LoopConfig(steps=300, lr=2e-4, warmup=20, slow=SLOW),
-    frames=2048,
-    longest=TRAINED_FRAMES,
-    sizes=tuple(size for size in SIZES if size[1:3] == (56, 56)),
+# (stage, steps and rate, lengths), one after the other. Masks are dear: fewer frames a step in the sparse stage.
+LENGTHS = Curriculum(2048, TRAINED_FRAMES, tuple(size for size in SIZES if size[1:3] == (56, 56)))
+RECIPE = (
+    (WARMUP, LoopConfig(steps=200, lr=3e-3, warmup=20), LENGTHS),
+    (SPARSE, LoopConfig(steps=300, lr=2e-4, warmup=20, slow=SLOW), replace(LENGTHS, frames=LENGTHS.frames * 3 // 4)),
 )
 # Questions of each task, per seed and method.
 QUESTIONS = {16: {"N": 60}, 64: {"N": 100, "G": 60}, 256: {"N": 100, "G": 50}, 1024: {"N": 40, "G": 20}}
@@ -77,21 +76,27 @@ def fresh(dense: KeyeVL, seed: int) -> KeyeVL:
     return model
 
 
-def teach(dense: KeyeVL, seed: int, recipe: Recipe, device: str, workers: int) -> dict[str, KeyeVL]:
+def teach(dense: KeyeVL, seed: int, recipe: tuple, workers: int) -> dict[str, KeyeVL]:
     """The models of this seed: after the warm-up, after the sparse stage, and that with the wrong layout."""
-    model = fresh(dense, seed)
+    model, after = fresh(dense, seed), {}
     model.visual.chunk_patches = 2**20
-    with tempfile.TemporaryDirectory() as folder:
-        teach_answers(model, recipe, Path(folder), device, "warmup", workers, seed)
-        warm = copy.deepcopy(model)
-        teach_answers(model, recipe, Path(folder), device, "sparse", workers, seed)
-    wrong = copy.deepcopy(model)
-    interleave(wrong)
-    return {"warmup": warm.eval(), "dsa": model.eval(), "wrongrope": wrong.eval()}
+    for stage, config, lengths in recipe:
+        lessons = lengths.lessons_from(model.config, config.steps, 100 * seed + stage.number, workers)
+        teach_stage(model, stage, config, lessons, None)
+        after[stage.name] = copy.deepcopy(model)
+    interleave(model)
+    return {"warmup": after["warmup"].eval(), "dsa": after["sparse"].eval(), "wrongrope": model.eval()}
+
+
+def in_small(recipe: tuple) -> tuple:
+    """The recipe for a smoke test."""
+    return tuple(
+        (stage, config.scaled(0.01), replace(lengths, frames=32, longest=16)) for stage, config, lengths in recipe
+    )
 
 
 @torch.no_grad()
-def measure(model: KeyeVL, run: Run, n: int, device: str, tokens: int = 2**17) -> dict:
+def measure(model: KeyeVL, run: Run, n: int, tokens: int = 2**17) -> dict:
     """Exact answers of n questions in percent, parts of needle answers, and what the selection keeps, per layer.
 
     run.method: one of METHODS; those that are no rule of `RULES` are told by the model that is given. Raises ValueError
@@ -100,29 +105,30 @@ def measure(model: KeyeVL, run: Run, n: int, device: str, tokens: int = 2**17) -
     if run.method not in METHODS or run.task not in ("N", "G") or n < 1:
         raise ValueError(f"expected a method of {METHODS}, task N or G and n >= 1; got {run.method}, {run.task}, {n}")
     begun, config = time.monotonic(), model.config
-    mode = "dense" if run.method in ("dense", "densefallback") else "masked" if device == "cuda" else "sparse"
+    mode = (
+        "dense" if run.method in ("dense", "densefallback") else "masked" if model.device.type == "cuda" else "sparse"
+    )
     batch = max(1, min(n, tokens // (10 * run.frames)))
     size, never = Size(run.frames, batch), (config.image_token_id, config.video_token_id)
     right = dict.fromkeys(("exact", "digit", "second"), 0)
     kept: list[Tensor] = []
-    with selecting(model, RULES.get(run.method), run.k), autocast(device):
+    with selecting(model, RULES.get(run.method), run.k), autocast(model.device):
         torch.manual_seed(run.seed)  # of random_keys
         for first in range(0, n, batch):
             numbers = range(100_000 * run.seed + first, 100_000 * run.seed + min(first + batch, n))
             videos = make_videos(11, numbers, run.frames, "test")
-            asked = ask(videos, run.task, size, config, answered=True)
-            inputs = Lesson(asked, videos, size).inputs(config, device)
+            asked = question_prompts(videos, run.task, size, config, answered=True)
+            inputs = Lesson(asked, videos, size).inputs(config, model.device)
             logits = model(inputs, attention=mode).logits
             parts = parts_right(logits, inputs["input_ids"], inputs["answer"], never)
             right = {name: right[name] + int(parts[name].sum()) for name in right}
             if mode != "dense" and first == 0:  # one batch tells
-                prompts = ask(videos, run.task, size, config)
-                mask = {"attention_mask": prompts["attention_mask"].to(device)}
+                prompts = question_prompts(videos, run.task, size, config)
+                mask = {"attention_mask": prompts["attention_mask"].to(model.device)}
                 del prompts["frames"]
                 meter = RecallMeter(None, last=1)
-                model(
-                    Lesson(prompts, videos, size).inputs(config, device) | mask, attention=mode, observer=meter, last=1
-                )
+                asked = Lesson(prompts, videos, size).inputs(config, model.device) | mask
+                model(asked, attention=mode, observer=meter, last=1)
                 kept = meter.kept
     row = {**vars(run), "n": n, "seconds_taken": round(time.monotonic() - begun, 1)}
     for name in right if run.task == "N" else ("exact",):
@@ -168,8 +174,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=8, help="processes that make prompts")
     parser.add_argument("--smoke", action="store_true", help="a few steps and questions, for a CPU")
     options = parser.parse_args()
-    recipe, share = (RECIPE.scaled(0.01, 32, 16, 16), 0.02) if options.smoke else (RECIPE, 1.0)
-    dense = KeyeVL.from_pretrained(options.dense, dtype=torch.float32, device=options.device)
+    device = on(options.device)
+    recipe, share = (in_small(RECIPE), 0.02) if options.smoke else (RECIPE, 1.0)
+    dense = KeyeVL.from_pretrained(options.dense, dtype=torch.float32, device=device)
     topk = dense.config.indexer.topk
     rows = [row for path in (options.out, *options.add) for row in known(path)]
     done = {Run(**{k: r[k] for k in Run.__dataclass_fields__}) for r in rows}
@@ -177,13 +184,13 @@ def main() -> None:
         if all(run in done for run in planned(seed, topk)):
             continue
         begun = time.monotonic()
-        models = teach(dense, seed, recipe, options.device, options.workers)
+        models = teach(dense, seed, recipe, options.workers)
         models |= {"densefallback": models["dsa"]}
         print(json.dumps({"seed": seed, "teaching": round(time.monotonic() - begun, 1)}), flush=True)
         for run in (r for r in planned(seed, topk) if r not in done and (r.frames <= 64 or not options.smoke)):
             n = max(2, round(share * QUESTIONS[run.frames][run.task]))
             where = {"hardware": hardware(), "torch": torch.__version__}
-            rows.append(measure(models.get(run.method, dense), run, n, options.device) | where)
+            rows.append(measure(models.get(run.method, dense), run, n) | where)
             print(json.dumps(rows[-1]), flush=True)
             report(options.out, rows, topk)
     report(options.out, rows, topk)

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import torch
 
-from minikeye.evaluation.metrics import bootstrap_mean, needle_score, temporal_iou, wilson
-from minikeye.evaluation.results import hardware, write_result
+from minikeye.inputs.tokenizer import load_tokenizer
+from minikeye.keye import KeyeVL
 from minikeye.minivid.dataset import MiniVideos, make_videos
-from minikeye.minivid.tasks import parse_interval, parse_needle
-from minikeye.model import KeyeVL
-from minikeye.record import Record
-from minikeye.tokenizer import load_tokenizer
-from minikeye.training.lessons import Lesson, Size, ask
-from minikeye.training.supervised import parts_right
+from minikeye.minivid.lessons import Lesson, Size, parts_right, question_prompts
+from minikeye.minivid.tasks import parse_interval, score
+from minikeye.model.record import Record
+from minikeye.results import hardware, write_result
+from minikeye.scores import bootstrap_mean, temporal_iou, wilson
+from minikeye.training.step import autocast, on
 
 SEED = 7  # of the test videos
 
@@ -57,7 +57,7 @@ RUNS = (
 
 
 @torch.no_grad()
-def exact(model: KeyeVL, run: Run, n: int, device: str, tokens: int = 262_144) -> dict:
+def exact(model: KeyeVL, run: Run, n: int, tokens: int = 262_144) -> dict:
     """Share of n questions that dense attention would answer exactly, by one pass over prompt and answer each."""
     begun, right = time.monotonic(), 0
     batch = max(1, min(100, tokens // (10 * run.frames)))
@@ -65,10 +65,9 @@ def exact(model: KeyeVL, run: Run, n: int, device: str, tokens: int = 262_144) -
     never = model.config.image_token_id, model.config.video_token_id
     for first in range(0, n, batch):
         videos = make_videos(SEED, range(first, min(first + batch, n)), run.frames, "test")
-        inputs = Lesson(ask(videos, run.task, size, model.config, answered=True), videos, size).inputs(
-            model.config, device
-        )
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+        asked = question_prompts(videos, run.task, size, model.config, answered=True)
+        inputs = Lesson(asked, videos, size).inputs(model.config, model.device)
+        with autocast(model.device):
             logits = model(inputs, attention=run.attention).logits
         right += int(parts_right(logits, inputs["input_ids"], inputs["answer"], never)["exact"].sum())
     estimate = wilson(right, n)
@@ -78,7 +77,7 @@ def exact(model: KeyeVL, run: Run, n: int, device: str, tokens: int = 262_144) -
 
 
 @torch.no_grad()
-def measure(model: KeyeVL, run: Run, n: int, device: str, tokens: int = 262_144) -> dict:
+def measure(model: KeyeVL, run: Run, n: int, tokens: int = 262_144) -> dict:
     """Answer n questions; returns one row: scores with 95 % intervals, share of keys selected, hits per layer."""
     begun = time.monotonic()
     tokenizer = load_tokenizer(model.config)
@@ -89,14 +88,15 @@ def measure(model: KeyeVL, run: Run, n: int, device: str, tokens: int = 262_144)
     size = Size(run.frames, batch, run.height, run.width)
     for first in range(0, n, batch):
         videos = make_videos(SEED, range(first, min(first + batch, n)), run.frames, "test")
-        prompts = ask(videos, run.task, size, model.config)
+        prompts = question_prompts(videos, run.task, size, model.config)
         frames = prompts.pop("frames")
-        mask = prompts["attention_mask"].to(device)
-        inputs = Lesson(prompts, videos, size).inputs(model.config, device, blank=run.blank) | {"attention_mask": mask}
-        with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+        mask = prompts["attention_mask"].to(model.device)
+        inputs = Lesson(prompts, videos, size).inputs(model.config, model.device, run.blank) | {"attention_mask": mask}
+        with autocast(model.device):
             out = model.generate(inputs, max_new_tokens=24, stop_ids=stop, attention=run.attention, record=True)
-        answers = [tokenizer.decode(out.row(row)) for row in range(len(videos.problems))]
-        scores += [score(run.task, a, videos, row) for row, a in enumerate(answers)]
+        for row, problems in enumerate(videos.problems):
+            problem = next(p for p in problems if p.task == run.task)
+            scores.append(score(problem, tokenizer.decode(out.row(row))))
         context += int(mask.sum())
         if run.task == "N" and out.record is not None:  # None: every answer is empty
             hits += needle_hits(out.record, frames, videos, mask.shape[1] - mask.sum(dim=1))
@@ -110,17 +110,6 @@ def measure(model: KeyeVL, run: Run, n: int, device: str, tokens: int = 262_144)
         row["hit_per_layer"] = [round(100 * float(h) / n, 2) for h in hits]
         row["selected_share"] = round(min(1.0, model.config.indexer.topk / row["context"]), 4)
     return row
-
-
-def score(task: str, answer: str, videos: MiniVideos, row: int) -> dict[str, float]:
-    """Needle: digit exact, second within 0.5 s, both. Grounding: temporal IoU. No readable answer scores 0."""
-    problem = next(p for p in videos.problems[row] if p.task == task)
-    if task == "N":
-        needle = needle_score(parse_needle(answer), parse_needle(problem.answer))
-        parts = {"digit": float(needle.digit), "second": float(needle.second), "both": float(needle.both)}
-        return parts | {"exact": float(answer == problem.answer)}
-    iou = temporal_iou(parse_interval(answer), parse_interval(problem.answer))
-    return {"tiou": iou, "exact": float(answer == problem.answer)}
 
 
 def needle_hits(record: Record, frames: list, videos: MiniVideos, padding: torch.Tensor) -> torch.Tensor:
@@ -183,9 +172,10 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=2**18, help="tokens in a batch, about")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
+    device = on(options.device)
     folders = {"final": options.checkpoint, "dense": options.dense}
     models = {
-        name: KeyeVL.from_pretrained(folder, dtype=torch.float32, device=options.device)
+        name: KeyeVL.from_pretrained(folder, dtype=torch.float32, device=device)
         for name, folder in folders.items()
         if folder is not None
     }
@@ -194,7 +184,7 @@ def main() -> None:
         if any(all(row[k] == v for k, v in vars(run).items()) for row in rows):
             continue  # measured by an earlier call
         answer = exact if run.attention == "dense" else measure
-        row = answer(models[run.model], run, options.n, options.device, options.tokens)
+        row = answer(models[run.model], run, options.n, options.tokens)
         rows.append(row | {"hardware": hardware(), "torch": torch.__version__})
         print(rows[-1], flush=True)
         report(options.out, rows)

@@ -6,9 +6,8 @@ A rule looks at an `AttentionTrace` and gives int32 [b t topk] with the semantic
 keys by position are written as index queries and keys, so that the exact selection of `ops` does the rest.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 from einops import rearrange
@@ -16,10 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from minikeye import ops
-from minikeye.attention import AttentionTrace
-from minikeye.model import KeyeVL
-
-Rule = Callable[[AttentionTrace, int], Tensor]
+from minikeye.keye import KeyeVL
+from minikeye.model.attention import Rule
+from minikeye.model.step import AttentionTrace
 
 
 def random_keys(trace: AttentionTrace, topk: int) -> Int[Tensor, "b t k"]:
@@ -88,17 +86,14 @@ def selecting(model: KeyeVL, rule: Rule | None = None, topk: int | None = None) 
     if not isinstance(model.model.layers, nn.ModuleList):
         raise ValueError("a streamed model takes its layers anew at every pass: load it without streaming")
     layers = [layer.self_attn for layer in model.model.layers]
-    before = [attention.topk for attention in layers]
+    before = [(attention.topk, attention.rule) for attention in layers]
     try:
         for attention in layers:
-            attention.topk = topk or attention.topk
-            if rule is not None:
-                attention.select = partial(_by_rule, rule, attention.topk)
+            attention.topk, attention.rule = topk or attention.topk, rule
         yield
     finally:
-        for attention, k in zip(layers, before, strict=True):
-            attention.topk = k
-            attention.__dict__.pop("select", None)
+        for attention, (k, earlier) in zip(layers, before, strict=True):
+            attention.topk, attention.rule = k, earlier
 
 
 @torch.no_grad()
@@ -117,10 +112,6 @@ def interleave(model: KeyeVL) -> None:
         indexer.q_proj.weight.copy_(indexer.q_proj.weight[rows])
         for p in (indexer.k_proj.weight, indexer.q_norm.weight, indexer.k_norm.weight, indexer.k_norm.bias):
             p.copy_(p[order])
-
-
-def _by_rule(rule: Rule, topk: int, trace: AttentionTrace, backend: str) -> Int[Tensor, "b t k"]:
-    return rule(trace, min(topk, trace.k.shape[1]))
 
 
 def _ones(trace: AttentionTrace) -> Float[Tensor, "b t 1"]:

@@ -3,7 +3,7 @@
 import torch
 
 from minikeye.exercises import checker, written
-from minikeye.prompt import FrameSpan
+from minikeye.inputs.prompt import FrameSpan
 
 
 @checker

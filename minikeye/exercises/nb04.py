@@ -3,9 +3,9 @@
 import torch
 
 from minikeye import KeyeConfig
-from minikeye.cache import cache_bytes_per_token
 from minikeye.cost import active_parameters, parameters
 from minikeye.exercises import checker, written
+from minikeye.model.cache import cache_bytes_per_token
 
 
 @checker

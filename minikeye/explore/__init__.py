@@ -1,8 +1,5 @@
-"""What the model selected: records -> FrameSelection -> figure, JSON, table, sentence.
+"""Which video frames sparse attention reads: counts, words, pictures, and an explorer for notebooks (widget/)."""
 
-The widget is `minikeye.explore.explorer.FrameExplorer`; a module of its own, since it needs ipywidgets.
-"""
-
-from minikeye.explore.selection import FrameSelection
+from minikeye.explore.frames import FrameSelection
 
 __all__ = ["FrameSelection"]

@@ -10,23 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from minikeye.attention import Mode
-from minikeye.checkpoint import local_folder
-from minikeye.evaluation.metrics import needle_score
-from minikeye.explore.selection import FrameSelection
+from minikeye.explore.frames import FrameSelection
+from minikeye.files import CHECKPOINT, local_folder, write_whole
+from minikeye.inputs.processor import Clip, Processor
+from minikeye.inputs.prompt import FrameSpan
+from minikeye.inputs.sampling import VideoError
+from minikeye.inputs.video import read_video
+from minikeye.keye import KeyeVL
 from minikeye.minivid import needle
-from minikeye.minivid.tasks import parse_needle
-from minikeye.model import KeyeVL
-from minikeye.processor import Clip, Processor
-from minikeye.prompt import FrameSpan
-from minikeye.record import Record
-from minikeye.sampling import VideoError
-from minikeye.shipped import CHECKPOINT
-from minikeye.video import read_video
-from minikeye.whole import write_whole
+from minikeye.minivid.tasks import Event, parse_needle, score
+from minikeye.minivid.tasks import needle as needle_problem
+from minikeye.model.record import Record
+from minikeye.model.step import Mode
 
 OnStep = Callable[[str, float, str], None]  # name of the step, its seconds, what it did
 
@@ -51,13 +48,14 @@ class Asked:
         """
         if self.card is None:
             raise ValueError("no card was inserted, so there is nothing to compare the answer with")
-        said = parse_needle(self.answer)
-        if said is None:
+        if parse_needle(self.answer) is None:
             return "the answer is not of the form '7 at 3.0 s'"
-        score = needle_score(said, (self.card[0], round(self.card[1], 1)))
-        if score.both:
+        digit, seconds = self.card
+        frame = self.truth[0]
+        parts = score(needle_problem(Event("card", str(digit), frame, frame + 1, seconds, seconds)), self.answer)
+        if parts["both"]:
             return "the answer is right"
-        wrong = [part for part, right in (("digit", score.digit), ("second", score.second)) if not right]
+        wrong = [part for part in ("digit", "second") if not parts[part]]
         return f"the answer is wrong in the {' and the '.join(wrong)}"
 
     def save(self, folder: str | Path) -> Path:
@@ -98,7 +96,7 @@ def ask(
     height, width = clip.frames.shape[-2:]
     watch.lap("video", f"{len(clip.frames)} frames of {width}x{height} pixels, 0.0 to {clip.seconds[-1]:.1f} s")
     content = [{"type": "video", "video": clip}, {"type": "text", "text": question}]
-    inputs = to_device(processor([{"role": "user", "content": content}], thinking), model.device)
+    inputs = processor([{"role": "user", "content": content}], thinking).to(model.device)
 
     def on_token(_: Tensor) -> None:
         if "prefill" not in watch.seconds:
@@ -130,7 +128,7 @@ def ask(
     return Asked(decode(ids), clip, tuple(inputs["frames"][0]), out.record, selection, truth, card, watch.seconds)
 
 
-def load(
+def model_and_processor(
     checkpoint: str | Path | None = None, model: KeyeVL | None = None, processor: Processor | None = None
 ) -> tuple[KeyeVL, Processor]:
     """The model to ask: `model` with its `processor` where they are given, else loaded from `checkpoint`.
@@ -170,11 +168,6 @@ def read_clip(
         )
     nearest = min(range(len(times)), key=lambda n: abs(times[n] - seconds))
     return Clip(needle.insert_card(video.frames, nearest, digit), times), (nearest,)
-
-
-def to_device(inputs: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:
-    """The processor's inputs with every tensor on `device`."""
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
 
 
 class _Stopwatch:

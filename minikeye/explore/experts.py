@@ -17,10 +17,10 @@ from jaxtyping import Float, Int
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from minikeye.attention import AttentionTrace
 from minikeye.config import KeyeConfig
 from minikeye.explore.figures import PALETTE
-from minikeye.moe import load as tokens_per_expert
+from minikeye.model.moe import tokens_per_expert
+from minikeye.model.step import AttentionTrace
 
 FORMAT, VERSION = "minikeye.ExpertLoad", 1
 

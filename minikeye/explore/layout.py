@@ -1,4 +1,4 @@
-"""Where things go in the picture of a FrameSelection: which frames, which columns, which ticks. Nothing is drawn here.
+"""Where things go in the picture of a FrameCounts: which frames, which columns, which ticks. Nothing is drawn here.
 
 Axes: f frame, n column of the heat map.
 """
@@ -8,7 +8,7 @@ from jaxtyping import Float64
 from matplotlib.ticker import MaxNLocator
 from scipy.optimize import isotonic_regression
 
-from minikeye.explore.selection import FrameSelection
+from minikeye.explore.selection import FrameCounts
 
 MAX_COLUMNS = 256  # at 1,000 pixels more would be narrower than four pixels
 
@@ -59,7 +59,7 @@ def round_number(value: float) -> float:
     return float(min((n * power for n in (1, 2, 5, 10)), key=lambda n: abs(np.log(n / value))))
 
 
-def time_ticks(s: FrameSelection) -> tuple[list[float], list[str], str]:
+def time_ticks(s: FrameCounts) -> tuple[list[float], list[str], str]:
     """Places, names and unit of the ticks: seconds of one video, or the first frame of each of several."""
     seconds = np.array(s.seconds)
     if len(set(s.videos)) > 1:

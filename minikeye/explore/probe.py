@@ -15,9 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from minikeye import ops
-from minikeye.attention import AttentionTrace
-from minikeye.indexer import dense_targets
-from minikeye.record import LayerRecord, Record, selection_mass
+from minikeye.model.record import LayerRecord, Record, selection_mass
+from minikeye.model.step import AttentionTrace
+from minikeye.ops.torch_losses import dense_targets
 
 
 @dataclass

@@ -10,7 +10,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,15 +18,9 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-from minikeye.prompt import FrameSpan
-from minikeye.record import Record
-from minikeye.whole import write_whole
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from minikeye.model import KeyeVL
-    from minikeye.processor import Processor
+from minikeye.files import write_whole
+from minikeye.inputs.prompt import FrameSpan
+from minikeye.model.record import Record
 
 FORMAT = "minikeye.frame_selection"
 VERSION = 1
@@ -35,8 +28,11 @@ THUMBNAIL = 192  # pixels, longest side of a thumbnail
 
 
 @dataclass(frozen=True, eq=False)
-class FrameSelection:
-    """How many of the keys that each query selected lie in each video frame. Every tensor is on the CPU."""
+class FrameCounts:
+    """How many of the keys that each query selected lie in each video frame. Every tensor is on the CPU.
+
+    `frames.FrameSelection` is this with words and pictures.
+    """
 
     counts: Int[Tensor, "l t f"]  # selected keys that are visual tokens of the frame
     keys: Int[Tensor, "l t"]  # selected keys in all, text included
@@ -64,7 +60,7 @@ class FrameSelection:
         subject: str = "",
         row: int = 0,
         length: int | None = None,
-    ) -> "FrameSelection":
+    ) -> "FrameCounts":
         """Count the selected keys of one batch row by frame.
 
         frames: the spans of that row, `inputs["frames"][row]`. layers, queries: numbers from 0 within the record, None
@@ -101,26 +97,6 @@ class FrameSelection:
             thumbnails=None if thumbnails is None else shrink(thumbnails.cpu()),
         )
 
-    @classmethod
-    def from_video(
-        cls,
-        path: str | Path,
-        question: str,
-        *,
-        checkpoint: str | Path | None = None,
-        model: "KeyeVL | None" = None,
-        processor: "Processor | None" = None,
-        **options: Any,
-    ) -> "FrameSelection":
-        """Ask `question` about a video file: what the query of each token of the answer selected.
-
-        checkpoint, or model and processor: see `ask.load`; none of them takes the checkpoint that comes with the
-        repository. options: those of `ask.ask`, such as insert_card=(7, 13.0). Raises as these two do.
-        """
-        from minikeye.explore import ask
-
-        return ask.ask(*ask.load(checkpoint, model, processor), path, question, **options).selection
-
     def __post_init__(self) -> None:
         f, t = len(self.seconds), self.counts.shape[1]
         if self.labels and len(self.labels) != t:
@@ -143,39 +119,6 @@ class FrameSelection:
         if not self.truth:
             raise ValueError("expected to know which frames hold the answer: pass truth=[...] to from_record")
         return (self.counts[:, :, list(self.truth)] > 0).any(dim=-1).float().mean(dim=-1)
-
-    # The words and the picture live in modules of their own, imported on use: they import this one, and only the
-    # picture needs matplotlib.
-
-    def sentence(self) -> str:
-        """The main finding in one sentence, with numbers."""
-        from minikeye.explore import words
-
-        return words.sentence(self)
-
-    def table(self, groups: int = 3) -> list[dict[str, Any]]:
-        """The most-read frames of early, middle and late layers. See `words.table`."""
-        from minikeye.explore import words
-
-        return words.table(self, groups)
-
-    def format_table(self, groups: int = 3) -> str:
-        """The table as plain text."""
-        from minikeye.explore import words
-
-        return words.format_table(self, groups)
-
-    def alt(self) -> str:
-        """What `figure` shows, for readers who do not see it."""
-        from minikeye.explore import words
-
-        return words.alt(self)
-
-    def figure(self, width: float | int = 10.0, measure: str = "keys") -> "Figure":
-        """Filmstrip, heat map of layers by frames, bars. See `strip.draw`."""
-        from minikeye.explore import strip
-
-        return strip.draw(self, width, measure)
 
     def to_json(self) -> str:
         """Versioned JSON. Counts, times and thumbnails come back exactly; mass and kept to 6 decimals.
@@ -200,7 +143,7 @@ class FrameSelection:
         return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
 
     @classmethod
-    def from_json(cls, text: str) -> "FrameSelection":
+    def from_json(cls, text: str) -> "FrameCounts":
         """Read what `to_json` wrote. text: the JSON, not a path: `Path(path).read_text()`.
 
         Raises ValueError for anything else, or for another version of the format.

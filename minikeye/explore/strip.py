@@ -1,4 +1,4 @@
-"""The picture of a FrameSelection: a filmstrip, lines to the columns of a layers-by-frames heat map, bars below.
+"""The picture of a FrameCounts: a filmstrip, lines to the columns of a layers-by-frames heat map, bars below.
 
 Lengths are in inches; at 100 dots per inch the default width is 1,000 pixels.
 Axes: l recorded layer, f frame, n column (one frame, or the strongest of several where there are too many to see).
@@ -18,7 +18,7 @@ from matplotlib.path import Path as Curve
 
 from minikeye.explore.figures import PALETTE
 from minikeye.explore.layout import choose_frames, columns, round_number, runs, spread, time_ticks
-from minikeye.explore.selection import FrameSelection
+from minikeye.explore.selection import FrameCounts
 from minikeye.explore.words import finding, percent, when
 
 LEFT, RIGHT, TOP, BOTTOM = 0.7, 0.2, 0.14, 0.5  # margins around the heat map
@@ -34,7 +34,7 @@ INK, SOFT, ACCENT = "#1a1a1a", "#6b6b6b", PALETTE["vermilion"]
 MEASURES = {"keys": "share of the selected keys", "attention": "share of the attention"}
 
 
-def draw(selection: FrameSelection, width: float | int = 10.0, measure: str = "keys") -> Figure:
+def draw(selection: FrameCounts, width: float | int = 10.0, measure: str = "keys") -> Figure:
     """A figure `width` inches wide; its height follows from the layers and the thumbnails.
 
     measure: "keys" colours by share of the selected keys, "attention" by attention mass; both are means over queries.
@@ -73,14 +73,14 @@ def draw(selection: FrameSelection, width: float | int = 10.0, measure: str = "k
     return figure
 
 
-def _title(s: FrameSelection, width: float) -> list[str]:
+def _title(s: FrameCounts, width: float) -> list[str]:
     """The finding, in as few lines as fit at 12 points bold, about 10 characters per inch, of about equal length."""
     text, most = printable(finding(s)[1]), int(10 * (width - LEFT - RIGHT))
     lines = len(textwrap.wrap(text, most))
     return next(wrapped for n in range(10, most + 1) if len(wrapped := textwrap.wrap(text, n)) == lines)
 
 
-def _subtitle(s: FrameSelection) -> list[str]:
+def _subtitle(s: FrameCounts) -> list[str]:
     """What the selection holds in all, and over which tokens the mean was taken."""
     queries = s.counts.shape[1]
     tokens = f"Mean over {queries} tokens" if queries > 1 else "Read for one token"
@@ -96,7 +96,7 @@ def printable(text: str) -> str:
     return "".join("⏎" if c == "\n" else c if font.get_char_index(ord(c)) else "□" for c in text)
 
 
-def _thumbnail_size(s: FrameSelection, count: int, inner: float) -> tuple[float, float]:
+def _thumbnail_size(s: FrameCounts, count: int, inner: float) -> tuple[float, float]:
     """Width and height of a thumbnail, `count` of them side by side in `inner` inches."""
     high, wide = s.thumbnails.shape[-2:]
     width = inner / count - GUTTER
@@ -104,7 +104,7 @@ def _thumbnail_size(s: FrameSelection, count: int, inner: float) -> tuple[float,
     return height * wide / high, height
 
 
-def _thumbnails(s: FrameSelection, share: np.ndarray, inner: float) -> list[int]:
+def _thumbnails(s: FrameCounts, share: np.ndarray, inner: float) -> list[int]:
     """The frames to show: as many as find room, at most 12."""
     if s.thumbnails is None:
         return []
@@ -116,7 +116,7 @@ def _thumbnails(s: FrameSelection, share: np.ndarray, inner: float) -> list[int]
     return choose_frames(share, s.truth, count)
 
 
-def _draw_heat(axes: Axes, s: FrameSelection, values: np.ndarray) -> AxesImage:
+def _draw_heat(axes: Axes, s: FrameCounts, values: np.ndarray) -> AxesImage:
     """[l f] as colours, first layer on top; brackets above and below the truth."""
     cells, step = columns(values)
     norm = PowerNorm(GAMMA, vmin=0, vmax=values.max() or 1.0)
@@ -177,7 +177,7 @@ def _draw_scale(axes: Axes, image: AxesImage, label: str) -> None:
     axes.set_title(label, size=9, color=SOFT, pad=4, loc="right")
 
 
-def _draw_bars(axes: Axes, s: FrameSelection, share: np.ndarray) -> None:
+def _draw_bars(axes: Axes, s: FrameCounts, share: np.ndarray) -> None:
     """Mean over layers per frame; truth in the accent colour and hatched."""
     cells, step = columns(share)
     at = np.arange(len(cells)) * step + (step - 1) / 2
@@ -199,7 +199,7 @@ def _draw_bars(axes: Axes, s: FrameSelection, share: np.ndarray) -> None:
     axes.set_xlabel(unit + more, size=9, color=SOFT)
 
 
-def _draw_film(axes: Axes, s: FrameSelection, share: np.ndarray, shown: list[int]) -> None:
+def _draw_film(axes: Axes, s: FrameCounts, share: np.ndarray, shown: list[int]) -> None:
     """Thumbnails with time and share, each with a line down to its column; the truth with a tag."""
     wide, high = _width(axes), _height(axes)
     axes.set(xlim=(0, wide), ylim=(0, high))
@@ -247,7 +247,7 @@ def _tag(axes: Axes, x: float, y: float, text: str, **kw) -> None:
     axes.text(x, y, text, size=7.5, color="white", weight="bold", bbox=pad, clip_on=False, parse_math=False, **kw)
 
 
-def _tags_without_film(axes: Axes, s: FrameSelection, share: np.ndarray, column, name: str, wide: float) -> None:
+def _tags_without_film(axes: Axes, s: FrameCounts, share: np.ndarray, column, name: str, wide: float) -> None:
     """Without pictures: the tag over the middle of the truth, or the time of the most-read frame."""
     frame = s.truth[len(s.truth) // 2] if s.truth else int(share.argmax())
     x = column(frame)

@@ -1,4 +1,4 @@
-"""A FrameSelection in words: the sentence, the table, the alt text.
+"""A FrameCounts in words: the sentence, the table, the alt text.
 
 Axes: l recorded layer, t recorded query, f frame. Where there are several queries, numbers are means over them.
 """
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minikeye.explore.selection import FrameSelection
+from minikeye.explore.selection import FrameCounts
 
 
 def percent(share: float) -> str:
@@ -21,7 +21,7 @@ def percent(share: float) -> str:
     return f"{p:.0f} %" if p >= 9.95 or p == 0 else f"{p:.1f} %".replace(".0 ", " ")
 
 
-def when(selection: FrameSelection, frame: int) -> str:
+def when(selection: FrameCounts, frame: int) -> str:
     """Time of a frame: "3.2 s", or "3.2 s of video 2" where there are several videos."""
     time = f"{selection.seconds[frame]:.1f} s"
     return time if len(set(selection.videos)) == 1 else f"{time} of video {selection.videos[frame] + 1}"
@@ -32,7 +32,7 @@ def listed(parts: list[str]) -> str:
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
-def sentence(selection: FrameSelection) -> str:
+def sentence(selection: FrameCounts) -> str:
     """What one layer reads: of the truth where it is known, else of the frame with most keys.
 
     The layer is the one with the largest such share of keys; ties go to more attention, then to the earlier layer.
@@ -43,12 +43,12 @@ def sentence(selection: FrameSelection) -> str:
     return f"{found}{mean if layer is not None else ''}."
 
 
-def finding(selection: FrameSelection) -> tuple[int | None, str]:
+def finding(selection: FrameCounts) -> tuple[int | None, str]:
     """Which recorded layer the sentence is about (None: all of them), and the sentence without its end."""
     return (_of_truth if selection.truth else _of_most_read)(selection)
 
 
-def _of_truth(s: FrameSelection) -> tuple[int | None, str]:
+def _of_truth(s: FrameCounts) -> tuple[int | None, str]:
     frames = list(s.truth)
     share, mass = s.shares[..., frames].sum(-1).mean(1), s.mass[..., frames].sum(-1).mean(1)
     layer = max(range(len(share)), key=lambda n: (share[n].item(), mass[n].item()))
@@ -60,7 +60,7 @@ def _of_truth(s: FrameSelection) -> tuple[int | None, str]:
     return layer, f"Layer {s.layers[layer]} {spends} on {place}"
 
 
-def _of_most_read(s: FrameSelection) -> tuple[int | None, str]:
+def _of_most_read(s: FrameCounts) -> tuple[int | None, str]:
     counts, mass = s.counts.float().mean(1), s.mass.mean(1)
     if not counts.any():
         return None, f"No layer reads a frame: none of {_keys(s.keys, 'the')} lies in one"
@@ -84,7 +84,7 @@ def _keys(keys: Tensor, owner: str = "its") -> str:
     return f"{owner} {n[0]} keys" if len(n) == 1 else f"{owner} keys"
 
 
-def at_times(s: FrameSelection, frames: list[int]) -> str:
+def at_times(s: FrameCounts, frames: list[int]) -> str:
     """Name the times: "at 3.2 s and 7.0 s", "from 3.0 s to 9.5 s" for a run; beyond four only their number."""
     run = frames == list(range(frames[0], frames[-1] + 1)) and len({s.videos[f] for f in frames}) == 1
     if len(frames) > 2 and run:
@@ -94,7 +94,7 @@ def at_times(s: FrameSelection, frames: list[int]) -> str:
     return f"at {len(frames)} times between {when(s, frames[0])} and {when(s, frames[-1])}"
 
 
-def table(selection: FrameSelection, groups: int = 3, top: int = 3) -> list[dict[str, Any]]:
+def table(selection: FrameCounts, groups: int = 3, top: int = 3) -> list[dict[str, Any]]:
     """The `top` most-read frames of `groups` groups of neighbouring layers, group by group.
 
     Rows: group, layers (first, last), frame, time, keys (share of the selected keys), attention (share), truth (bool).
@@ -124,7 +124,7 @@ def table(selection: FrameSelection, groups: int = 3, top: int = 3) -> list[dict
     return rows
 
 
-def format_table(selection: FrameSelection, groups: int = 3) -> str:
+def format_table(selection: FrameCounts, groups: int = 3) -> str:
     """The table as text in columns; the layers are named once per group, truth frames carry the subject."""
     lines, last = [("layers", "frame at", "keys", "attention", "")], None
     for row in table(selection, groups):
@@ -142,7 +142,7 @@ def format_table(selection: FrameSelection, groups: int = 3) -> str:
     return "\n".join(columns)
 
 
-def alt(selection: FrameSelection) -> str:
+def alt(selection: FrameCounts) -> str:
     """The kind of picture, its extent, the finding, the most-read frames over all layers."""
     s = selection
     share = s.shares.mean((0, 1))

@@ -19,6 +19,7 @@ import torch
 
 from minikeye.minivid.draws import generator
 from minikeye.minivid.pictures import Split, check_split
+from minikeye.scores import needle_score, temporal_iou
 
 NEEDLE_QUESTION = "Which digit is on the card, and at which second?"
 TRAIN_SUMS = 9_000  # of the 10,000 pairs of numbers; the rest is the test split
@@ -92,6 +93,20 @@ def parse_interval(text: str) -> list[tuple[float, float]] | None:
         return None
     pairs = [(float(start), float(end)) for start, end in re.findall(_PAIR, text)]
     return pairs if all(start < end for start, end in pairs) else None
+
+
+def score(problem: Problem, answer: str) -> dict[str, float]:
+    """What is right about an answer, each part from 0 to 1; "exact": whether it is the expected text.
+
+    Needle: "digit" exact, "second" within 0.5 s, "both". Grounding: "tiou". An answer that cannot be read scores 0.
+    """
+    exact = {"exact": float(answer == problem.answer)}
+    if problem.task == "N":
+        parts = needle_score(parse_needle(answer), parse_needle(problem.answer))
+        return {"digit": float(parts.digit), "second": float(parts.second), "both": float(parts.both)} | exact
+    if problem.task == "G":
+        return {"tiou": temporal_iou(parse_interval(answer), parse_interval(problem.answer))} | exact
+    return exact
 
 
 def _sum(a: int, b: int) -> Problem:

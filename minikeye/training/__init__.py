@@ -1,1 +1,1 @@
-"""Training: the loop, supervised learning from answers, and teaching the indexer."""
+"""Training: the loop and its state, stages, their losses and lengths, the indexer's teacher; scripts in recipes/."""

@@ -16,9 +16,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from minikeye import ops
-from minikeye.attention import AttentionTrace
-from minikeye.moe import balance_loss
-from minikeye.record import selection_mass
+from minikeye.model.moe import balance_loss
+from minikeye.model.record import selection_mass
+from minikeye.model.step import AttentionTrace
 
 
 class IndexerTeacher:

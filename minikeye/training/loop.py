@@ -6,16 +6,16 @@ so a resumed run sees the same data. AdamW, linear warm-up and cosine decay, gra
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from minikeye.progress import progress
+from minikeye.training.state import resume, save_state
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,10 @@ class LoopConfig:
     def __post_init__(self) -> None:
         if min(self.steps, self.log_every) < 1 or min(self.warmup, self.save_every) < 0:
             raise ValueError(f"expected steps and log_every >= 1, warmup and save_every >= 0, got {self}")
+
+    def scaled(self, share: float) -> "LoopConfig":
+        """The same in fewer steps, each of them logged and none saved: for a smoke test."""
+        return replace(self, steps=max(2, int(self.steps * share)), log_every=1, save_every=0)
 
 
 def learning_rate(step: int, config: LoopConfig) -> float:
@@ -111,28 +115,5 @@ def train(
                 with state.with_suffix(".jsonl").open("a") as log:
                     log.write(json.dumps(line) + "\n")
         if saving:
-            save(state, parameters, optim, step + 1)
+            save_state(state, parameters, optim, step + 1)
     return lines
-
-
-def save(path: Path, parameters: dict[str, nn.Parameter], optim: torch.optim.Optimizer, step: int) -> None:
-    """Write the resumable state to a temporary file, then rename: a kill leaves the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    torch.save(
-        {"parameters": {n: p.detach() for n, p in parameters.items()}, "optim": optim.state_dict(), "step": step},
-        temporary,
-    )
-    os.replace(temporary, path)
-
-
-def resume(path: Path, parameters: dict[str, nn.Parameter], optim: torch.optim.Optimizer) -> int:
-    """Load a state written by `save` into the parameters and the optimiser; returns the next step."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if {n: t.shape for n, t in state["parameters"].items()} != {n: p.shape for n, p in parameters.items()}:
-        raise ValueError(f"{path} holds other parameters than those to train: it belongs to another stage or model")
-    with torch.no_grad():
-        for n, p in parameters.items():
-            p.copy_(state["parameters"][n])
-    optim.load_state_dict(state["optim"])
-    return state["step"]

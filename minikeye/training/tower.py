@@ -4,19 +4,19 @@ The report's tower comes pre-trained (SigLIP). Ours starts from nothing, and the
 frame in many: without this stage digits stay at chance. Our choice.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minikeye.keye import KeyeVL
 from minikeye.minivid.dataset import make_stills
+from minikeye.minivid.lessons import pixels
 from minikeye.minivid.things import KINDS
-from minikeye.model import KeyeVL
-from minikeye.training.graphs import stepper
-from minikeye.training.lessons import pixels
 from minikeye.training.loop import LoopConfig, train
+from minikeye.training.stage import trainable
+from minikeye.training.step import autocast, stepper
 
 # Height and width of the stills in pixels, in turn: what frames between 1:2 and 3:1 are resized to (sampling.py).
 SIDES = ((56, 56), (56, 84), (28, 112), (56, 56), (84, 56), (56, 112), (56, 56), (112, 56))
@@ -38,37 +38,24 @@ class LabelHead(nn.Module):
         return F.cross_entropy(logits, digit) + 4 * seen, {"digit": right, "things": seen.detach()}
 
 
-def trainable(model: nn.Module, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, nn.Parameter]:
-    """The parameters whose names are wanted, made trainable; all others frozen. The unused table is always frozen."""
-    chosen = {}
-    for name, p in model.named_parameters():
-        p.requires_grad_(wanted(name) and "packing_position" not in name)
-        if p.requires_grad:
-            chosen[name] = p
-    return chosen
-
-
-def autocast(device: str) -> torch.autocast:
-    """bfloat16 products on a GPU, float32 on a CPU."""
-    return torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda")
-
-
-def teach_tower(model: KeyeVL, config: LoopConfig, stills: int, folder: Path, device: str) -> list[dict]:
-    """Train the tower and a throw-away head on `stills` fresh images a step. Returns the log."""
+def teach_tower(model: KeyeVL, config: LoopConfig, stills: int, folder: Path | None) -> list[dict[str, float | int]]:
+    """Train the tower and a throw-away head on `stills` fresh images a step; returns the log. folder: as in `train`."""
+    device = model.device
     head = LabelHead(model.config.vision.width).to(device)
     parameters = trainable(model, lambda name: name.startswith("visual."))
     parameters |= {f"head.{n}": p for n, p in head.named_parameters()}
 
-    def backward_at(step: int):
-        height, width = SIDES[step % len(SIDES)]
-        frames, digit, things = make_stills(1, step, stills, "train", height, width, device)
-        return run(pixels(frames, model.config) | {"digit": digit, "things": things})
-
-    def loss_of(inputs: dict[str, Tensor]):
+    def loss(inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         with autocast(device):
             features = model.visual(inputs["patches"], inputs["grids"])
             features = features.unflatten(0, (len(inputs["digit"]), -1)).float()
             return head.loss(features, inputs["digit"], inputs["things"])
 
-    run = stepper(device)(loss_of, list(parameters.values()))
+    run = stepper(device)(loss, list(parameters.values()))
+
+    def backward_at(step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        height, width = SIDES[step % len(SIDES)]
+        frames, digit, things = make_stills(1, step, stills, "train", height, width, device)
+        return run(pixels(frames, model.config) | {"digit": digit, "things": things})
+
     return train(parameters, backward_at, config, folder, "tower")

@@ -20,7 +20,7 @@ CHILD = """
 import json, resource, statistics, sys, time
 import torch
 from minikeye import KeyeConfig, ops
-from minikeye.attention import dense_attention
+from minikeye.ops import dense_attention
 what, mode, s, threads = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 torch.set_num_threads(threads)
 torch.manual_seed(0)
@@ -80,7 +80,7 @@ def summarise(rows: list[dict]) -> dict[str, float]:
 
 
 def main() -> None:
-    from minikeye.evaluation.results import write_result
+    from minikeye.results import write_result
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)

@@ -97,8 +97,8 @@ def main() -> None:
     import torch
 
     from minikeye import KeyeVL, Processor
-    from minikeye.evaluation.results import write_result
-    from minikeye.shipped import CHECKPOINT
+    from minikeye.files import CHECKPOINT
+    from minikeye.results import write_result
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)

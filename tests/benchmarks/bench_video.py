@@ -39,7 +39,7 @@ READERS = {
     "minikeye": """
 import av, torch
 from minikeye.config import VideoConfig
-from minikeye.video import read_video
+from minikeye.inputs.video import read_video
 version = "PyAV " + av.__version__
 begin = time.perf_counter()
 frames = read_video(path, VideoConfig(fps=30), max_frames=count).frames
@@ -173,7 +173,7 @@ def main() -> None:
             key = f"{row['reader']}_{row['frames']}"
             summary |= {f"{key}_frames_per_s": row["frames_per_s"], f"{key}_peak_mib": row["peak_mib"]}
     # Imported only now: a child of a process that holds torch would be charged for torch's memory.
-    from minikeye.evaluation.results import write_result
+    from minikeye.results import write_result
 
     what = (
         f"sampling frames of {SECONDS} s of {SIZE[0]}x{SIZE[1]} H.264 at {RATE} fps, resized to "

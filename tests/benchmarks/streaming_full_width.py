@@ -71,7 +71,7 @@ def one_layer(folder: Path) -> int:
     """Bytes of decoder layer 0, as stored."""
     from safetensors import safe_open
 
-    from minikeye.checkpoint import tensor_files
+    from minikeye.checkpoint.tensors import tensor_files
 
     total = 0
     for name, file in tensor_files(folder).items():
@@ -102,10 +102,10 @@ def main() -> None:
 def run(options: argparse.Namespace, temporary: Path) -> None:
     import torch
 
+    from minikeye.checkpoint.fake import fake_config, write_fake_checkpoint
     from minikeye.config import KeyeConfig
-    from minikeye.evaluation.results import write_result
-    from minikeye.fake import fake_config, write_fake_checkpoint
-    from minikeye.memory import needs
+    from minikeye.cost.memory import needs
+    from minikeye.results import write_result
 
     folder = options.folder or temporary / "full-width"
     if not folder.is_dir():

@@ -21,8 +21,9 @@ from minikeye.evaluation.dsa_study import (
     summarise,
     teach,
 )
+from minikeye.training.curriculum import Curriculum
 from minikeye.training.loop import LoopConfig
-from minikeye.training.mini import Recipe
+from minikeye.training.stage import SPARSE, WARMUP
 
 NANO = KeyeConfig.nano()
 
@@ -36,7 +37,8 @@ def test_the_plan():
         assert main == {(task, 64 * times) for task in "NG" for times in (1, 4, 16)}
     assert {r.task for r in runs if r.k != 256} == {"N"}
     assert all(QUESTIONS[r.frames][r.task] >= 20 for r in runs)
-    assert max(size[0] for size in RECIPE.sizes if size[0] <= RECIPE.longest) == 64
+    for _, _, lengths in RECIPE:
+        assert max(size[0] for size in lengths.sizes if size[0] <= lengths.longest) == 64
 
 
 def row(seed, method, task, frames, exact, recall=(1.0,), k=256) -> dict:
@@ -85,13 +87,8 @@ def test_a_fresh_indexer():
         )
 
 
-TINY = Recipe(
-    warmup=LoopConfig(steps=2, lr=1e-3, warmup=1),
-    sparse=LoopConfig(steps=2, lr=1e-3, warmup=1),
-    frames=8,
-    longest=4,
-    sizes=((4, 56, 56, 1, 1.0),),
-)
+SHORT = Curriculum(frames=8, longest=4, sizes=((4, 56, 56, 1, 1.0),))
+TINY = tuple((stage, LoopConfig(steps=2, lr=1e-3, warmup=1), SHORT) for stage in (WARMUP, SPARSE))
 
 
 def test_teaching_moves_what_it_should():
@@ -99,7 +96,7 @@ def test_teaching_moves_what_it_should():
     torch.manual_seed(0)
     dense = KeyeVL(NANO)
     before = {n: p.clone() for n, p in dense.state_dict().items()}
-    models = teach(dense, 0, TINY, "cpu", 0)
+    models = teach(dense, 0, TINY, 0)
     start = fresh(dense, 0).state_dict()
     after = {name: model.state_dict() for name, model in models.items()}
     assert all(torch.equal(p, before[n]) for n, p in dense.state_dict().items())
@@ -115,15 +112,15 @@ def test_a_line_of_the_study(monkeypatch):
     """The oracle keeps most, a window of one key little; dense keeps all by definition; the same call, the same row."""
     torch.manual_seed(0)
     model = KeyeVL(NANO).eval()
-    rows = {m: measure(model, Run(0, m, "N", 4, 3), 3, "cpu") for m in ("dense", "dsa", "oracle", "random")}
+    rows = {m: measure(model, Run(0, m, "N", 4, 3), 3) for m in ("dense", "dsa", "oracle", "random")}
     assert rows["dense"]["recall"] == [1.0, 1.0]
     assert all(0 < kept < 1 for m in ("dsa", "oracle", "random") for kept in rows[m]["recall"])
     assert rows["oracle"]["recall"][0] > max(rows["dsa"]["recall"][0], rows["random"]["recall"][0])
-    again = measure(model, Run(0, "random", "N", 4, 3), 3, "cpu")
+    again = measure(model, Run(0, "random", "N", 4, 3), 3)
     assert {k: v for k, v in again.items() if k != "seconds_taken"} == {
         k: v for k, v in rows["random"].items() if k != "seconds_taken"
     }
-    assert "digit" not in measure(model, Run(0, "dsa", "G", 4, 3), 2, "cpu")
+    assert "digit" not in measure(model, Run(0, "dsa", "G", 4, 3), 2)
 
 
 def test_the_script_resumes_and_joins(tmp_path, monkeypatch, capsys):
@@ -171,4 +168,4 @@ def test_the_script_resumes_and_joins(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(("method", "task", "n"), [("foo", "N", 1), ("dsa", "Z", 1), ("dsa", "N", 0)])
 def test_what_is_not_in_the_plan_is_not_measured(lively, method, task, n):
     with pytest.raises(ValueError, match=f"got {method}, {task}, {n}"):
-        dsa_study.measure(lively, dsa_study.Run(0, method, task, 16, 4), n, "cpu")
+        dsa_study.measure(lively, dsa_study.Run(0, method, task, 16, 4), n)

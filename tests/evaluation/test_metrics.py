@@ -9,15 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import jaccard_score
 
-from minikeye.evaluation.metrics import (
-    Estimate,
-    bootstrap_mean,
-    iou_recall,
-    needle_score,
-    student_mean,
-    temporal_iou,
-    wilson,
-)
+from minikeye.scores import Estimate, bootstrap_mean, iou_recall, needle_score, student_mean, temporal_iou, wilson
 
 interval = st.tuples(st.integers(0, 60), st.integers(1, 20)).map(lambda pair: (pair[0], pair[0] + pair[1]))
 intervals = st.lists(interval, min_size=1, max_size=4)

@@ -12,13 +12,13 @@ import torch
 from minikeye.config import KeyeConfig
 from minikeye.evaluation import mini
 from minikeye.evaluation.mini import RUNS, Run, best_constant_iou, exact, measure, needle_hits, score, summarise
+from minikeye.inputs.prompt import FrameSpan
+from minikeye.inputs.tokenizer import load_tokenizer
+from minikeye.keye import KeyeVL
 from minikeye.minivid.dataset import make_videos
-from minikeye.model import KeyeVL
-from minikeye.prompt import FrameSpan
-from minikeye.record import LayerRecord, Record
-from minikeye.tokenizer import load_tokenizer
-from minikeye.training.lessons import Lesson, Size, ask
-from minikeye.training.supervised import answer_loss
+from minikeye.minivid.lessons import Lesson, Size, question_prompts
+from minikeye.model.record import LayerRecord, Record
+from minikeye.training.losses import answer_loss
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CONFIG = KeyeConfig.nano()
@@ -33,7 +33,7 @@ def pupils() -> list[KeyeVL]:
     model, moments = KeyeVL(CONFIG), []
     model.visual.requires_grad_(False)
     size, videos = Size(4, QUESTIONS), make_videos(mini.SEED, range(QUESTIONS), 4, "test")
-    inputs = Lesson(ask(videos, "N", size, CONFIG, answered=True), videos, size).inputs(CONFIG, "cpu")
+    inputs = Lesson(question_prompts(videos, "N", size, CONFIG, answered=True), videos, size).inputs(CONFIG, "cpu")
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
     for step in range(131):
         if step in (0, 60, 80, 100, 130):
@@ -62,10 +62,10 @@ def test_exact_and_measure_agree(pupils, attention, monkeypatch):
     monkeypatch.setattr(mini, "score", spy)
     for model in pupils:
         monkeypatch.setattr(mini, "make_videos", make_videos)
-        assert measure(model, run, QUESTIONS, "cpu")["exact"] == exact(model, run, QUESTIONS, "cpu")["exact"]
+        assert measure(model, run, QUESTIONS)["exact"] == exact(model, run, QUESTIONS)["exact"]
         for number in range(QUESTIONS):
             only(monkeypatch, number)
-            seen.append(exact(model, run, 1, "cpu")["exact"] / 100)
+            seen.append(exact(model, run, 1)["exact"] / 100)
     assert seen == [s["exact"] for s in decoded]
     assert 5 < seen.count(1.0) < 25
 
@@ -73,7 +73,7 @@ def test_exact_and_measure_agree(pupils, attention, monkeypatch):
 def test_batches_change_nothing(pupils):
     """Ten questions one by one or all at once; the last batch is not full."""
     for f in (exact, measure):
-        a, b, c = (f(pupils[3], NEEDLE, 10, "cpu", tokens) for tokens in (40, 4 * 40, 10**6))
+        a, b, c = (f(pupils[3], NEEDLE, 10, tokens) for tokens in (40, 4 * 40, 10**6))
         for row in (a, b, c):
             row.pop("seconds_taken")
         assert a == b == c and a["n"] == 10
@@ -95,7 +95,7 @@ def test_pixels_cannot_be_said(pupils, monkeypatch):
     found = []
     for number in range(QUESTIONS):
         only(monkeypatch, number)
-        found.append([f(m, NEEDLE, 1, "cpu")["exact"] for f in (exact, measure) for m in (model, pupils[-1])])
+        found.append([f(m, NEEDLE, 1)["exact"] for f in (exact, measure) for m in (model, pupils[-1])])
     assert all(len(set(row)) == 1 for row in found) and [100.0] * 4 in found
 
 
@@ -109,7 +109,7 @@ class Silent(KeyeVL):
 
 
 def test_a_model_that_says_nothing():
-    row = measure(Silent(CONFIG).eval(), Run("N", 4, "sparse", "final"), 3, "cpu")
+    row = measure(Silent(CONFIG).eval(), Run("N", 4, "sparse", "final"), 3)
     assert row["exact"] == row["digit"] == 0.0 and row["hit_per_layer"] == [0.0, 0.0]
 
 
@@ -117,16 +117,18 @@ def test_a_model_that_says_nothing():
 def test_a_row_of_the_report(pupils):
     """What is in it, and that grey frames are looked at when asked for."""
     run = Run("N", 4, "sparse", "final", blank=True)
-    row = measure(pupils[-1], run, 5, "cpu")
+    row = measure(pupils[-1], run, 5)
     assert {k: row[k] for k in vars(run)} == vars(run)
-    lengths = ask(make_videos(mini.SEED, range(5), 4, "test"), "N", Size(4, 5), CONFIG)["attention_mask"].sum()
+    lengths = question_prompts(make_videos(mini.SEED, range(5), 4, "test"), "N", Size(4, 5), CONFIG)[
+        "attention_mask"
+    ].sum()
     assert row["context"] == round(int(lengths) / 5)
     assert row["selected_share"] == round(CONFIG.indexer.topk / row["context"], 4)
     for name in ("digit", "second", "both", "exact"):
         low, high = row[f"{name}_95"]
         assert 0 <= low <= row[name] <= high <= 100
     assert row["both"] <= min(row["digit"], row["second"]) and len(row["hit_per_layer"]) == 2
-    grounding = measure(pupils[-1], Run("G", 4, "sparse", "final"), 5, "cpu")
+    grounding = measure(pupils[-1], Run("G", 4, "sparse", "final"), 5)
     assert {"tiou", "tiou_95", "exact"} <= grounding.keys() and "hit_per_layer" not in grounding
 
 
@@ -135,7 +137,7 @@ def test_blank_runs_see_grey(blank, pupils, monkeypatch):
     patches = []
     model = pupils[0]
     monkeypatch.setattr(model, "visual_tokens", lambda p, g: patches.append(p) or KeyeVL.visual_tokens(model, p, g))
-    measure(model, Run("N", 4, "sparse", "final", blank=blank), 2, "cpu")
+    measure(model, Run("N", 4, "sparse", "final", blank=blank), 2)
     assert (len(patches[0].unique()) == 1) == blank
 
 
@@ -156,12 +158,12 @@ def test_scores():
         "seven": (0, 0, 0, 0),
     }
     for answer, expected in cases.items():
-        assert score("N", answer, videos, 0) == dict(zip(("digit", "second", "both", "exact"), expected, strict=True))
-    first = next(p for p in videos.problems[0] if p.task == "G").answer
-    ((start, end),) = json.loads(first)
-    assert score("G", first, videos, 0) == {"tiou": 1.0, "exact": 1.0}
-    assert score("G", "never", videos, 0) == {"tiou": 0.0, "exact": 0.0}
-    half = score("G", f"[[{start:.1f}, {start + 2 * (end - start):.1f}]]", videos, 0)
+        assert score(problems["N"], answer) == dict(zip(("digit", "second", "both", "exact"), expected, strict=True))
+    first = problems["G"]
+    ((start, end),) = json.loads(first.answer)
+    assert score(first, first.answer) == {"tiou": 1.0, "exact": 1.0}
+    assert score(first, "never") == {"tiou": 0.0, "exact": 0.0}
+    half = score(first, f"[[{start:.1f}, {start + 2 * (end - start):.1f}]]")
     assert half["exact"] == 0.0 and half["tiou"] == pytest.approx(0.5, abs=0.02)
 
 

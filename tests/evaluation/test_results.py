@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from minikeye.evaluation import results
-from minikeye.evaluation.results import commit, hardware, write_result
+from minikeye import results
+from minikeye.results import commit, hardware, write_result
 
 
 def write(path: Path, **changes) -> dict:

@@ -5,11 +5,11 @@ import torch
 from torch.testing import assert_close
 
 from minikeye import KeyeConfig, KeyeVL, ops
-from minikeye.attention import AttentionTrace
 from minikeye.evaluation.rules import RULES, interleave, selecting
-from minikeye.indexer import Indexer
-from minikeye.record import selection_mass
-from minikeye.rope import mrope
+from minikeye.model.indexer import Indexer
+from minikeye.model.record import selection_mass
+from minikeye.model.rope import mrope
+from minikeye.model.step import AttentionTrace
 
 NANO = KeyeConfig.nano()
 

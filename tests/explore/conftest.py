@@ -5,10 +5,10 @@ import torch
 
 from minikeye import KeyeConfig, KeyeVL, Processor
 from minikeye.explore import FrameSelection
-from minikeye.explore.sources import Probed
-from minikeye.processor import Clip
-from minikeye.prompt import FrameSpan
-from minikeye.record import LayerRecord, Record
+from minikeye.explore.widget.sources import Probed
+from minikeye.inputs.processor import Clip
+from minikeye.inputs.prompt import FrameSpan
+from minikeye.model.record import LayerRecord, Record
 
 
 @pytest.fixture(scope="session")

@@ -43,7 +43,7 @@ pytestmark = [
 
 CLIP = "big_buck_bunny.mp4"
 CELL = f"""\
-from minikeye.explore.explorer import FrameExplorer
+from minikeye.explore.widget.explorer import FrameExplorer
 
 question = "Which digit is on the card, and at which second?"
 FrameExplorer.from_video("{CLIP}", question, insert_card=(7, 13.0))"""

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from minikeye import KeyeConfig
-from minikeye.attention import Observer
 from minikeye.explore.experts import ExpertLoad, draw, sentence
+from minikeye.model.step import Observer
 
 NANO = KeyeConfig.nano()  # 2 layers, 4 experts, 2 a token
 EVEN, ONE = [[0, 1], [2, 3]], [[3, 0], [3, 1]]  # choices of two tokens

@@ -13,17 +13,19 @@ import pytest
 import torch
 from PIL import Image
 
-from minikeye import KeyeConfig, opened
-from minikeye.attention import AttentionTrace
-from minikeye.explore import FrameSelection, ask, panels
-from minikeye.explore.controls import FIXED
-from minikeye.explore.explorer import FrameExplorer
+from minikeye import KeyeConfig
+from minikeye.cli import opening
+from minikeye.explore import FrameSelection, ask
 from minikeye.explore.probe import Probe
-from minikeye.explore.sources import ANSWER, BETWEEN, QUESTION, Probed, Recorded, queries_of
+from minikeye.explore.widget import panels
+from minikeye.explore.widget.controls import FIXED
+from minikeye.explore.widget.explorer import FrameExplorer
+from minikeye.explore.widget.sources import ANSWER, BETWEEN, QUESTION, Probed, Recorded, queries_of
 from minikeye.explore.words import percent
-from minikeye.processor import Clip
-from minikeye.prompt import FrameSpan
-from minikeye.tokenizer import ByteTokenizer
+from minikeye.inputs.processor import Clip
+from minikeye.inputs.prompt import FrameSpan
+from minikeye.inputs.tokenizer import ByteTokenizer
+from minikeye.model.step import AttentionTrace
 
 
 @pytest.fixture
@@ -283,7 +285,7 @@ def asked(monkeypatch, model, processor, inputs, pictures):
     """`read_clip` without a file: eight frames, and the card's."""
     clip = Clip(pictures, [0.5 * n for n in range(8)])
     monkeypatch.setattr(ask, "read_clip", lambda processor, path, card=None: (clip, (3,) if card else ()))
-    monkeypatch.setattr("minikeye.explore.sources.read_clip", ask.read_clip)
+    monkeypatch.setattr("minikeye.explore.widget.sources.read_clip", ask.read_clip)
     return {"model": model, "processor": processor, "max_new_tokens": 10}
 
 
@@ -292,28 +294,29 @@ def test_from_video(asked, probed):
     explorer = FrameExplorer.from_video("clip.mp4", question, insert_card=(7, 1.4), **asked)
     assert torch.equal(explorer.selection.counts, probed.select(probed.queries[ANSWER][0]).counts)
     assert explorer.selection.truth == (3,) and explorer.selection.subject == "the card"
-    s = FrameSelection.from_video("clip.mp4", question, insert_card=(7, 1.4), **asked)
+    s = ask.ask(
+        asked.pop("model"), asked.pop("processor"), "clip.mp4", question, insert_card=(7, 1.4), **asked
+    ).selection
     assert torch.equal(s.counts[:, :1], explorer.selection.counts) and s.counts.shape[1] == 10
-    assert FrameSelection.from_video("clip.mp4", question, **asked).truth == ()
 
 
 def test_which_model_is_asked(model, processor, tmp_path, monkeypatch):
     """Given ones; else a folder's; else those of the repository, wherever the working directory is."""
-    assert ask.load(model=model, processor=processor) == (model, processor)
+    assert ask.model_and_processor(model=model, processor=processor) == (model, processor)
     for options in ({"model": model}, {"processor": processor}, {"model": model, "processor": processor}):
         with pytest.raises(ValueError, match="either model and processor together, or checkpoint"):
-            ask.load(checkpoint=tmp_path if len(options) == 2 else None, **options)
+            ask.model_and_processor(checkpoint=tmp_path if len(options) == 2 else None, **options)
     model.save_pretrained(tmp_path / "nano")
-    loaded, its = ask.load(tmp_path / "nano")
+    loaded, its = ask.model_and_processor(tmp_path / "nano")
     assert loaded.config == its.config == KeyeConfig.nano()
     assert torch.equal(loaded.lm_head.weight, model.lm_head.weight) and not loaded.training
-    assert ask.CHECKPOINT == opened.CHECKPOINT and ask.CHECKPOINT.is_absolute()
+    assert ask.CHECKPOINT == opening.CHECKPOINT and ask.CHECKPOINT.is_absolute()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ask, "CHECKPOINT", tmp_path / "nano")
-    assert torch.equal(ask.load()[0].lm_head.weight, model.lm_head.weight)
+    assert torch.equal(ask.model_and_processor()[0].lm_head.weight, model.lm_head.weight)
     monkeypatch.setattr(ask, "CHECKPOINT", tmp_path / "absent")
     with pytest.raises(FileNotFoundError, match="comes with the repository"):
-        ask.load()
+        ask.model_and_processor()
 
 
 # ---------------------------------------------------------------------------------------------------------------- speed

@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image, ImageColor
 
-from minikeye.explore import FrameSelection, panels
-from minikeye.explore.page import SCALE, WIDTH, Page, font, wrapped
-from minikeye.explore.view import Query, View, picture, sentence
+from minikeye.explore import FrameSelection
+from minikeye.explore.widget import panels
+from minikeye.explore.widget.page import SCALE, WIDTH, Page, font, wrapped
+from minikeye.explore.widget.view import Query, View, picture, sentence
 
 INNER = WIDTH - panels.LEFT - panels.RIGHT
 

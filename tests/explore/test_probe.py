@@ -5,7 +5,7 @@ import torch
 
 from minikeye import ops
 from minikeye.explore.probe import Probe
-from minikeye.record import Recorder
+from minikeye.model.record import Recorder
 
 TOPK = 16
 

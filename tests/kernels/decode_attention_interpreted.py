@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from minikeye import ops
-from minikeye.kernels import decode_attention as attention
-from minikeye.kernels.decode_attention import decode_attention
-from minikeye.kernels.decode_select import decode_select
+from minikeye.kernels.decode import decode_attention as attention
+from minikeye.kernels.decode.decode_attention import decode_attention
+from minikeye.kernels.decode.decode_select import decode_select
 from minikeye.kernels.launch import INTERPRETED
 
 pytestmark = pytest.mark.usefixtures("poison")

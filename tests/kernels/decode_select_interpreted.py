@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from minikeye import ops
-from minikeye.kernels import decode_select as selection
-from minikeye.kernels.decode_select import decode_select
+from minikeye.kernels.decode import decode_select as selection
+from minikeye.kernels.decode.decode_select import decode_select
 from minikeye.kernels.launch import INTERPRETED
 
 pytestmark = pytest.mark.usefixtures("poison")

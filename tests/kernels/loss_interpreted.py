@@ -12,13 +12,13 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minikeye import ops
-from minikeye.attention import AttentionTrace
-from minikeye.gathered import gather_index_rows
-from minikeye.indexer import dense_targets, kl_loss, selected_scores, selected_targets
-from minikeye.kernels import selected_backward, warmup_lse
-from minikeye.kernels.selected_loss import selected_loss
-from minikeye.kernels.sparse_attention import sparse_attention
-from minikeye.kernels.warmup_loss import warmup_loss
+from minikeye.kernels.attention.sparse_attention import sparse_attention
+from minikeye.kernels.losses import selected_backward, warmup_lse
+from minikeye.kernels.losses.selected_loss import selected_loss
+from minikeye.kernels.losses.warmup_loss import warmup_loss
+from minikeye.model.step import AttentionTrace
+from minikeye.ops.torch_attention import gather_index_rows
+from minikeye.ops.torch_losses import dense_targets, kl_loss, selected_scores, selected_targets
 from minikeye.training.dsa import row_losses
 
 pytestmark = pytest.mark.usefixtures("poison")

@@ -10,8 +10,8 @@ import torch
 from triton.runtime.interpreter import InterpreterBuilder
 
 from minikeye import ops
-from minikeye.kernels import select_fast, select_topk
-from minikeye.kernels.index_scores import INTERPRETED, index_scores
+from minikeye.kernels.selection import select_fast, select_topk
+from minikeye.kernels.selection.index_scores import INTERPRETED, index_scores
 
 SELECTIONS = {"radix": select_topk.select_rows, "fast": select_fast.select_rows_fast}
 WHOLE = {"radix": select_topk.select_topk, "fast": select_fast.select_topk_fast}

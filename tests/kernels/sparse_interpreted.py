@@ -11,9 +11,9 @@ import torch
 from torch.testing import assert_close
 
 from minikeye import ops
-from minikeye.kernels import sparse_attention as door
-from minikeye.kernels import sparse_backward, sparse_forward, sparse_union
-from minikeye.kernels.sparse_attention import sparse_attention
+from minikeye.kernels.attention import sparse_attention as door
+from minikeye.kernels.attention import sparse_backward, sparse_forward, sparse_union
+from minikeye.kernels.attention.sparse_attention import sparse_attention
 
 pytestmark = pytest.mark.usefixtures("poison")
 EXACT = {"atol": 5e-6, "rtol": 5e-6}  # float32 against float64, a hundred additions

@@ -8,8 +8,8 @@ import torch
 
 pytest.importorskip("triton")
 
-from minikeye.kernels import bench, counters
-from minikeye.kernels.workload import Shape, index_inputs, process, union_factor
+from minikeye.evaluation.kernels import bench, counters
+from minikeye.evaluation.kernels.workload import Shape, index_inputs, process, union_factor
 
 RESULTS = Path(__file__).resolve().parents[2] / "assets" / "results"
 

@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("triton")
 
-from minikeye.kernels.compiled import all_cases, attention_cases, compile_case, index_cases
-from minikeye.kernels.workload import Shape
+from minikeye.evaluation.kernels.compiled import all_cases, attention_cases, compile_case, index_cases
+from minikeye.evaluation.kernels.workload import Shape
 
 ROOT = Path(__file__).resolve().parents[2]
 # At the released shapes, by architecture: registers a thread and bytes of shared memory, at most. On sm_90 four

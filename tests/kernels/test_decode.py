@@ -6,10 +6,10 @@ import torch
 triton = pytest.importorskip("triton")
 
 from minikeye import ops  # noqa: E402 - not before triton is known to be there
-from minikeye.kernels import decode_attention as attention  # noqa: E402
-from minikeye.kernels import decode_select as selection  # noqa: E402
-from minikeye.kernels.compiled import compile_case, decode_cases  # noqa: E402
-from minikeye.kernels.workload import RELEASED, Shape  # noqa: E402
+from minikeye.evaluation.kernels.compiled import compile_case, decode_cases  # noqa: E402
+from minikeye.evaluation.kernels.workload import RELEASED, Shape  # noqa: E402
+from minikeye.kernels.decode import decode_attention as attention  # noqa: E402
+from minikeye.kernels.decode import decode_select as selection  # noqa: E402
 
 
 @pytest.mark.slow

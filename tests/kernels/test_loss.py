@@ -5,9 +5,9 @@ import torch
 
 triton = pytest.importorskip("triton")
 
-from minikeye.kernels import selected_loss, warmup_loss  # noqa: E402 - not before it is known to be there
-from minikeye.kernels.compiled import Compiled, compile_case, loss_cases  # noqa: E402
-from minikeye.kernels.workload import RELEASED, Shape  # noqa: E402
+from minikeye.evaluation.kernels.compiled import Compiled, compile_case, loss_cases  # noqa: E402
+from minikeye.evaluation.kernels.workload import RELEASED, Shape  # noqa: E402
+from minikeye.kernels.losses import selected_loss, warmup_loss  # noqa: E402 - not before it is known to be there
 
 
 @pytest.mark.slow
@@ -88,8 +88,9 @@ def on_gpu(t=512, s=4096, topk=512):
 def test_as_near_to_float64_as_one_rounding(stage):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    from minikeye import indexer, ops
-    from minikeye.gathered import gather_index_rows
+    from minikeye import ops
+    from minikeye.model import indexer
+    from minikeye.ops.torch_attention import gather_index_rows
 
     tensors, positions, indices = on_gpu()
     weight = torch.rand(1, 512, device="cuda") * 1e-5

@@ -6,7 +6,7 @@ import torch
 triton = pytest.importorskip("triton")
 
 
-from minikeye.kernels import select_fast, select_topk  # noqa: E402 - not before it is known to be there
+from minikeye.kernels.selection import select_fast, select_topk  # noqa: E402 - not before it is known to be there
 
 
 @pytest.mark.slow

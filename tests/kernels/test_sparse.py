@@ -7,7 +7,7 @@ triton = pytest.importorskip("triton")
 
 
 from minikeye import ops  # noqa: E402 - not before triton is known to be installed
-from minikeye.kernels import sparse_attention as door  # noqa: E402 - not before it is known to be installed
+from minikeye.kernels.attention import sparse_attention as door  # noqa: E402 - not before it is known to be installed
 
 
 @pytest.mark.slow

@@ -232,7 +232,7 @@ EXPLORER = """\
 import torch
 
 from minikeye.explore import FrameSelection
-from minikeye.explore.explorer import FrameExplorer
+from minikeye.explore.widget.explorer import FrameExplorer
 
 one = torch.ones(1, 1)
 FrameExplorer(FrameSelection(one.int()[None], 4 * one.int(), one[None] / 2, one, (0,), (0.0,), (0,)))"""

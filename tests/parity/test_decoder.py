@@ -10,9 +10,8 @@ from torch.testing import assert_close
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 from transformers.models.qwen2_vl import modeling_qwen2_vl as qwen2_vl
 
-from minikeye.checkpoint import load
 from minikeye.config import KeyeConfig
-from minikeye.model import KeyeVL
+from minikeye.keye import KeyeVL
 
 # name -> query heads, KV heads, experts, experts per token
 SIZES = {"ratio 1": (4, 4, 4, 1), "ratio 4": (8, 2, 8, 2), "ratio 8": (8, 1, 6, 3)}
@@ -83,7 +82,7 @@ def pair(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("released")
     theirs = qwen(*request.param)
     write_released(theirs, folder, topk=64)
-    return theirs, load(folder)
+    return theirs, KeyeVL.from_pretrained(folder)
 
 
 def record_hidden(layers) -> list[torch.Tensor]:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 from transformers.models.qwen2_vl import modeling_qwen2_vl as qwen2_vl
 
-from minikeye.rope import frequencies, grid_rope, mrope, position_ids, rotate, rotation
+from minikeye.inputs.positions import position_ids
+from minikeye.model.rope import frequencies, grid_rope, mrope, rotate, rotation
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 # head width, theta, sections: the released decoder, its indexer, mini's decoder

@@ -10,7 +10,8 @@ from transformers.models.paddleocr_vl.configuration_paddleocr_vl import PaddleOC
 from transformers.models.paddleocr_vl.modeling_paddleocr_vl import PaddleOCRProjector, PaddleOCRVisionTransformer
 
 from minikeye.config import VisionConfig
-from minikeye.vision import Projector, VisionTower, VisionTransformer, patchify, runs
+from minikeye.inputs.pixels import patchify
+from minikeye.model.vision import Projector, VisionTower, VisionTransformer, runs
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 CONFIG = VisionConfig(width=32, layers=3, heads=2, mlp_width=64, image_size=56, packing_positions=1)

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from minikeye import ops
-from minikeye.attention import AttentionTrace
 from minikeye.config import IndexerConfig, KeyeConfig
-from minikeye.model import KeyeVL
-from minikeye.record import selection_mass
+from minikeye.keye import KeyeVL
+from minikeye.model.record import selection_mass
+from minikeye.model.step import AttentionTrace
 from minikeye.training.dsa import IndexerTeacher, RecallMeter, draw_rows, row_losses
 
 B, T, HEADS, GROUPS, WIDTH, J, INDEX_WIDTH, K = 2, 23, 4, 2, 8, 3, 6, 5

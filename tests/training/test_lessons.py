@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from minikeye.config import KeyeConfig
+from minikeye.inputs.positions import position_ids
+from minikeye.inputs.tokenizer import SPECIAL_TOKENS, load_tokenizer
+from minikeye.minivid import lessons as lessons_module
 from minikeye.minivid.dataset import make_videos
+from minikeye.minivid.lessons import Lesson, Lessons, Size, batches, patch_grid, question_prompts
 from minikeye.minivid.scene import render, render_blank
-from minikeye.rope import position_ids
-from minikeye.tokenizer import SPECIAL_TOKENS, load_tokenizer
-from minikeye.training import lessons as lessons_module
-from minikeye.training.lessons import Lesson, Lessons, Size, ask, patch_grid, stream
-from minikeye.training.mini import SIZES
+from minikeye.training.curriculum import SIZES
 
 CONFIG = KeyeConfig.mini()
 TOKENIZER = load_tokenizer(CONFIG)
@@ -62,7 +62,7 @@ def test_no_two_steps_share_a_video():
 
 def test_workers_change_nothing():
     """One worker process hands over what no worker makes, in order, pixels included."""
-    alone, worked = (list(stream(make(), workers)) for workers in (0, 1))
+    alone, worked = (list(batches(make(), workers)) for workers in (0, 1))
     assert len(alone) == 6 and all(equal(a, b) for a, b in zip(alone, worked, strict=True))
     assert torch.equal(*(x[0].inputs(CONFIG, "cpu")["patches"] for x in (alone, worked)))
 
@@ -192,7 +192,10 @@ def test_asking(task):
     """A prompt ends where the answer begins; answered, it goes on with the answer and its end mark, both learnt."""
     size = Size(8, 5)
     videos = make_videos(1, range(5), 8, "test")
-    asked, answered = ask(videos, task, size, CONFIG), ask(videos, task, size, CONFIG, answered=True)
+    asked, answered = (
+        question_prompts(videos, task, size, CONFIG),
+        question_prompts(videos, task, size, CONFIG, answered=True),
+    )
     for row, problems in enumerate(videos.problems):
         problem = next(p for p in problems if p.task == task)
         prompt = asked["input_ids"][row][asked["attention_mask"][row]].tolist()

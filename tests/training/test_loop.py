@@ -221,7 +221,7 @@ def test_log(tmp_path):
 
 def test_without_a_folder_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loop, "save", lambda *args: pytest.fail("saved"))
+    monkeypatch.setattr(loop, "save_state", lambda *args: pytest.fail("saved"))
     assert len(Fit().train()) == 9 and list(tmp_path.iterdir()) == []
 
 

@@ -9,13 +9,16 @@ import pytest
 import torch
 
 from minikeye.config import KeyeConfig
-from minikeye.model import KeyeVL
-from minikeye.training import mini
+from minikeye.keye import KeyeVL
+from minikeye.minivid.lessons import Lessons, Size
+from minikeye.training.curriculum import CAPS, SIZES, Curriculum
 from minikeye.training.dsa import draw_rows
-from minikeye.training.lessons import Lessons, Size
 from minikeye.training.loop import LoopConfig
-from minikeye.training.mini import CAPS, SIZES, TRAINED, Recipe, size_at, stage_loss
-from minikeye.training.tower import teach_tower, trainable
+from minikeye.training.recipes import mini
+from minikeye.training.recipes.mini import Recipe
+from minikeye.training.stage import STAGES as TAUGHT
+from minikeye.training.stage import LossWeights, Stage, trainable
+from minikeye.training.tower import teach_tower
 
 STAGES = ("tower", "dense", "warmup", "sparse")
 CONFIG = KeyeConfig.nano()
@@ -39,8 +42,8 @@ def gradients(model: KeyeVL) -> set[str]:
 def test_a_stage_trains_what_it_should(stage):
     """dense: all but the indexer; warmup: the indexer; sparse: all. Every such parameter really gets a gradient."""
     model = KeyeVL(CONFIG)
-    parameters = trainable(model, TRAINED[stage])
-    loss, numbers = stage_loss(model, Recipe(), stage, "cpu", batch(Size(4, 2)))
+    parameters = trainable(model, TAUGHT[stage].learns)
+    loss, numbers = TAUGHT[stage].loss(model, batch(Size(4, 2)))
     loss.backward()
     indexer = {n for n, _ in model.named_parameters() if "sa_indexer" in n}
     table = {"visual.vision_model.embeddings.packing_position_embedding.weight"}  # ships, is never read
@@ -54,9 +57,8 @@ def test_a_stage_trains_what_it_should(stage):
 def test_the_loss_is_the_sum_of_its_parts(stage):
     """Answers + 0.01 balance + lambda KL; the KL alone in the warm-up; no KL in the dense stage."""
     model, inputs = KeyeVL(CONFIG), batch(Size(4, 2))
-    recipe = replace(Recipe(), indexer=0.5)
     with torch.no_grad():
-        loss, numbers = stage_loss(model, recipe, stage, "cpu", inputs)
+        loss, numbers = TAUGHT[stage].loss(model, inputs, LossWeights(indexer=0.5))
     if stage == "warmup":
         assert float(loss) > 0
     else:
@@ -68,11 +70,11 @@ def test_the_loss_is_the_sum_of_its_parts(stage):
 def test_the_losses_do_not_mix():
     """In the sparse stage a tenfold lambda gives the indexer tenfold gradients and leaves all others bit for bit."""
     model, inputs = KeyeVL(CONFIG), batch(Size(4, 2))
-    trainable(model, TRAINED["sparse"])
+    trainable(model, TAUGHT["sparse"].learns)
     seen = []
     for weight in (1.0, 16.0):
         model.zero_grad()
-        stage_loss(model, replace(Recipe(), indexer=weight), "sparse", "cpu", inputs)[0].backward()
+        TAUGHT["sparse"].loss(model, inputs, LossWeights(indexer=weight))[0].backward()
         seen.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
     for name, once in seen[0].items():
         assert torch.equal(seen[1][name], 16.0 * once if "sa_indexer" in name else once), name
@@ -81,8 +83,8 @@ def test_the_losses_do_not_mix():
 def test_text_only():
     """Batches without pixels train the decoder alone."""
     model = KeyeVL(CONFIG)
-    trainable(model, TRAINED["dense"])
-    stage_loss(model, Recipe(), "dense", "cpu", batch(Size(0, 2)))[0].backward()
+    trainable(model, TAUGHT["dense"].learns)
+    TAUGHT["dense"].loss(model, batch(Size(0, 2)))[0].backward()
     assert gradients(model) and not any(n.startswith(("visual.", "mlp_AR.")) for n in gradients(model))
 
 
@@ -90,7 +92,7 @@ def test_the_tower_stage(tmp_path):
     """Only the tower moves, and the loss on stills falls."""
     model = KeyeVL(CONFIG)
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    lines = teach_tower(model, LoopConfig(steps=25, lr=3e-3, warmup=3, log_every=1), 16, tmp_path, "cpu")
+    lines = teach_tower(model, LoopConfig(steps=25, lr=3e-3, warmup=3, log_every=1), 16, tmp_path)
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert moved == {n for n in before if n.startswith("visual.") and "packing_position" not in n}
     assert sum(x["loss"] for x in lines[-5:]) < 0.9 * sum(x["loss"] for x in lines[:5])
@@ -103,15 +105,15 @@ def test_the_tower_stage(tmp_path):
 @pytest.mark.parametrize("longest", [16, 1024])
 def test_lengths(growing, longest):
     """Never longer than the cap of that share of the stage; each listed size in turn; about `frames` frames a batch."""
-    recipe, steps = replace(Recipe(), longest=longest), 4000
-    sizes = [size_at(step, steps, recipe, growing) for step in range(steps)]
+    lengths, steps = Curriculum(longest=longest, growing=growing), 4000
+    sizes = [lengths.size_at(step, steps) for step in range(steps)]
     listed = {(f, h, w, turns) for f, h, w, turns, _ in SIZES}
     for step, size in enumerate(sizes):
         caps = [n for n, until in CAPS.items() if step < until * steps] if growing else []
         assert size.frames <= min([longest, *caps[:1]])
         if size.frames:
             assert (size.frames, size.height, size.width, size.turns) in listed
-            assert size.frames * size.videos <= recipe.frames and size.videos <= (96 if size.turns > 1 else 256)
+            assert size.frames * size.videos <= lengths.frames and size.videos <= (96 if size.turns > 1 else 256)
     assert {s.frames for s in sizes[-1000:]} == {f for f, *_ in SIZES if f <= longest} | {0}
     assert 0.02 < sum(s.frames == 0 for s in sizes) / steps < 0.06
     if growing:
@@ -120,7 +122,7 @@ def test_lengths(growing, longest):
 
 def test_lengths_come_as_often_as_they_should():
     """After the caps: within four standard errors of the listed weights."""
-    sizes = [size_at(step, 1, Recipe(), False) for step in range(8000)]
+    sizes = [Curriculum().size_at(step, 1) for step in range(8000)]
     total = sum(often for *_, often in SIZES)
     for frames, height, width, turns, often in SIZES:
         p = 0.96 * often / total
@@ -130,9 +132,9 @@ def test_lengths_come_as_often_as_they_should():
 
 def test_a_length_depends_on_its_step_only():
     random.seed(1)
-    sizes = [size_at(step, 100, Recipe(), True) for step in range(100)]
+    sizes = [Curriculum(growing=True).size_at(step, 100) for step in range(100)]
     random.seed(2)
-    assert [size_at(step, 100, Recipe(), True) for step in reversed(range(100))] == sizes[::-1]
+    assert [Curriculum(growing=True).size_at(step, 100) for step in reversed(range(100))] == sizes[::-1]
 
 
 def test_caps_grow_to_all_lengths():
@@ -146,7 +148,7 @@ def test_the_smoke_recipe_is_the_recipe_in_small():
     for stage in STAGES:
         mine, full = getattr(smoke, stage), getattr(Recipe(), stage)
         assert replace(mine, steps=full.steps, log_every=full.log_every, save_every=full.save_every) == full
-    assert (smoke.frames, smoke.longest, smoke.stills, smoke.balance) == (32, 16, 16, Recipe().balance)
+    assert (smoke.lengths.frames, smoke.lengths.longest, smoke.stills) == (32, 16, 16)
 
 
 # ----------------------------------------------------------------------------------------------------------- the script
@@ -160,7 +162,7 @@ class Killed(Exception):
 def run(tmp_path, monkeypatch, capsys):
     """The script on a model of nano's size, with `--smoke`; returns what it printed, one dict a stage."""
     monkeypatch.setattr(KeyeConfig, "mini", classmethod(lambda cls: CONFIG))
-    monkeypatch.setattr(mini, "size_at", lambda step, steps, recipe, growing: Size(4, 2))
+    monkeypatch.setattr(Curriculum, "size_at", lambda self, step, steps: Size(4, 2))
 
     def call(*more: str) -> list[dict]:
         argv = ["mini", "--smoke", "--device", "cpu", "--workers", "0", "--out", str(tmp_path / "out"), *more]
@@ -182,7 +184,7 @@ def test_every_stage_once(run):
     models = [KeyeVL.from_pretrained(run.out / f"checkpoint-{stage}").state_dict() for stage in STAGES]
     for before, after, stage in zip(models, models[1:], STAGES[1:], strict=False):
         moved = {n for n, t in after.items() if not torch.equal(t, before[n])}
-        assert moved and moved <= {n for n in after if TRAINED[stage](n)}
+        assert moved and moved <= {n for n in after if TAUGHT[stage].learns(n)}
     before = {path: path.stat().st_mtime_ns for path in run.out.rglob("*")}
     assert run() == [] and {path: path.stat().st_mtime_ns for path in run.out.rglob("*")} == before
 
@@ -201,7 +203,7 @@ def test_killed_in_a_stage(run, monkeypatch):
         return replace(recipe, dense=replace(recipe.dense, save_every=2))
 
     monkeypatch.setattr(Recipe, "scaled", saving)
-    calls, loss = [], stage_loss
+    calls, loss = [], Stage.loss
 
     def killed(*args):
         calls.append(args)
@@ -209,7 +211,7 @@ def test_killed_in_a_stage(run, monkeypatch):
             raise Killed
         return loss(*args)
 
-    monkeypatch.setattr(mini, "stage_loss", killed)
+    monkeypatch.setattr(Stage, "loss", killed)
     with pytest.raises(Killed):
         run("--stages", "tower", "dense")
     printed = run("--stages", "tower", "dense")
@@ -244,7 +246,7 @@ def test_recall_looks_at_real_tokens(monkeypatch):
     monkeypatch.setattr(
         model, "forward", lambda inputs, **more: ids.append(inputs["input_ids"]) or forward(inputs, **more)
     )
-    assert mini.recall(model, 4, "cpu", "dense") == [1.0, 1.0] and len(seen) == 2
+    assert mini.recall(model, 4, "dense") == [1.0, 1.0] and len(seen) == 2
     assert all(bytes(row[-len("assistant\n") :].tolist()) == b"assistant\n" for row in ids[0])
 
 

@@ -1,13 +1,16 @@
 """The nano checkpoint of notebook 07: its lessons, its score, and that the shipped one knows what it should."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from minikeye import KeyeConfig, KeyeVL
+from minikeye.minivid.lessons import needles, right
 from minikeye.training.loop import LoopConfig
-from minikeye.training.nano import CAPS, frames_at, needles, right, teach_dense
+from minikeye.training.recipes.nano import CAPS, frames_at, lessons_from
+from minikeye.training.stage import DENSE, teach
 
 NANO = Path(__file__).resolve().parents[2] / "assets" / "checkpoints" / "nano"
 
@@ -24,7 +27,7 @@ def test_teaching_leaves_the_indexer_alone():
     torch.manual_seed(0)
     model = KeyeVL(KeyeConfig.nano())
     before = {n: p.clone() for n, p in model.state_dict().items()}
-    log = teach_dense(model, LoopConfig(steps=2, lr=1e-3, warmup=1), None)
+    log = teach(model, DENSE, LoopConfig(steps=2, lr=1e-3, warmup=1), partial(lessons_from, model.config, 2), None)
     moved = {n for n, p in model.state_dict().items() if not torch.equal(p, before[n])}
     assert len(log) == 2 and moved and not any("sa_indexer" in n for n in moved)
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from minikeye import KeyeConfig
-from minikeye.training.supervised import answer_accuracy, answer_loss, parts_right
+from minikeye.minivid.lessons import parts_right
+from minikeye.training.losses import answer_accuracy, answer_loss
 
 NANO = KeyeConfig.nano()
 

@@ -2,9 +2,9 @@
 
 import torch
 
-from minikeye.cache import cache_bytes_per_token
 from minikeye.cost import active_parameters, parameters
 from minikeye.exercises.nb04 import check_causal_mask, check_longest_context, check_repeat_heads
+from minikeye.model.cache import cache_bytes_per_token
 
 
 def per_token(config):

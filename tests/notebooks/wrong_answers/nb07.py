@@ -3,7 +3,7 @@
 import torch
 
 from minikeye.exercises.nb07 import check_excess, check_hit_rate, check_sparse_targets
-from minikeye.indexer import kl_loss
+from minikeye.ops.torch_losses import kl_loss
 
 
 def targets(p, chosen, groups, *, pad="mask", order="heads first", reduce="mean", deal=False):

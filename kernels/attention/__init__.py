@@ -1,0 +1,1 @@
+"""Sparse attention forward and backward: a query at a time, or over the union of neighbours' sets."""

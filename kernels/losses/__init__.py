@@ -1,0 +1,1 @@
+"""The two KL losses of the indexer and their gradients, in tiles."""

@@ -1,0 +1,1 @@
+"""The command line, `minikeye` or `python -m minikeye`: main reads, commands act, opening finds the model."""

@@ -1,0 +1,148 @@
+"""The command line: minikeye info | cost | check | fake-checkpoint | answer | frames | chat.
+
+What each command does is in commands.py.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import minikeye
+from minikeye.cli import commands
+from minikeye.cli.commands import PRESETS
+
+QUESTION = '"Which digit is on the card, and at which second?"'
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status: 0, 2 after an error (told in one line on stderr), 130 after Ctrl-C."""
+    # Idle threads are to sleep: while they spin, one other busy process makes answers ten times slower. Read by torch's
+    # thread library when it starts, which the commands bring about.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    arguments = parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except KeyboardInterrupt:
+        print("minikeye: stopped", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError, FloatingPointError, MemoryError, ModuleNotFoundError) as error:
+        print(f"minikeye: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="minikeye", description="Keye-VL-2.0, readable: ask, look inside, count the cost."
+    )
+    top.add_argument("--version", action="version", version=f"minikeye {minikeye.__version__}")
+    _add_counting(group := top.add_subparsers(required=True, metavar="COMMAND"))
+    _add_asking(group)
+    return top
+
+
+def _add_counting(group) -> None:
+    """The commands that load no model."""
+    info = _command(group, commands.info, "the numbers of a model and where its parameters are", "--config mini")
+    _add_config(info)
+
+    summary = "tokens, memory and FLOP of a video, dense and sparse"
+    cost = _command(group, commands.cost, summary, "--seconds 600 --fps 1")
+    cost.add_argument("--seconds", type=float, required=True, help="length of the video")
+    _add_config(cost)
+    cost.add_argument("--width", type=int, default=1280, help="pixels (default: 1280)")
+    cost.add_argument("--height", type=int, default=720, help="pixels (default: 720)")
+    cost.add_argument("--fps", type=float, help="frames per second to sample (default: the config's)")
+
+    summary = "versions, devices, the backend that `auto` takes on each, and what a model needs in memory"
+    check = _command(group, commands.check, summary, "--checkpoint keye_vl_2_30b_a3b --context 131072")
+    help_ = "print the memory bill of this model: a folder with a config.json, or a preset's name"
+    check.add_argument("--checkpoint", metavar="FOLDER", help=help_)
+    check.add_argument("--context", type=int, metavar="N", help="tokens to count for (default: the model's context)")
+
+    summary = "write a folder of the released layout with random weights, to try things on"
+    fake = _command(group, commands.fake_checkpoint, summary, "fake --layers 4")
+    fake.add_argument("folder", metavar="FOLDER", type=Path, help="folder to write; must not be there, or be empty")
+    fake.add_argument("--layers", type=int, metavar="N", help="decoder layers, 1.3 GB each (default: 48, 62 GB in all)")
+    fake.add_argument("--seed", type=int, default=0, help="default: 0")
+    fake.add_argument("--small", action="store_true", help="the widths of `nano`, under 1 MB, instead of the released")
+
+
+def _add_asking(group) -> None:
+    """The commands that load one."""
+    summary = "ask a question about a video"
+    answer = _command(group, commands.answer, summary, 'clip.mp4 "From when to when is the red circle visible?"')
+    _add_question(answer)
+    _add_model(answer, longest=32)
+
+    summary = "ask, and show which frames were read"
+    frames = _command(group, commands.frames, summary, f"clip.mp4 {QUESTION} --insert-card 7@3.0")
+    _add_question(frames)
+    _add_model(frames, longest=32)
+    help_ = "put a card with this digit into the sampled frame nearest to that second, e.g. 7@3.0"
+    frames.add_argument("--insert-card", type=parse_card, metavar="DIGIT@SECONDS", help=help_)
+    default = Path("minikeye-out")
+    frames.add_argument("--out", type=Path, default=default, help=f"folder to write (default: {default})")
+
+    summary = "talk about videos; an empty line or Ctrl-D ends it, /reset starts again"
+    chat = _command(group, commands.chat, summary, "--checkpoint Keye-VL-2.0-30B-A3B --streaming clip.mp4")
+    chat.add_argument("videos", metavar="VIDEO", nargs="*", help="shown with the first question")
+    _add_model(chat, longest=1024)
+
+
+def _command(group, run, summary: str, example: str) -> argparse.ArgumentParser:
+    name = run.__name__.replace("_", "-")
+    one = group.add_parser(
+        name,
+        help=summary,
+        description=summary,
+        epilog=f"example: minikeye {name} {example}".strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    one.set_defaults(run=run)
+    return one
+
+
+def _add_config(command: argparse.ArgumentParser) -> None:
+    names = ", ".join(PRESETS)
+    default = next(iter(PRESETS))
+    help_ = f"{names}, or a folder with a config.json (default: {default})"
+    command.add_argument("--config", default=default, help=help_)
+
+
+def _add_question(command: argparse.ArgumentParser) -> None:
+    command.add_argument("video", metavar="VIDEO", help="any file that PyAV reads")
+    command.add_argument("question", metavar="QUESTION")
+
+
+def _add_model(command: argparse.ArgumentParser, longest: int) -> None:
+    """Which model, where and how it is held, and how it speaks. What is not given is the checkpoint's own."""
+    add = command.add_argument
+    add("--checkpoint", metavar="FOLDER", help="folder or hub id (default: assets/checkpoints/mini of the repository)")
+    add("--device", default="cpu", help="cpu, cuda, cuda:1 ..., or auto: the GPUs there are, layers split over several")
+    add("--dtype", choices=("float32", "bfloat16"), help="of the weights (default: float32 on a CPU, else as stored)")
+    add("--streaming", action="store_true", help="leave the weights on disk and read one layer after the other")
+    add("--max-context", type=int, metavar="N", help="most tokens of prompt and answer; a video gets fewer frames")
+    add("--attention", choices=("sparse", "dense"), default="sparse", help="default: sparse")
+    add("--backend", choices=("auto", "torch", "triton"), default="auto", help="default: auto")
+    add("--max-new-tokens", type=int, default=longest, metavar="N", help=f"longest answer (default: {longest})")
+    help_ = "let the model think before it answers, or not (default: the checkpoint's way)"
+    add("--thinking", action=argparse.BooleanOptionalAction, help=help_)
+    add("--temperature", type=float, help="0 takes the most likely token (default: the checkpoint's, else 0)")
+    add("--top-k", type=int, metavar="K", help="draw from the K most likely tokens; 0: all")
+    add("--top-p", type=float, metavar="P", help="draw from the most likely tokens that make up probability P; 1: all")
+    add("--seed", type=int, help="draw the same answer again")
+
+
+def parse_card(text: str) -> tuple[int, float]:
+    """ "7@3.0" -> (7, 3.0)."""
+    digit, _, seconds = text.partition("@")
+    try:
+        card = int(digit), float(seconds)
+    except ValueError:
+        card = (-1, 0.0)
+    if not 0 <= card[0] <= 9:
+        raise argparse.ArgumentTypeError(f"expected DIGIT@SECONDS such as 7@3.0, got {text!r}")
+    return card

@@ -1,0 +1,1 @@
+"""Scripts that check, time and count the Triton kernels; none of them is needed to run one."""

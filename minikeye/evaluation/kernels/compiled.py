@@ -1,0 +1,238 @@
+"""What the compiler makes of the kernels, without a GPU: python -m minikeye.evaluation.kernels.compiled
+
+Compiles every kernel for Hopper (sm_90) and Ampere (sm_80) at the released shapes, as a launch would, and writes
+registers a thread, bytes of spilled registers and bytes of shared memory to assets/results/kernels_compiled.json.
+"""
+
+import argparse
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from minikeye.evaluation.kernels.workload import RELEASED, Shape
+from minikeye.kernels.attention import sparse_backward, sparse_backward_atomic, sparse_forward, sparse_union
+from minikeye.kernels.decode import decode_attention, decode_select
+from minikeye.kernels.launch import INTERPRETED
+from minikeye.kernels.losses import selected_backward, selected_loss, warmup_loss, warmup_lse
+from minikeye.kernels.selection import index_scores, select_fast, select_topk
+from minikeye.results import write_result
+
+FLOATS = {"scale", "scale_log2", "pays"}
+NOT_SIXTEENTHS = ("T", "S", "G", "R", "TILES", "BLOCKS", "t_count", "offset", "start_b", "start_t")  # integers
+POINTERS = {
+    **dict.fromkeys(("scores", "bound", "lse", "delta", "index_w", "loss"), "fp32"),
+    **dict.fromkeys(("dscore", "pulled", "row_lse", "parts"), "fp32"),
+    **dict.fromkeys(("start", "only", "bitmap", "candidates", "passed", "indices", "union_sizes", "marks"), "i32"),
+    **dict.fromkeys(("words", "counts", "ends", "entries", "sizes", "queries", "members", "begins"), "i32"),
+    **dict.fromkeys(("pairs", "order", "firsts", "lasts"), "i32"),
+}
+# In the inputs' dtype, where a kernel's case says nothing else.
+INPUTS = {"q", "k", "v", "w", "out", "dout", "dq", "index_q", "index_k"}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler made of a kernel."""
+
+    registers: int  # a thread
+    spilled: int  # bytes of a thread's registers that went to memory
+    shared: int  # bytes
+    ptx: str
+    ttgir: str
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kernel as one launch sees it: constants are its constexprs, its unit strides and its absent tensors."""
+
+    kernel: triton.JITFunction
+    constants: dict
+    launch: dict  # of launch.py: constexprs of the table and compiler options
+    pointers: dict[str, str]  # dtypes that differ from the tables above
+
+
+def compile_case(case: Case, sm: int, dtype: str = "bf16") -> Compiled:
+    """Compiles for GPUs of capability sm (90 or 80), pointers and strides aligned to 16 as torch's are.
+
+    Raises RuntimeError in a process where Triton interprets.
+    """
+    if INTERPRETED:
+        raise RuntimeError("kernels of the interpreter cannot be compiled: unset TRITON_INTERPRET and start again")
+    known = case.constants | case.launch | {"UPCAST": False}
+    types, constants, aligned = {}, {}, {}
+    for n, parameter in enumerate(case.kernel.params):
+        name = parameter.name
+        if parameter.is_constexpr or name in known:
+            types[name], constants[name] = "constexpr", known[name]
+            continue
+        if pointer := case.pointers.get(name) or POINTERS.get(name) or (dtype if name in INPUTS else ""):
+            types[name] = "*" + pointer
+        else:
+            types[name] = "fp32" if name in FLOATS else "i32"
+        if types[name] != "fp32" and name not in NOT_SIXTEENTHS:
+            aligned[(n,)] = [["tt.divisibility", 16]]
+    names = {parameter.name for parameter in case.kernel.params}
+    options = {name: value for name, value in case.launch.items() if name not in names}
+    source = ASTSource(case.kernel, types, constexprs=constants, attrs=aligned)
+    made = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options | {"enable_fp_fusion": True})
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(made.asm["cubin"])
+        file.flush()
+        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    used = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+    return Compiled(
+        used["REG"], used["STACK"] + used["LOCAL"], made.metadata.shared, made.asm["ptx"], made.asm["ttgir"]
+    )
+
+
+def index_cases(sm: int, shape: Shape = RELEASED, start: bool = False) -> dict[str, Case]:
+    """Scores and both selections. start: with a tensor [b t] of first keys, else without."""
+    row, topk = f"sm_{sm}", shape.topk
+    first = {"start_t": 1} if start else {"start": None, "start_b": 0, "start_t": 0}
+    heads, width = triton.next_power_of_2(shape.index_heads), max(16, triton.next_power_of_2(shape.index_width))
+    queries = index_scores.queries_of_program(heads, width, 2)
+    columns = queries * heads
+    table = index_scores.LAUNCH[128 if columns <= 128 else 256][row] | index_scores.most_registers(columns, width, row)
+    scores = {
+        "J": shape.index_heads, "I": shape.index_width, "HEADS": heads, "WIDTH": width, "QUERIES": queries, "w_j": 1,
+    }  # fmt: skip
+    capacity = {"CAPACITY": select_fast._capacity(topk)}
+    _, sample = select_fast.SAMPLE[row]
+    threshold = capacity | {"SAMPLE": sample, "LOWEST": select_fast.LOWEST}
+    only = {} if start else {"only": None}
+    listed = {"out": "i32"}
+    return {
+        "index_scores": Case(index_scores.index_scores_kernel, scores | first, table, {"out": "fp32"}),
+        "select_topk": Case(select_topk.select_kernel, first | only, select_topk.LAUNCH[row], listed),
+        "select_fast, threshold": Case(
+            select_fast.threshold_kernel, threshold | first, {"num_warps": sample // 1024}, {}
+        ),
+        "select_fast, filter": Case(select_fast.filter_kernel, first, select_fast.FILTER[row], {}),
+        "select_fast, list": Case(select_fast.list_kernel, capacity | first, select_fast.LIST[row], {}),
+        "select_fast, pick": Case(select_fast.pick_kernel, capacity | first, select_fast.PICK[row], listed),
+    }  # fmt: skip
+
+
+def attention_cases(sm: int, shape: Shape = RELEASED) -> dict[str, Case]:
+    """Sparse attention, forward and backward."""
+    row, r = f"sm_{sm}", shape.heads // shape.kv_heads
+    rows = triton.next_power_of_2(r)
+    sizes = {
+        "E": shape.width, "BLOCK_R": rows, "BLOCK_K": triton.next_power_of_2(shape.topk), "PARTS": 4,
+        "QUERIES": sparse_union.tile_queries(r), "KEYS": sparse_backward.KEYS, "FILL": sparse_union.FILL,
+    }  # fmt: skip
+    wide = sizes | {"BLOCK_R": sparse_backward_atomic.padded_heads(r)}
+    sums = {"dk": "fp32", "dv": "fp32"}
+    return {
+        "sparse_forward": Case(sparse_forward.sparse_forward_kernel, sizes, sparse_forward.LAUNCH[row], {}),
+        "sparse_union, mark": Case(sparse_union.mark_kernel, sizes, sparse_union.MARK[row], {}),
+        "sparse_union, compact": Case(sparse_union.compact_kernel, sizes, sparse_union.COMPACT[row], {}),
+        "sparse_union": Case(sparse_union.sparse_union_kernel, sizes, sparse_union.LAUNCH[row], {}),
+        "sparse_backward, dq": Case(sparse_backward.sparse_dq_kernel, sizes, sparse_backward.DQ[row], {}),
+        "sparse_backward, dkv": Case(sparse_backward.sparse_dkv_kernel, sizes, sparse_backward.DKV[row], sums),
+        "sparse_backward_atomic": Case(
+            sparse_backward_atomic.sparse_backward_atomic_kernel, wide, sparse_backward_atomic.LAUNCH[row], sums
+        ),
+    }
+
+
+def loss_cases(sm: int, shape: Shape = RELEASED, dtype: str = "bf16", gradients: bool = True) -> dict[str, Case]:
+    """The indexer's losses and their gradients; gradients=False: without what only the backward pass needs."""
+    row, j = f"sm_{sm}", shape.index_heads
+    heads = max(2, triton.next_power_of_2(j))
+    constants = {
+        "HEADS": heads, "WIDTH": max(16, triton.next_power_of_2(shape.index_width)), "E": shape.width,
+        "BLOCK_R": triton.next_power_of_2(shape.heads // shape.kv_heads), "w_j": 1, "B": 1,
+        "BLOCK_K": triton.next_power_of_2(shape.topk), "PRECISION": "ieee" if dtype == "fp32" else "tf32",
+    }  # fmt: skip
+    rows = constants | {"QUERIES": min(8, max(1, warmup_lse.COLUMNS[row] // heads))}
+    pairs = constants | {"QUERIES": max(1, selected_backward.COLUMNS // heads), "KEYS": selected_backward.KEYS}
+    none = {} if gradients else {"dscore": None, "pulled": None}
+    pointers = dict.fromkeys(("dk", "dloss"), "fp32")
+    return {
+        "selected_loss": Case(
+            selected_loss.selected_loss_kernel, constants | none, selected_loss.FORWARD[row], pointers
+        ),
+        "selected_backward": Case(selected_backward.selected_dk_kernel, pairs, selected_backward.DK[row], pointers),
+        "warmup_lse, heads": Case(warmup_lse.heads_kernel, rows, warmup_lse.HEADS_LAUNCH[row], pointers),
+        "warmup_lse, rows": Case(warmup_lse.rows_kernel, rows, warmup_lse.ROWS_LAUNCH[row], pointers),
+        "warmup_loss": Case(warmup_loss.loss_kernel, rows | none, warmup_loss.LAUNCH[row], pointers),
+        "warmup_loss, dk": Case(warmup_loss.dk_kernel, rows, warmup_loss.DK[row], pointers),
+    }
+
+
+def decode_cases(sm: int, shape: Shape = RELEASED, start: bool = False, capacity: int = 131_072) -> dict[str, Case]:
+    """The five kernels of a step at batch 1. start: with a tensor of first keys, else without."""
+    row, topk, r = f"sm_{sm}", shape.topk, shape.heads // shape.kv_heads
+    first = {"start_b": 1} if start else {"start": None, "start_b": 0}
+    heads, width = (max(16, triton.next_power_of_2(n)) for n in (shape.index_heads, shape.index_width))
+    table, ranges = decode_select.SCORES[row], decode_select.RANGES[row]
+    keys = min(table["KEYS"], decode_select.MOST_PRODUCTS // heads)
+    sizes = {"J": shape.index_heads, "I": shape.index_width, "HEADS": heads, "WIDTH": width, "KEYS": keys, "w_j": 1}
+    lists = {"CAPACITY": triton.next_power_of_2(2 * topk), "RANGES": ranges, "BITS": ranges.bit_length() - 1}
+    least, most = decode_select.SAMPLE[row]
+    sample = {"SAMPLE": min(most, max(least, capacity // 32)), "RUN": decode_select.RUN, "LOWEST": decode_select.LOWEST}
+    rows = {"lengths": "i32", "positions": "i32", "values": "fp32"}
+    parts = {"m_parts": "fp32", "totals": "fp32", "accs": "fp32"}
+    group = {"E": shape.width, "BLOCK_R": triton.next_power_of_2(r), "BLOCK_P": 32}
+    return {
+        "decode_select, scores": Case(
+            decode_select.decode_scores_kernel, sizes | first | {"CHUNK": table["CHUNK"][0]},
+            {name: value for name, value in table.items() if name.startswith("num_")}, rows,
+        ),
+        "decode_select, filter": Case(
+            decode_select.decode_filter_kernel, lists | sample | first, decode_select.FILTER[row], rows
+        ),
+        "decode_select, finish": Case(
+            decode_select.decode_finish_kernel, lists | first, decode_select.FINISH[row], rows | {"out": "i32"}
+        ),
+        "decode_attention": Case(decode_attention.decode_attention_kernel, group, decode_attention.LAUNCH[row], parts),
+        "decode_attention, combine": Case(
+            decode_attention.decode_combine_kernel, group, decode_attention.COMBINE[row], parts
+        ),
+    }  # fmt: skip
+
+
+def all_cases(sm: int, start: bool = False) -> dict[str, Case]:
+    """Every kernel at the released shapes."""
+    return index_cases(sm, start=start) | attention_cases(sm) | loss_cases(sm) | decode_cases(sm, start=start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("assets/results/kernels_compiled.json"))
+    options = parser.parse_args()
+    rows = []
+    for sm in (90, 80):
+        for name, case in all_cases(sm).items():
+            made = compile_case(case, sm)
+            used = {"registers": made.registers, "spilled_bytes": made.spilled, "shared_bytes": made.shared}
+            rows.append({"kernel": name, "architecture": f"sm_{sm}", "warps": case.launch["num_warps"], **used})
+            print(rows[-1], flush=True)
+    hopper = [row for row in rows if row["architecture"] == "sm_90"]
+    summary = {"kernels": len(hopper), "spilled_bytes": sum(row["spilled_bytes"] for row in rows)}
+    summary["most_registers_sm_90"] = max(row["registers"] for row in hopper)
+    summary["most_shared_bytes_sm_90"] = max(row["shared_bytes"] for row in hopper)
+    what = "registers, spills and shared memory of every kernel, released shapes, bfloat16, compiled without a GPU"
+    write_result(
+        options.out,
+        what,
+        "python -m minikeye.evaluation.kernels.compiled",
+        rows,
+        summary,
+        [],
+        packages=("torch", "triton"),
+    )
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()

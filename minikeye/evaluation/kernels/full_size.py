@@ -1,0 +1,288 @@
+"""The whole model at released widths on one GPU: reading prompts, decoding, memory, dense against sparse in one run.
+
+    python -m minikeye.evaluation.kernels.full_size     # one H200: 62 GB of weights and up to 27 GB of cache
+
+Weights are random, drawn as for training, in bfloat16; both backends and both kinds of attention run the same model.
+Random weights bias the figures. Neighbouring queries select almost nothing in common, so the union tiles of the sparse
+attention are wider than on trained indexers: sparse looks slower than it is. Experts get even shares, so the grouped
+products are as fast as they can be: both look faster. So prompts come in two kinds: "random" tokens, and "smooth" ones,
+whose embeddings follow an AR(1) process along the prompt as neighbouring frames do; the union that results, u16, is
+measured on the way (the report has about 4 at 128K) and so is the busiest expert's share. The times include that
+looking on: six layers' unions in the last chunk of a sparse prompt.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from minikeye import KeyeConfig, KeyeVL
+from minikeye.evaluation.kernels.workload import process, union_factor
+from minikeye.inference.cuda_graph import StaticStep
+from minikeye.model.cache import Cache
+from minikeye.model.moe import tokens_per_expert as load
+from minikeye.model.step import AttentionTrace
+from minikeye.ops import choose_backend
+from minikeye.results import write_result
+
+RHO = 0.955  # of the smooth prompts, as in the kernels' "u4" data
+CHUNK = {"sparse": 16_384, "dense": None}  # cuDNN's causal kernel is fastest on the whole prompt at once
+FRAMES, ROWS, COLUMNS = 504, 24, 42  # 127,008 visual tokens: 504 frames of 16:9, as 252 s become at 2 frames/s
+
+
+class Watch:
+    """An observer of the last chunk of every eighth layer: how much neighbours share, and how uneven experts are."""
+
+    def __init__(self, layers: int):
+        self.every, self.u16, self.busiest = max(1, layers // 6), [], []
+
+    def attention(self, layer: int, trace: AttentionTrace) -> None:
+        if trace.later == 0 and layer % self.every == 0 and trace.indices is not None and trace.q.shape[1] >= 16:
+            self.u16.append(union_factor(trace.indices, 16))
+
+    def routing(self, layer: int, probabilities: Tensor, chosen: Tensor) -> None:
+        if layer % self.every == 0:
+            experts = probabilities.shape[-1]
+            self.busiest.append(float(load(chosen, experts).max()) * experts / chosen.numel())
+
+    def numbers(self) -> dict[str, float]:
+        found = {"u16": self.u16, "busiest expert, of the mean": self.busiest}
+        return {name: statistics.mean(values) for name, values in found.items() if values}
+
+
+class Smooth(nn.Module):
+    """In place of the token embedding: vectors that follow an AR(1) process along the prompt, whatever the tokens."""
+
+    def __init__(self, width: int, dtype: torch.dtype):
+        super().__init__()
+        self.width, self.dtype = width, dtype
+
+    def forward(self, ids: Tensor) -> Tensor:
+        parts = [process(ids.shape[1], 256, RHO, str(ids.device)).to(self.dtype) for _ in range(-(-self.width // 256))]
+        return torch.cat(parts, dim=-1)[..., : self.width].expand(len(ids), -1, -1)
+
+
+@contextmanager
+def reading(model: KeyeVL, data: str, layers: int | None = None) -> Iterator[None]:
+    """Inside the block the model has its first `layers` only (None: all), and the embedding of "smooth" where asked."""
+    before = model.model.layers, model.model.embed_tokens
+    model.model.layers = before[0][:layers]
+    if data == "smooth":
+        model.model.embed_tokens = Smooth(model.config.text.width, model.lm_head.weight.dtype)
+    try:
+        yield
+    finally:
+        model.model.layers, model.model.embed_tokens = before
+
+
+@contextmanager
+def fastest_dense(device: str) -> Iterator[None]:
+    """cuDNN's attention where it can, else flash: what dense attention is measured with."""
+    if device == "cpu":
+        yield
+        return
+    with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION], set_priority=True):
+        yield
+
+
+def seconds_of(run: Callable[[], object], device: str) -> float:
+    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+    synchronize()
+    begun = time.perf_counter()
+    run()
+    synchronize()
+    return time.perf_counter() - begun
+
+
+def prompt(model: KeyeVL, length: int, attention: str, cache: Cache, watch: Watch | None, device: str) -> Callable:
+    ids = torch.randint(model.config.image_token_id, (1, length), device=device)
+    options = {"attention": attention, "observer": watch, "last": 1, "chunk": CHUNK[attention]}
+    return lambda: model({"input_ids": ids}, cache, **options)
+
+
+def prefill(model: KeyeVL, length: int, attention: str, data: str, device: str) -> Iterator[dict]:
+    """One reading of a prompt of text, after two layers of the same to warm up."""
+    watch = Watch(len(model.model.layers))
+    with fastest_dense(device):
+        with reading(model, data, 2):
+            prompt(model, length, attention, Cache.empty(2, length), None, device)()
+        if device == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        with reading(model, data):
+            seconds = seconds_of(prompt(model, length, attention, model.new_cache(length), watch, device), device)
+    peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else 0.0
+    yield {
+        "what": "prefill", "attention": attention, "data": data, "length": length, "seconds": seconds,
+        "tokens_s": length / seconds, "peak_gib": peak, **watch.numbers(),
+    }  # fmt: skip
+
+
+def filled(model: KeyeVL, length: int, batch: int, device: str) -> Cache:
+    """A cache of `length` random tokens a row, with room for 64 more."""
+    text, index = model.config.text, model.config.indexer
+    cache = model.new_cache(length + 64)
+    for layer in cache.layers:
+        k, v = (torch.randn(batch, length, text.kv_heads, text.head_width, device=device) for _ in range(2))
+        dtype = model.lm_head.weight.dtype
+        layer.append(k.to(dtype), v.to(dtype), torch.randn(batch, length, index.width, device=device).to(dtype))
+        del k, v
+    cache.next_position = torch.full((batch,), length, device=device)
+    return cache
+
+
+def recorded(run: Callable[[], object], device: str) -> Callable[[], object]:
+    """`run` as a CUDA graph; itself on a CPU."""
+    if device == "cpu":
+        return run
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def decode(model: KeyeVL, length: int, batch: int, device: str) -> Iterator[dict]:
+    """Median seconds of a step as a CUDA graph. Dense is recorded for one length, which no generation could use."""
+    cache = filled(model, length, batch, device)
+    token = {"input_ids": torch.zeros(batch, 1, dtype=torch.long, device=device)}
+
+    def dense_step() -> None:
+        model(token, cache, attention="dense")
+        cache.truncate(length, torch.full((batch,), length, device=device))
+
+    static = StaticStep(model, cache)
+    steps = {"sparse": recorded(static.run, device), "dense": None, "sparse, no graph": static.run}
+    with fastest_dense(device):
+        steps["dense"] = recorded(dense_step, device)
+    for attention, step in steps.items():
+        static.rewind()
+        seconds = statistics.median(seconds_of(step, device) for _ in range(20))
+        yield {
+            "what": "decode", "attention": attention, "context": f"{-(-length // 1024)}k", "length": length,
+            "batch": batch, "ms": 1000 * seconds, "tokens_s": batch / seconds,
+        }  # fmt: skip
+
+
+def see(model: KeyeVL, frames: int, rows: int, columns: int, device: str) -> Iterator[dict]:
+    """Vision tower and projector on the frames of a video."""
+    size = model.config.vision.patch_size
+    grids = torch.tensor([[1, rows, columns]] * frames)
+    patches = torch.randn(frames * rows * columns, 3, size, size, device=device, dtype=model.lm_head.weight.dtype)
+    model.visual_tokens(patches[: rows * columns], grids[:1])
+    seconds = seconds_of(lambda: model.visual_tokens(patches, grids), device)
+    tokens = frames * rows * columns // 4
+    yield {"what": "vision", "frames": frames, "tokens": tokens, "seconds": seconds, "tokens_s": tokens / seconds}
+
+
+def profile(run: Callable[[], object], device: str, **about: object) -> Iterator[dict]:
+    """Where the time goes: the kernels that `run` starts, by their own time (torch's profiler)."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    with profiler(activities=[ProfilerActivity.CUDA if device == "cuda" else ProfilerActivity.CPU]) as found:
+        seconds_of(run, device)
+    own = lambda e: e.self_device_time_total if device == "cuda" else e.self_cpu_time_total  # noqa: E731
+    events = sorted(found.key_averages(), key=own, reverse=True)
+    total = sum(map(own, events))
+    for e in events[:16]:
+        times = {"ms": own(e) / 1000, "share": own(e) / total}
+        yield {"what": "profile", **about, "kernel": e.key[:90], "calls": e.count, **times}
+
+
+def profiles(model: KeyeVL, length: int, device: str) -> Iterator[dict]:
+    """Reading a prompt by four layers, of both kinds of attention and data; one decode step of all layers."""
+    for attention, data in (("sparse", "random"), ("dense", "random"), ("sparse", "smooth")):
+        with reading(model, data, 4), fastest_dense(device):
+            run = prompt(model, length, attention, Cache.empty(len(model.model.layers), length), None, device)
+            yield from profile(run, device, part="prefill", attention=attention, data=data, length=length)
+    static = StaticStep(model, filled(model, length, 1, device))
+    static.run()
+    yield from profile(static.run, device, part="decode", attention="sparse", length=length)
+
+
+def plan(model: KeyeVL, device: str, lengths: tuple[int, ...]) -> Iterator[tuple[str, Callable[[], Iterator[dict]]]]:
+    for length in lengths:  # dense attention does not depend on what it reads
+        for attention, data in (("sparse", "random"), ("sparse", "smooth"), ("dense", "random")):
+            yield "prefill", partial(prefill, model, length, attention, data, device)
+    for length, batch in ((lengths[1], 1), (lengths[2], 1), (lengths[2], 4), (lengths[3] - 64, 1)):
+        yield "decode", partial(decode, model, length, batch, device)
+    yield "vision", partial(see, model, *((FRAMES, ROWS, COLUMNS) if device == "cuda" else (2, 4, 4)), device)
+    yield "profile", partial(profiles, model, lengths[2], device)
+
+
+def summarise(rows: list[dict]) -> dict[str, float]:
+    def find(key: str, **wanted: object) -> float:
+        return next((r[key] for r in rows if all(r.get(k) == v for k, v in wanted.items())), float("nan"))
+
+    out = {}
+    for name, length in (("8k", 8192), ("32k", 32_768), ("128k", 131_072), ("256k", 262_144)):
+        for data, tail in (("random", ""), ("smooth", "_smooth")):
+            sparse = find("seconds", what="prefill", attention="sparse", data=data, length=length)
+            dense = find("seconds", what="prefill", attention="dense", length=length)
+            out |= {f"prefill_{name}_ratio{tail}": sparse / dense, f"prefill_{name}_tokens_s{tail}": length / sparse}
+        for batch, tail in ((1, ""), (4, "_b4")):
+            sparse, dense = (
+                find("ms", what="decode", attention=a, batch=batch, context=name) for a in ("sparse", "dense")
+            )
+            out |= {
+                f"decode_{name}_ratio{tail}": sparse / dense,
+                f"decode_{name}_tokens_s{tail}": 1000 * batch / sparse,
+            }
+    out["peak_gib_256k"] = find("peak_gib", what="prefill", attention="sparse", data="random", length=262_144)
+    out["u16_128k"] = find("u16", what="prefill", data="random", length=131_072)
+    out["u16_128k_smooth"] = find("u16", what="prefill", data="smooth", length=131_072)
+    out["vision_tokens_s"] = find("tokens_s", what="vision")
+    return {name: float(f"{value:.4g}") for name, value in out.items() if value == value}
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("assets/results/full_size.json"))
+    parser.add_argument("--smoke", action="store_true", help="nano on a CPU: that the script runs, not a measurement")
+    parser.add_argument("--layers", type=int, default=48, help="fewer for a look at the parts (default: 48)")
+    parser.add_argument("--only", nargs="*", help="prefill, decode, vision, profile; default: all")
+    options = parser.parse_args()
+    if options.smoke and options.out == parser.get_default("out"):
+        parser.error("--smoke measures nothing: say with --out where its file may go")
+    device, config = "cuda", KeyeConfig.keye_vl_2_30b_a3b()
+    config = replace(config, text=replace(config.text, layers=options.layers))
+    lengths = (8192, 32_768, 131_072, 262_144)
+    if options.smoke:
+        device, config, lengths = "cpu", KeyeConfig.nano(), (48, 64, 96, 192)
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float32 if options.smoke else torch.bfloat16)
+    with torch.device(device):
+        model = KeyeVL(config).eval()
+    torch.set_default_dtype(torch.float32)
+    rows: list[dict] = []
+    backend, _ = choose_backend("auto", device)
+    dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")
+    what = f"{config.text.layers} layers of width {config.text.width}, random weights, {dtype}; sparse by {backend}"
+    for part, run in plan(model, device, lengths):
+        if options.only and part not in options.only:
+            continue
+        for row in run():
+            rows.append({k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()})
+            print(rows[-1], flush=True)
+        if device == "cuda":
+            torch.cuda.empty_cache()
+        command = "python -m minikeye.evaluation.kernels.full_size"
+        write_result(options.out, what, command, rows, summarise(rows), [0], ("torch", "triton", "numpy"))
+
+
+if __name__ == "__main__":
+    main()

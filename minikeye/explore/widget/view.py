@@ -1,0 +1,102 @@
+"""What the explorer's controls are set to, and what is then to be seen, in words.
+
+Axes: l recorded layer, t recorded query (one here), f frame.
+"""
+
+from dataclasses import dataclass
+
+from minikeye.explore.selection import FrameCounts
+from minikeye.explore.words import at_times, percent, when
+
+
+@dataclass(frozen=True)
+class Query:
+    """A token that can be asked which keys it selected."""
+
+    position: int  # in prompt and answer, from 0; in a plain record: number of the query within it
+    name: str  # short, beside a slider: "1 “7”"
+    place: str  # in a sentence: "the query that writes “7”, token 1 of 11 of the answer"
+    sees: int  # frames that stand before it in the prompt
+
+
+@dataclass(frozen=True)
+class View:
+    """A selection looked at: one layer of it, some of its frames."""
+
+    query: Query
+    layer: int  # row of the selection
+    first: int  # first frame shown
+    last: int  # last frame shown
+    how: str  # how the keys were chosen: "all 4 heads, k = 256"
+
+
+def check(s: FrameCounts, v: View) -> None:
+    """Raise ValueError unless the selection has one query and the view's layer and frames."""
+    layers, queries, frames = s.counts.shape
+    if queries != 1 or not 0 <= v.layer < layers or not 0 <= v.first <= v.last < frames:
+        raise ValueError(
+            f"expected one query, a layer row of 0 to {layers - 1} and frames within 0 to {frames - 1}; "
+            f"got {queries} queries, row {v.layer}, frames {v.first} to {v.last}"
+        )
+
+
+def heading(s: FrameCounts, v: View) -> str:
+    """The settings: "Layer 3, all 4 heads, k = 256, for the query that writes “7”, ..."."""
+    return f"Layer {s.layers[v.layer]}, {v.how}, for {v.query.place}"
+
+
+def sentence(s: FrameCounts, v: View) -> str:
+    """The settings and what they show, with numbers. Raises ValueError where view and selection do not fit."""
+    check(s, v)
+    return " ".join([f"{heading(s, v)}.", *_sight(s, v), _reads(s, v), *_truth(s, v), _kept(s, v)])
+
+
+def picture(s: FrameCounts, v: View) -> str:
+    """What kind of picture the explorer draws, for readers who do not see it; `sentence` says what is in it."""
+    layers, frames = len(s.layers), v.last - v.first + 1
+    strip = "A strip of video frames over a heat map" if s.thumbnails is not None else "A heat map"
+    size = f"{layers} layer{'s' * (layers > 1)} by {frames} frame{'s' * (frames > 1)}"
+    bars = f"below, bars for layer {s.layers[v.layer]}: its keys upwards, its attention downwards"
+    return f"{strip} of {size}, lighter where more of a layer's keys lie; {bars}."
+
+
+def _sight(s: FrameCounts, v: View) -> list[str]:
+    sees, frames = v.query.sees, len(s.seconds)
+    if sees == frames:
+        return []
+    before = "all frames and sees none" if not sees else f"the frame at {when(s, sees)} and sees {sees} of {frames}"
+    return [f"It stands before {before}."]
+
+
+def _reads(s: FrameCounts, v: View) -> str:
+    counts, mass = (x[v.layer, 0, v.first : v.last + 1] for x in (s.counts, s.mass))
+    total, inside, most = int(s.keys[v.layer, 0]), int(counts.sum()), int(counts.max())
+    place = f"the frame at {when(s, v.first)}"
+    if v.last > v.first:
+        place = f"the {v.last - v.first + 1} frames from {when(s, v.first)} to {when(s, v.last)}"
+    if not inside:
+        return f"{f'None of its {total} keys lies' if total != 1 else 'Its only key does not lie'} in {place}."
+    reads = f"{inside} of its {total} keys ({percent(inside / total)}) {'lies' if inside == 1 else 'lie'} in {place}"
+    tied = (counts == most).nonzero().flatten().tolist()
+    top = max(tied, key=lambda n: mass[n].item())  # the first of equals
+    if len(counts) == 1:
+        return f"{reads}, with {percent(mass[0].item())} of the attention."
+    attention, where = percent(mass[top].item()), f"the frame at {when(s, v.first + top)}"
+    if len(tied) == 1:
+        return f"{reads}, most in {where}: {most} with {attention} of the attention."
+    each = f"{len(tied)} frames have most, {most} each"
+    return f"{reads}; {each}, and of these {where} gets most attention, {attention}."
+
+
+def _truth(s: FrameCounts, v: View) -> list[str]:
+    if not s.truth:
+        return []
+    frames = list(s.truth)
+    keys, attention = int(s.counts[v.layer, 0, frames].sum()), percent(s.mass[v.layer, 0, frames].sum().item())
+    subject = s.subject or ("the answer's frame" if len(frames) == 1 else "the answer's frames")
+    name = f"{subject[0].upper()}{subject[1:]} {at_times(s, frames)}"
+    return [f"{name}: {keys or 'no'} key{'s' * (keys != 1)}, {attention} of the attention."]
+
+
+def _kept(s: FrameCounts, v: View) -> str:
+    return f"The keys hold {percent(s.kept[v.layer, 0].item())} of what dense attention would spend."

@@ -1,0 +1,177 @@
+"""Prefill, then one token at a time: sampling, stop rules, streaming.
+
+Axes: b batch, t position, v vocabulary.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from minikeye.config import KeyeConfig
+from minikeye.cost.memory import CHUNK, PARTS, free_bytes, needs, require
+from minikeye.inference.cuda_graph import GraphedDecoder, obstacle
+from minikeye.model.batch import token_ids
+from minikeye.model.cache import Cache
+from minikeye.model.record import Record
+from minikeye.model.step import Mode, Observer
+
+WORTH_A_GRAPH = 16  # tokens from which on a captured graph pays for its capture; our choice
+
+
+@dataclass
+class Generation:
+    """What came out. Rows that stopped early are filled with -1."""
+
+    ids: Int[Tensor, "b n"]
+    record: Record | None  # query n is the one whose logits gave token n; None where nothing was generated or asked for
+    cache: Cache | None = None  # of everything that was read: the prompt and every token drawn but the last
+
+    def row(self, n: int = 0) -> list[int]:
+        """The tokens of one row, without filling."""
+        return [token for token in self.ids[n].tolist() if token >= 0]
+
+
+def sample(
+    logits: Float[Tensor, "b v"], temperature: float, top_k: int, top_p: float, generator: torch.Generator | None
+) -> Int[Tensor, " b"]:
+    """The next token of every row. temperature 0 takes the most likely one; top_k 0 and top_p 1 keep all.
+
+    top_p keeps the smallest set of most likely tokens whose probability reaches top_p.
+    """
+    if temperature == 0.0:
+        return logits.argmax(dim=-1)
+    p = ((logits - logits.amax(dim=-1, keepdim=True)) / temperature).softmax(dim=-1)  # 0 at least once, at any heat
+    if top_k:
+        best = p.topk(min(top_k, p.shape[-1]))
+        p = torch.zeros_like(p).scatter(-1, best.indices, best.values)
+    if top_p < 1.0:
+        ordered, order = p.sort(dim=-1, descending=True, stable=True)
+        before = ordered.cumsum(dim=-1) - ordered  # probability of everything more likely
+        beyond = before >= top_p * p.sum(-1, keepdim=True)
+        beyond[:, 0] = False  # the most likely token stays, however small top_p
+        p = torch.zeros_like(p).scatter(-1, order, ordered.masked_fill(beyond, 0.0))
+    return torch.multinomial(p, 1, generator=generator).squeeze(-1)
+
+
+@torch.no_grad()
+def generate(
+    model,
+    inputs: Mapping[str, Any],
+    max_new_tokens: int = 256,
+    *,
+    cache: Cache | None = None,
+    chunk: int | None = CHUNK,
+    stop_ids: tuple[int, ...] = (),
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int | None = None,
+    attention: Mode = "sparse",
+    backend: str = "auto",
+    record: bool = False,
+    observer: Observer | None = None,
+    on_token: Callable[[Int[Tensor, " b"]], None] | None = None,
+    graphs: bool | None = None,
+) -> Generation:
+    """Continue every row of `inputs` until a stop token or `max_new_tokens`.
+
+    model: a KeyeVL. inputs: as a Processor makes them. cache: what earlier calls have read; `inputs` then hold what is
+    new, without a Processor's positions, which count from 0. After a call the cache holds the prompt and every token
+    drawn but the last: to go on, give the tokens from `cache.length` on. Rows that stopped at different steps cannot go
+    on together; for conversations there is `chat.Chat`. chunk: tokens of the prompt that pass through a layer at a
+    time; None: all at once. stop_ids: tokens that end a row; they are not returned. Greedy unless told otherwise:
+    at temperature 0, top_k, top_p and seed change nothing; `processor.generation` has the checkpoint's own numbers.
+    seed: fixes the sampling. record: keep what the query that produced each token selected (query 0 is the
+    prompt's last token). observer: sees every layer of every step, also of the step that ends the answer; not with
+    record. on_token: called with each step's tokens [b] as they come, -1 for rows that have ended. graphs: decode by
+    replaying a CUDA graph; None: where that is possible (`minikeye.inference.cuda_graph.obstacle` says why not).
+    Raises ValueError for inputs that are none, sampling numbers out of range and more tokens than the context holds,
+    FloatingPointError where the logits are not finite, NotEnoughMemory before anything is read where cache and
+    activations will not fit, RuntimeError for graphs=True where there is an obstacle.
+    """
+    if max_new_tokens < 1 or not 0 <= temperature < math.inf or top_k < 0 or not 0 < top_p <= 1:
+        raise ValueError(
+            f"expected max_new_tokens >= 1, 0 <= temperature < inf, top_k >= 0, 0 < top_p <= 1; got {max_new_tokens}, "
+            f"{temperature}, {top_k}, {top_p}"
+        )
+    if not isinstance(inputs, Mapping):
+        raise ValueError(f"inputs must be what a Processor returns, or {{'input_ids': int [b t]}}; got {inputs!r:.100}")
+    ids = token_ids(inputs, model.config, cache)
+    device = ids.device
+    generator = torch.Generator(device).manual_seed(seed) if seed is not None else None
+    stop = torch.tensor(stop_ids, dtype=torch.long, device=device)
+    cache = model.new_cache() if cache is None else cache
+    room = _room(model.config, cache.length + ids.shape[1], max_new_tokens)
+    _require_memory(model, ids, cache, room, chunk)
+    cache.reserve(room)
+    options = {"attention": attention, "backend": backend, "record": int(record), "observer": observer}
+    step = _decoder(model, cache, options, max_new_tokens, graphs)
+    steps, history = [], None
+    done = torch.zeros(len(ids), dtype=torch.bool, device=device)
+    out = model(inputs, cache, last=1, chunk=chunk, **options)
+    while True:
+        token = sample(_sayable(out.logits[:, -1].to(device), model.config), temperature, top_k, top_p, generator)
+        done = done | torch.isin(token, stop)
+        if record and not bool(done.all()):
+            history = out.record if history is None else history.extend(out.record)
+        if bool(done.all()):
+            break
+        steps.append(token.masked_fill(done, -1))
+        if on_token is not None:
+            on_token(steps[-1])
+        if len(steps) == max_new_tokens:
+            break
+        out = step(token)
+    ids = torch.stack(steps, dim=1) if steps else torch.empty(len(done), 0, dtype=torch.long, device=device)
+    return Generation(ids, history, cache)
+
+
+def _room(config: KeyeConfig, prompt: int, new: int) -> int:
+    """Tokens that the cache will hold. Raises ValueError where they do not fit into the context."""
+    if prompt + new - 1 > config.text.max_positions:
+        raise ValueError(
+            f"{prompt} tokens and up to {new} new ones exceed the context of {config.text.max_positions}: "
+            f"ask for fewer new tokens, sample fewer frames or fewer tokens per frame"
+        )
+    return prompt + new - 1  # the last token is said, not read
+
+
+def _require_memory(model, ids: Int[Tensor, "b t"], cache: Cache, room: int, chunk: int | None) -> None:
+    """Raise NotEnoughMemory where cache and activations will not fit: beside the weights, or with those of a stream."""
+    devices, streamed = {p.device for p in model.parameters()}, not isinstance(model.model.layers, nn.ModuleList)
+    bill = needs(
+        model.config,
+        context=room,
+        dtype=model.model.norm.weight.dtype,
+        batch=len(ids),
+        streaming=streamed,
+        device=ids.device,
+        visual=int(model.is_visual(ids).sum()) // len(ids),
+        chunk=chunk or room,
+    )
+    free = sum(map(free_bytes, devices)) + cache.room_bytes()  # what it has taken already is part of the bill
+    require(bill, free, " + ".join(map(str, devices)), PARTS if streamed else PARTS[1:])
+
+
+def _sayable(logits: Float[Tensor, "b v"], config: KeyeConfig) -> Float[Tensor, "b v"]:
+    """The logits, checked; pixels cannot be said."""
+    if not bool(logits.isfinite().all()):
+        raise FloatingPointError("the model's logits are not finite: check the checkpoint's dtype and the weights")
+    placeholders = [n for n in (config.image_token_id, config.video_token_id) if n < config.text.vocab]
+    logits[:, placeholders] = -torch.inf
+    return logits
+
+
+def _decoder(model, cache: Cache, options: dict[str, Any], tokens: int, graphs: bool | None) -> Callable:
+    """What turns a token into the next output: a replayed graph or a pass through the model."""
+    why_not = obstacle(model, **options)
+    if graphs and why_not:
+        raise RuntimeError(f"CUDA graphs cannot be used: {why_not}. Leave `graphs` out to decode without them.")
+    if graphs or (graphs is None and not why_not and tokens >= WORTH_A_GRAPH):
+        return GraphedDecoder(model, cache, options["backend"])
+    return lambda token: model({"input_ids": token[:, None]}, cache, **options)

@@ -1,0 +1,127 @@
+"""Mixture of experts: a router sends each token to a few SwiGLU experts, and a loss keeps their load even.
+
+Axes: n token (batch and time flattened), d width, x expert, c chosen expert of a token, m hidden channel of an expert.
+Report, section 2 (Qwen3-MoE): softmax over all experts, top-8, the eight weights renormalised, no shared expert.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from minikeye.config import TextConfig
+
+
+class Router(nn.Module):
+    """Which experts see a token, and how much each counts."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.chosen = config.experts_per_token
+        self.weight = nn.Parameter(torch.empty(config.experts, config.width))
+        nn.init.normal_(self.weight, std=config.width**-0.5)
+
+    def forward(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n x"], Float[Tensor, "n c"], Int[Tensor, "n c"]]:
+        """Probabilities of all experts, weights of the chosen ones (they sum to 1), and their numbers.
+
+        float32 throughout: a rounded probability changes which expert is chosen.
+        """
+        probabilities = F.linear(x.float(), self.weight.float()).softmax(dim=-1)
+        weights, chosen = probabilities.topk(self.chosen, dim=-1)
+        return probabilities, weights / weights.sum(dim=-1, keepdim=True), chosen
+
+
+class Experts(nn.Module):
+    """All experts of a layer in two tensors, as the checkpoint holds them: x @ W, gate channels first, then up."""
+
+    chunk_tokens = 8192  # tokens per pass, whose copies, one a chosen expert, are what takes memory
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        x, d, m = config.experts, config.width, config.expert_width
+        self.gate_up_proj = nn.Parameter(torch.empty(x, d, 2 * m))
+        self.down_proj = nn.Parameter(torch.empty(x, m, d))
+        nn.init.normal_(self.gate_up_proj, std=d**-0.5)
+        nn.init.normal_(self.down_proj, std=m**-0.5)
+
+    def forward(
+        self, x: Float[Tensor, "n d"], weights: Float[Tensor, "n c"], chosen: Int[Tensor, "n c"]
+    ) -> Float[Tensor, "n d"]:
+        """The weighted sum of what each token's experts make of it; a token at a time or all, the sum is the same."""
+        pieces = zip(*(z.split(self.chunk_tokens) for z in (x, weights, chosen)), strict=True)
+        return torch.cat([self.mix(*piece) for piece in pieces])
+
+    def mix(
+        self, x: Float[Tensor, "n d"], weights: Float[Tensor, "n c"], chosen: Int[Tensor, "n c"]
+    ) -> Float[Tensor, "n d"]:
+        """Sort token copies by expert, run each expert on its own stretch, bring the results back, add them up."""
+        order = chosen.flatten().argsort(stable=True)
+        token = order // chosen.shape[1]
+        counts = tokens_per_expert(chosen, len(self.gate_up_proj))
+        gate, up = self.multiply(x[token], self.gate_up_proj, counts).chunk(2, dim=-1)
+        y = self.multiply(F.silu(gate) * up, self.down_proj, counts)
+        back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+        y = rearrange(y[back], "(n c) d -> n c d", c=chosen.shape[1])
+        with torch.autocast(x.device.type, enabled=False):  # the sum in float32
+            return torch.einsum("nc,ncd->nd", weights, y.float()).to(x.dtype)
+
+    def multiply(
+        self, x: Float[Tensor, "n d"], w: Float[Tensor, "x d m"], counts: Int[Tensor, " x"]
+    ) -> Float[Tensor, "n m"]:
+        """Rows sorted by expert times that expert's matrix: in one kernel where there is one, else in a loop."""
+        return (grouped if x.is_cuda and compute_dtype(x) == torch.bfloat16 else looped)(x, w, counts)
+
+
+def looped(x: Float[Tensor, "n d"], w, counts: Int[Tensor, " x"]) -> Float[Tensor, "n m"]:
+    """One product per expert; w [x d m] is a tensor or anything that gives matrix w[i]. Idle experts stay untouched."""
+    pieces = x.split(counts.tolist())
+    return torch.cat([piece @ w[i].to(x.dtype) for i, piece in enumerate(pieces) if len(piece)])
+
+
+def grouped(x: Float[Tensor, "n d"], w: Float[Tensor, "x d m"], counts: Int[Tensor, " x"]) -> Float[Tensor, "n m"]:
+    """The same as `looped` in one kernel (torch's grouped matmul), which takes bfloat16 only."""
+    ends = counts.cumsum(0).to(torch.int32)
+    return F.grouped_mm(x.bfloat16(), w.bfloat16(), offs=ends)
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which a matrix product of x runs: autocast's where it is on, else x's own."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+class MixtureOfExperts(nn.Module):
+    """Router and experts in place of the dense MLP."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.gate = Router(config)
+        self.experts = Experts(config)
+
+    def forward(self, x: Float[Tensor, "b t d"]) -> tuple[Float[Tensor, "b t d"], Tensor, Int[Tensor, "b t c"]]:
+        """Output, the router's probabilities [b t x], and the experts chosen."""
+        b, t, _ = x.shape
+        flat = rearrange(x, "b t d -> (b t) d")
+        probabilities, weights, chosen = self.gate(flat)
+        y = self.experts(flat, weights, chosen)
+        return tuple(rearrange(z, "(b t) d -> b t d", b=b, t=t) for z in (y, probabilities, chosen))
+
+
+def tokens_per_expert(chosen: Int[Tensor, "*n c"], experts: int) -> Int[Tensor, " x"]:
+    """How many tokens each expert got. (torch.bincount would make a GPU wait for the CPU.)"""
+    flat = chosen.flatten()
+    return torch.zeros(experts, dtype=flat.dtype, device=flat.device).scatter_add_(0, flat, torch.ones_like(flat))
+
+
+def balance_loss(probabilities: Float[Tensor, "*n x"], chosen: Int[Tensor, "*n c"]) -> Float[Tensor, ""]:
+    """x * sum over experts of (share of choices) * (mean probability): 1 when balanced.
+
+    Worst is x / c, when the same c experts take every token: x where a token has one choice.
+
+    The loss of Switch Transformer (equation 4) over all choices of a token, as Qwen3-MoE has it divided by its number
+    of choices. The report does not say which loss Keye-VL-2.0 used: our choice.
+    """
+    experts = probabilities.shape[-1]
+    share = tokens_per_expert(chosen, experts) / chosen.numel()
+    return experts * (share * probabilities.reshape(-1, experts).mean(dim=0)).sum()

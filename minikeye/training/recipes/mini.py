@@ -1,0 +1,118 @@
+"""Train the shipped checkpoint: python -m minikeye.training.recipes.mini --out FOLDER
+
+The report's order in miniature (section 3), about twelve minutes on one H100:
+    tower   vision tower on its own, on labelled stills: the answer loss reaches it through one frame in many
+    dense   all parameters, dense attention, lengths mixed and the cap growing (stages 1 to 3)
+    warmup  indexer only, dense attention (L_warmup)
+    sparse  all parameters, sparse attention (L_NTP + lambda L_sparse)
+Skipped: stage 0, projector only. It aligns a projector to a language model that can already read; ours starts from
+nothing, so there is nothing to align to. All learning rates, lengths and steps: our choice.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from minikeye.config import KeyeConfig
+from minikeye.files import whole_file
+from minikeye.keye import KeyeVL
+from minikeye.minivid.dataset import make_videos
+from minikeye.minivid.lessons import Lesson, Size, question_prompts
+from minikeye.training.curriculum import Curriculum
+from minikeye.training.dsa import RecallMeter
+from minikeye.training.loop import LoopConfig
+from minikeye.training.stage import SLOW, STAGES, teach
+from minikeye.training.step import autocast, on
+from minikeye.training.tower import teach_tower
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Steps, peak learning rates and lengths of the four stages."""
+
+    tower: LoopConfig = LoopConfig(steps=1800, lr=1.5e-3)
+    dense: LoopConfig = LoopConfig(steps=6000, lr=1.2e-3, warmup=100, save_every=500, slow=SLOW)
+    warmup: LoopConfig = LoopConfig(steps=200, lr=3e-3, warmup=20)
+    sparse: LoopConfig = LoopConfig(steps=1000, lr=4e-4, warmup=20, save_every=500, slow=SLOW)
+    stills: int = 2048  # images a step of the tower stage
+    lengths: Curriculum = Curriculum()
+
+    def scaled(self, share: float, frames: int, longest: int, stills: int) -> "Recipe":
+        """The same recipe with fewer steps and smaller batches, for a smoke test."""
+        stages = {n: getattr(self, n).scaled(share) for n in ("tower", "dense", "warmup", "sparse")}
+        return replace(self, **stages, stills=stills, lengths=replace(self.lengths, frames=frames, longest=longest))
+
+    def lengths_of(self, stage: str) -> Curriculum:
+        """In the dense stage the cap grows; masks are dear: the sparse one takes three long videos, not four."""
+        frames = self.lengths.frames * 3 // 4 if stage == "sparse" else self.lengths.frames
+        return replace(self.lengths, frames=frames, growing=stage == "dense")
+
+
+def learn(model: KeyeVL, recipe: Recipe, name: str, folder: Path, workers: int) -> None:
+    """One stage by its name; what it did is in `folder`."""
+    config: LoopConfig = getattr(recipe, name)
+    if name == "tower":
+        teach_tower(model, config, recipe.stills, folder)
+        return
+    stage = STAGES[name]
+    lessons = recipe.lengths_of(name).lessons_from(model.config, config.steps, stage.number, workers)
+    teach(model, stage, config, lessons, folder)
+
+
+@torch.no_grad()
+def recall(model: KeyeVL, frames: int, mode: str) -> list[float]:
+    """Share of dense attention mass in the indexer's top-k, per layer, where the answers to fresh questions begin."""
+    size, videos = Size(frames, 4), make_videos(99, range(4), frames, "train")
+    prompts = question_prompts(videos, "N", size, model.config)  # padded on the left: the last tokens are real ones
+    mask = prompts["attention_mask"].to(model.device)
+    del prompts["frames"]
+    inputs = Lesson(prompts, videos, size).inputs(model.config, model.device) | {"attention_mask": mask}
+    meter = RecallMeter(model.config.indexer.topk)
+    with autocast(model.device):
+        model(inputs, attention=mode, observer=meter)
+    return [round(float(kept.mean()), 4) for kept in meter.kept]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the resumable states, logs and checkpoints")
+    parser.add_argument("--stages", nargs="+", default=["tower", *STAGES], choices=["tower", *STAGES], metavar="STAGE")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--workers", type=int, default=12, help="processes that make prompts")
+    parser.add_argument("--smoke", action="store_true", help="a few tiny steps of every stage, on a CPU")
+    options = parser.parse_args()
+    device = on(options.device)
+    torch.manual_seed(0)
+    recipe = Recipe().scaled(0.0012, frames=32, longest=16, stills=16) if options.smoke else Recipe()
+    model = KeyeVL(KeyeConfig.mini()).to(device)
+    model.visual.chunk_patches = 2**20  # one pass: memory is not short here
+    progress = options.out / "done.pt"
+    done: list[str] = []
+    if progress.is_file():
+        saved = torch.load(progress, weights_only=True, map_location=device)
+        done = saved["stages"]
+        model.load_state_dict(saved["model"])
+    for stage in (s for s in options.stages if s not in done):
+        begun = time.monotonic()
+        learn(model, recipe, stage, options.out, options.workers)
+        # Not what the call returned: that lacks what was logged before a kill.
+        lines = [json.loads(line) for line in (options.out / f"{stage}.jsonl").read_text().splitlines()]
+        done.append(stage)
+        with whole_file(progress) as part:
+            torch.save({"model": model.state_dict(), "stages": done}, part)
+        shard = 15 * 2**20
+        model.save_pretrained(options.out / f"checkpoint-{stage}", max_shard_bytes=shard, dtype=torch.bfloat16)
+        lengths = (16,) if options.smoke else (64, 256, 1024)
+        kept = {n: recall(model, n, "dense") for n in lengths} if stage != "tower" else {}
+        seconds = round(time.monotonic() - begun, 1)
+        with (options.out / "mini_training.jsonl").open("a") as log:
+            log.writelines(json.dumps({"stage": stage, **line}) + "\n" for line in lines)
+        print(json.dumps({"stage": stage, "seconds": seconds, "last": lines[-1:], "recall": kept}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""A stage of learning from answers: what learns, by which attention, from which losses.
+
+The report's order in miniature (section 3): DENSE stands for its stages 1 to 3, WARMUP and SPARSE teach the indexer
+(section 2.3). Before them the tower learns on its own (tower.py).
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from minikeye.keye import KeyeVL
+from minikeye.minivid.lessons import Lesson
+from minikeye.model.step import Mode
+from minikeye.training.dsa import IndexerTeacher, draw_rows
+from minikeye.training.loop import LoopConfig, train
+from minikeye.training.losses import answer_accuracy, answer_loss
+from minikeye.training.step import autocast, beside, stepper
+
+# The answer loss says little about pixels until attention has found them, and Adam turns little into full-size steps:
+# at the decoder's rate the taught tower is destroyed, and the projector outgrows the residual stream.
+SLOW = ("visual.", "mlp_AR.")
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Our choice: the report gives neither."""
+
+    balance: float = 0.01  # of the experts' balance loss
+    indexer: float = 1.0  # lambda: of the indexer's KL loss beside the answers'
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one stage does; how long and from which videos, its recipe says."""
+
+    name: str
+    number: int  # its place in the order; each stage sees videos of its own
+    learns: Callable[[str], bool]  # which parameters, by name
+    attention: Mode  # while learning; "masked" computes what "sparse" does, faster at these lengths
+    answers: bool  # whether it learns from answers, with the experts' balance loss
+    indexer: bool  # whether it learns from the indexer's KL loss
+
+    def loss(
+        self, model: KeyeVL, inputs: dict[str, Tensor], weights: LossWeights = LossWeights()
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss on one batch, and numbers for the log.
+
+        inputs: of a pass, with answer bool [b t], the tokens to learn, and, where the indexer is taught, rows [n], the
+        query positions it is taught from.
+        """
+        teacher = IndexerTeacher(inputs["rows"] if self.indexer else None)
+        with autocast(model.device):
+            logits = model(inputs, attention=self.attention, observer=teacher).logits
+            kl = teacher.indexer_loss() if self.indexer else torch.zeros((), device=model.device)
+        if not self.answers:
+            return kl, {}
+        answers = answer_loss(logits, inputs["input_ids"], inputs["answer"])
+        balance = teacher.balance_loss()
+        right = answer_accuracy(logits.detach(), inputs["input_ids"], inputs["answer"])
+        numbers = {"answer": answers.detach(), "kl": kl.detach(), "balance": balance.detach(), "right": right}
+        return answers + weights.balance * balance + weights.indexer * kl, numbers
+
+
+def _is_indexer(name: str) -> bool:
+    return "sa_indexer" in name
+
+
+DENSE = Stage("dense", 2, lambda name: not _is_indexer(name), "dense", answers=True, indexer=False)
+WARMUP = Stage("warmup", 3, _is_indexer, "dense", answers=False, indexer=True)  # L_warmup
+SPARSE = Stage("sparse", 4, lambda name: True, "masked", answers=True, indexer=True)  # L_NTP + lambda L_sparse
+STAGES = {stage.name: stage for stage in (DENSE, WARMUP, SPARSE)}
+
+
+def teach(
+    model: KeyeVL,
+    stage: Stage,
+    config: LoopConfig,
+    lessons_from: Callable[[int], Iterator[Lesson]],
+    folder: Path | None,
+    weights: LossWeights = LossWeights(),
+) -> list[dict[str, float | int]]:
+    """Run a stage, or what is left of it, on the model's device. Returns the log lines of this call.
+
+    lessons_from: the lessons of step n, n + 1, ... for a first step n. folder: as in `loop.train`.
+    """
+    parameters = trainable(model, stage.learns)
+    run = stepper(model.device)(lambda inputs: stage.loss(model, inputs, weights), list(parameters.values()))
+    lessons: Iterator[Lesson] | None = None
+
+    def backward_at(step: int) -> tuple[Tensor, dict[str, float | int | Tensor]]:
+        nonlocal lessons
+        lessons = lessons_from(step) if lessons is None else lessons  # only now it is known where a run goes on
+        lesson = next(lessons)
+        count = max(16, min(128, 3072 // lesson.size.videos))  # rows to teach the indexer from
+        rows = draw_rows(lesson.tokens["answer"], count, torch.Generator().manual_seed(step))
+        device = model.device
+        loss, numbers = run(beside(lambda: lesson.inputs(model.config, device) | {"rows": rows.to(device)}, device))
+        return loss, {"frames": lesson.size.frames, **numbers}
+
+    return train(parameters, backward_at, config, folder, stage.name)
+
+
+def trainable(model: nn.Module, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, nn.Parameter]:
+    """The parameters whose names are wanted, made trainable; all others frozen. The unused table is always frozen."""
+    chosen = {}
+    for name, p in model.named_parameters():
+        p.requires_grad_(wanted(name) and "packing_position" not in name)
+        if p.requires_grad:
+            chosen[name] = p
+    return chosen
