@@ -102,7 +102,9 @@ def test_numbers_out_of_range(model, option):
 
 
 def test_rows():
-    assert Generation(torch.tensor([[5, 6, -1], [7, 8, 9]]), None).row(0) == [5, 6]
+    ids = torch.tensor([[5, 6, -1], [7, 8, 9]])
+    nothing = torch.zeros(2, 3), torch.full((2,), -1), torch.zeros(2)
+    assert Generation(ids, *nothing, None).row(0) == [5, 6]
 
 
 # ------------------------------------------------------------------------------------------------------------ sampling
@@ -252,3 +254,72 @@ def test_what_the_memory_is_asked_for(model, monkeypatch):
     held = out.cache.bytes()
     model.generate({"input_ids": ids[:, :1]}, max_new_tokens=1, cache=out.cache)
     assert held > 0 and asked[-1][0] == 1000 + held and asked[-2]["context"] == 13
+
+
+# ------------------------------------------------------------------------------------------------- learning from reward
+
+
+def forced(model, prompt: list[int], drawn: list[int], temperature: float) -> torch.Tensor:
+    """Log-probabilities of the drawn tokens by one pass over all of them, pixels left out, in float64."""
+    with torch.no_grad():
+        logits = model({"input_ids": torch.tensor([prompt + drawn])}).logits[0, len(prompt) - 1 : -1].double()
+    logits[:, [model.config.image_token_id, model.config.video_token_id]] = -torch.inf
+    return (logits / (temperature or 1.0)).log_softmax(-1).gather(1, torch.tensor(drawn)[:, None])[:, 0]
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.7, "seed": 1}, {"temperature": 1.5, "top_k": 4, "seed": 2}])
+def test_log_probabilities_are_those_of_one_pass(model, options):
+    """Of every token drawn, the stop token's too; of the whole softmax, whatever top_k cuts away."""
+    rows = torch.cat([PROMPT, PROMPT.flip(1)])
+    free = model.generate({"input_ids": rows}, max_new_tokens=12, **options)
+    stop = free.row(0)[4]
+    out = model.generate({"input_ids": rows}, max_new_tokens=12, stop_ids=(stop,), **options)
+    assert int(out.stops[0]) == stop and stop not in out.row(0)
+    for n, prompt in enumerate(rows.tolist()):
+        drawn, logprobs = out.drawn(n)
+        assert drawn == out.row(n) + ([stop] if int(out.stops[n]) == stop else [])
+        expected = forced(model, prompt, drawn, options.get("temperature", 0.0))
+        torch.testing.assert_close(torch.tensor(logprobs).double(), expected, atol=1e-4, rtol=0)
+    filled = out.ids < 0
+    assert filled.any() and (out.logprobs[filled] == 0).all() and (out.logprobs[~filled] < 0).all()
+
+
+def test_a_row_without_a_stop_token_has_none(model):
+    out = model.generate({"input_ids": PROMPT}, max_new_tokens=3)
+    assert out.stops.tolist() == [-1] and out.stop_logprobs.tolist() == [0.0]
+    assert out.drawn() == (out.row(), out.logprobs[0].tolist())
+
+
+def test_stopped_at_once(model):
+    """No token, but a stop token with its probability: an empty answer is an answer."""
+    first = model.generate({"input_ids": PROMPT}, max_new_tokens=1)
+    out = model.generate({"input_ids": PROMPT}, max_new_tokens=4, stop_ids=tuple(first.row()))
+    assert out.ids.shape == out.logprobs.shape == (1, 0)
+    assert out.drawn() == (first.row(), first.logprobs[0].tolist())
+
+
+def test_many_answers_to_a_prompt_that_is_read_once(model):
+    """All of the prompt but its last token, repeated, goes on as a batch of equal prompts does: padded rows too."""
+    rows = torch.randint(256, (2, 20))
+    mask = torch.ones_like(rows, dtype=torch.bool)
+    mask[1, :5] = False
+    cache = model.new_cache()
+    with torch.no_grad():
+        model({"input_ids": rows[:, :-1], "attention_mask": mask[:, :-1]}, cache, last=1)
+    held = cache.length, cache.bytes()
+    many, last = cache.repeat(3, capacity=30), rows[:, -1:].repeat_interleave(3, dim=0)
+    assert many.batch == 6 and many.bytes() == 3 * cache.bytes() and many.layers[0].capacity == 30
+    options = {"max_new_tokens": 8, "temperature": 1.0, "seed": 5}
+    got = model.generate({"input_ids": last}, cache=many, **options)
+    whole = {"input_ids": rows.repeat_interleave(3, dim=0), "attention_mask": mask.repeat_interleave(3, dim=0)}
+    assert torch.equal(got.ids, model.generate(whole, **options).ids) and len({tuple(r) for r in got.ids.tolist()}) > 2
+    assert (cache.length, cache.bytes()) == held  # the one that was repeated can be repeated again
+
+
+@pytest.mark.parametrize("times", [0, -1])
+def test_a_cache_is_repeated_once_at_least(model, times):
+    cache = model.generate({"input_ids": PROMPT}, max_new_tokens=2).cache
+    with pytest.raises(ValueError, match="times >= 1"):
+        cache.repeat(times)
+    with pytest.raises(ValueError, match="holds tokens"):
+        model.new_cache().repeat(2)

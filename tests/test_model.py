@@ -13,6 +13,7 @@ from minikeye.inputs.prompt import Prompt, pad
 from minikeye.inputs.tokenizer import ByteTokenizer
 from minikeye.keye import KeyeVL
 from minikeye.ops.torch_losses import dense_targets, kl_loss, selected_scores, selected_targets
+from minikeye.training.dsa import IndexerTeacher
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 MODES = ["sparse", "dense", "masked"]
@@ -405,6 +406,7 @@ def pixels(rows: int = 4, columns: int = 4) -> dict:
 
 
 VISUAL = torch.tensor([[262, 262, 262, 262, 65, 66]])
+POSITIONS = torch.arange(6).expand(3, 1, 6)
 
 
 @pytest.mark.parametrize(
@@ -608,3 +610,85 @@ def test_room_never_shrinks(lively):
     with pytest.raises(ValueError, match="cannot keep -1"):
         cache.truncate(-1)
     assert cache.next_position.tolist() == [5]
+
+
+# ---------------------------------------------------------------------------------------- visual tokens made beforehand
+
+
+def test_one_clip_and_many_questions_need_the_tower_once(model, monkeypatch):
+    """Visual tokens as an input give what their pixels give, bit for bit, and gradients reach them."""
+    pair = {"input_ids": VISUAL.expand(2, -1), "positions": POSITIONS.expand(-1, 2, -1)}
+    seen = pixels()
+    twice = {name: torch.cat([seen[name]] * 2) for name in ("patches", "grids")}
+    expected = model({**pair, **twice}).logits
+    visual = model.visual_tokens(seen["patches"], seen["grids"]).detach().requires_grad_()
+    monkeypatch.setattr(model.visual, "forward", lambda *_: pytest.fail("the tower ran again"))
+    got = model({**pair, "visual": torch.cat([visual] * 2)}).logits
+    assert torch.equal(got, expected)
+    got.sum().backward()
+    assert (visual.grad != 0).any(dim=1).all()
+    out = model.generate({**pair, "visual": torch.cat([visual.detach()] * 2)}, max_new_tokens=3)
+    assert out.row(0) == out.row(1) and len(out.row(0)) == 3
+
+
+@pytest.mark.parametrize(
+    ("visual", "message"),
+    [
+        (torch.zeros(3, 64), "3 visual tokens for 4 placeholders"),
+        (torch.zeros(4, 63), r"inputs\['visual'\] must be \[n, 64\]"),
+        (torch.zeros(1, 4, 64), r"inputs\['visual'\] must be \[n, 64\]"),
+    ],
+)
+def test_visual_tokens_that_do_not_fit(model, visual, message):
+    with pytest.raises(ValueError, match=message):
+        model({"input_ids": VISUAL, "positions": POSITIONS, "visual": visual})
+
+
+def test_pixels_and_visual_tokens_at_once(model):
+    with pytest.raises(ValueError, match="or visual alone"):
+        model({"input_ids": VISUAL, **pixels(), "visual": torch.zeros(4, 64)})
+
+
+# ------------------------------------------------------------------------------------------- activations computed again
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_recomputing_changes_no_gradient(mode):
+    """Loss, the indexer's loss read off by an observer, and every gradient: bit for bit those of a pass without."""
+    torch.manual_seed(3)
+    model = KeyeVL(KeyeConfig.nano())
+    ids, rows = torch.randint(256, (2, LENGTH)), torch.tensor([4, 17, 29])
+    seen = []
+    for recompute in (False, True):
+        model.zero_grad()
+        teacher = IndexerTeacher(rows)
+        out = model({"input_ids": ids}, attention=mode, observer=teacher, recompute=recompute)
+        loss = out.logits.logsumexp(-1).mean() + teacher.indexer_loss() + teacher.balance_loss()
+        loss.backward()
+        assert len(teacher.indexer) == len(teacher.balance) == 2  # layers; the second run of a layer is not watched
+        seen.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None} | {"loss": loss})
+    assert seen[0].keys() == seen[1].keys() and all(torch.equal(seen[0][n], seen[1][n]) for n in seen[0])
+
+
+def test_recomputing_keeps_the_input_of_a_layer_alone():
+    """What autograd holds between the passes: less than half, and less than two tensors of the stream a layer more."""
+    model, ids = KeyeVL(KeyeConfig.nano()), torch.randint(256, (1, 200))
+    held = []
+    for recompute in (False, True):
+        kept: dict[int, int] = {}
+
+        def keep(x: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            model({"input_ids": ids}, recompute=recompute)
+        held.append(sum(kept.values()))
+    assert held[1] < held[0] / 2
+
+
+@pytest.mark.parametrize("option", [{"chunk": 4}, {"cache": True}])
+def test_recomputing_excludes_a_cache(model, option):
+    option = {"cache": model.new_cache()} if "cache" in option else option
+    with torch.no_grad(), pytest.raises(ValueError, match="recompute runs layers twice"):
+        model({"input_ids": torch.randint(256, (1, 9))}, recompute=True, **option)

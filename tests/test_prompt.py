@@ -166,3 +166,39 @@ def test_chatml():
         prompt = Prompt(ByteTokenizer(), merge=2)
         chatml(prompt, conversation, thinking)
         assert prompt.ids == [*expected, *opened] and not any(prompt.answer)
+
+
+# ----------------------------------------------------------------------------------------------- what a model has drawn
+
+
+def test_drawn_tokens_stay_as_they_are(released):
+    """Encoded again, "aan" is other tokens than the model drew; text before and after keeps its own."""
+    prompt = Prompt(released, merge=2)
+    prompt.begin("assistant")
+    before = list(prompt.ids)
+    letters_one_by_one = [released.encode(c)[0] for c in "aan"]
+    assert released.encode("aan") != letters_one_by_one
+    prompt.drawn(letters_one_by_one)
+    prompt.end()
+    assert prompt.ids[len(before) :][:3] == letters_one_by_one
+    assert prompt.answer == [False] * len(before) + [True] * 3 + [False] * (len(prompt.ids) - len(before) - 3)
+    prompt.text("and on")  # not joined with what was drawn
+    assert prompt.ids[len(before) :][:3] == letters_one_by_one
+
+
+def test_what_a_tool_wrote_is_not_learnt():
+    prompt = Prompt(ByteTokenizer(), merge=2)
+    prompt.drawn(letters("2+2="), learn=True)
+    prompt.drawn(letters("4"), learn=False)
+    prompt.drawn([*letters("ok"), STOP], learn=[True, False, True])
+    assert prompt.ids == [*letters("2+2=4ok"), STOP]
+    assert prompt.answer == [True] * 4 + [False] + [True, False, True] and not any(prompt.visual)
+    assert torch.equal(prompt.positions(), torch.arange(8).expand(3, -1))
+
+
+@pytest.mark.parametrize(("ids", "learn"), [([VIDEO], True), ([IMAGE], True), ([-1], True), ([65, 66], [True])])
+def test_what_nobody_can_have_drawn(ids, learn):
+    prompt = Prompt(ByteTokenizer(), merge=2)
+    with pytest.raises(ValueError, match="stand for no pixels, and one mark for each"):
+        prompt.drawn(ids, learn)
+    assert prompt.ids == []

@@ -17,6 +17,7 @@ from minikeye.cost.memory import CHUNK, PARTS, free_bytes, needs, require
 from minikeye.inference.cuda_graph import GraphedDecoder, obstacle
 from minikeye.model.batch import token_ids
 from minikeye.model.cache import Cache
+from minikeye.model.keye import KeyeModel
 from minikeye.model.record import Record
 from minikeye.model.step import Mode, Observer
 
@@ -25,15 +26,52 @@ WORTH_A_GRAPH = 16  # tokens from which on a captured graph pays for its capture
 
 @dataclass
 class Generation:
-    """What came out. Rows that stopped early are filled with -1."""
+    """What came out. Rows that stopped early are filled with -1, and their log-probabilities with 0."""
 
     ids: Int[Tensor, "b n"]
+    logprobs: Float[Tensor, "b n"]  # log-probability of each token, nats: see `log_probabilities`
+    stops: Int[Tensor, " b"]  # the stop token that ended each row, which `ids` do not have; -1 where nothing ended it
+    stop_logprobs: Float[Tensor, " b"]  # 0 where nothing ended the row
     record: Record | None  # query n is the one whose logits gave token n; None where nothing was generated or asked for
     cache: Cache | None = None  # of everything that was read: the prompt and every token drawn but the last
 
     def row(self, n: int = 0) -> list[int]:
         """The tokens of one row, without filling."""
         return [token for token in self.ids[n].tolist() if token >= 0]
+
+    def drawn(self, n: int = 0) -> tuple[list[int], list[float]]:
+        """Every token of one row with its log-probability, the stop token included: what learning by reward needs."""
+        ids, stop = self.row(n), int(self.stops[n])
+        logprobs = self.logprobs[n, : len(ids)].tolist()
+        return (ids, logprobs) if stop < 0 else ([*ids, stop], [*logprobs, float(self.stop_logprobs[n])])
+
+
+class _Answers:
+    """The rows of a generation while they grow."""
+
+    def __init__(self, rows: int, stop_ids: tuple[int, ...], device: torch.device):
+        self.stop = torch.tensor(stop_ids, dtype=torch.long, device=device)
+        self.done = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.stops = torch.full((rows,), -1, dtype=torch.long, device=device)
+        self.stop_logprobs = torch.zeros(rows, device=device)
+        self.steps: list[tuple[Int[Tensor, " b"], Float[Tensor, " b"]]] = []
+
+    def add(self, token: Int[Tensor, " b"], logprob: Float[Tensor, " b"]) -> bool:
+        """One more token a row; False where it ended the last row that had not ended."""
+        ends = torch.isin(token, self.stop) & ~self.done
+        self.stops = torch.where(ends, token, self.stops)
+        self.stop_logprobs = torch.where(ends, logprob, self.stop_logprobs)
+        self.done = self.done | ends
+        if bool(self.done.all()):
+            return False
+        self.steps.append((token.masked_fill(self.done, -1), logprob.masked_fill(self.done, 0.0)))
+        return True
+
+    def generation(self, record: Record | None, cache: Cache) -> Generation:
+        ids, logprobs = self.stops.new_empty(len(self.stops), 0), self.stop_logprobs.new_empty(len(self.stops), 0)
+        if self.steps:
+            ids, logprobs = (torch.stack(parts, dim=1) for parts in zip(*self.steps, strict=True))
+        return Generation(ids, logprobs, self.stops, self.stop_logprobs, record, cache)
 
 
 def sample(
@@ -58,9 +96,21 @@ def sample(
     return torch.multinomial(p, 1, generator=generator).squeeze(-1)
 
 
+def log_probabilities(
+    logits: Float[Tensor, "*n v"], tokens: Int[Tensor, "*n"], temperature: float = 1.0
+) -> Float[Tensor, "*n"]:
+    """log softmax(logits / temperature) of one token each, nats; temperature 0 counts as 1.
+
+    The whole softmax, also where top_k and top_p draw from a part of it, so that the ratio of two models' probabilities
+    is one of the same function (our choice). `generate` leaves out placeholders of pixels, which cannot be said.
+    """
+    scaled = logits.float() / (temperature or 1.0)
+    return scaled.log_softmax(dim=-1).gather(-1, tokens[..., None]).squeeze(-1)
+
+
 @torch.no_grad()
 def generate(
-    model,
+    model: KeyeModel,
     inputs: Mapping[str, Any],
     max_new_tokens: int = 256,
     *,
@@ -80,16 +130,16 @@ def generate(
 ) -> Generation:
     """Continue every row of `inputs` until a stop token or `max_new_tokens`.
 
-    model: a KeyeVL. inputs: as a Processor makes them. cache: what earlier calls have read; `inputs` then hold what is
-    new, without a Processor's positions, which count from 0. After a call the cache holds the prompt and every token
-    drawn but the last: to go on, give the tokens from `cache.length` on. Rows that stopped at different steps cannot go
-    on together; for conversations there is `chat.Chat`. chunk: tokens of the prompt that pass through a layer at a
-    time; None: all at once. stop_ids: tokens that end a row; they are not returned. Greedy unless told otherwise:
-    at temperature 0, top_k, top_p and seed change nothing; `processor.generation` has the checkpoint's own numbers.
-    seed: fixes the sampling. record: keep what the query that produced each token selected (query 0 is the
-    prompt's last token). observer: sees every layer of every step, also of the step that ends the answer; not with
-    record. on_token: called with each step's tokens [b] as they come, -1 for rows that have ended. graphs: decode by
-    replaying a CUDA graph; None: where that is possible (`minikeye.inference.cuda_graph.obstacle` says why not).
+    inputs: as a Processor makes them. cache: what earlier calls have read; `inputs` then hold what is new, without a
+    Processor's positions, which count from 0. After a call the cache holds the prompt and every token drawn but the
+    last: to go on, give the tokens from `cache.length` on. Rows that stopped at different steps cannot go on together;
+    for conversations there is `chat.Chat`, for many answers to one prompt `Cache.repeat`. chunk: tokens of the prompt
+    that pass through a layer at a time; None: all at once. stop_ids: tokens that end a row; they are told in `stops`.
+    Greedy unless told otherwise: at temperature 0, top_k, top_p and seed change nothing; `processor.generation` has the
+    checkpoint's own numbers. seed: fixes the sampling. record: keep what the query that produced each token selected
+    (query 0 is the prompt's last token). observer: sees every layer of every step, also of the step that ends the
+    answer; not with record. on_token: called with each step's tokens [b] as they come, -1 for rows that have ended.
+    graphs: decode by replaying a CUDA graph; None: where that is possible (`cuda_graph.obstacle` says why not).
     Raises ValueError for inputs that are none, sampling numbers out of range and more tokens than the context holds,
     FloatingPointError where the logits are not finite, NotEnoughMemory before anything is read where cache and
     activations will not fit, RuntimeError for graphs=True where there is an obstacle.
@@ -104,31 +154,27 @@ def generate(
     ids = token_ids(inputs, model.config, cache)
     device = ids.device
     generator = torch.Generator(device).manual_seed(seed) if seed is not None else None
-    stop = torch.tensor(stop_ids, dtype=torch.long, device=device)
     cache = model.new_cache() if cache is None else cache
     room = _room(model.config, cache.length + ids.shape[1], max_new_tokens)
     _require_memory(model, ids, cache, room, chunk)
     cache.reserve(room)
     options = {"attention": attention, "backend": backend, "record": int(record), "observer": observer}
     step = _decoder(model, cache, options, max_new_tokens, graphs)
-    steps, history = [], None
-    done = torch.zeros(len(ids), dtype=torch.bool, device=device)
+    answers, history = _Answers(len(ids), stop_ids, device), None
     out = model(inputs, cache, last=1, chunk=chunk, **options)
     while True:
-        token = sample(_sayable(out.logits[:, -1].to(device), model.config), temperature, top_k, top_p, generator)
-        done = done | torch.isin(token, stop)
-        if record and not bool(done.all()):
-            history = out.record if history is None else history.extend(out.record)
-        if bool(done.all()):
+        logits = _sayable(out.logits[:, -1].to(device), model.config)
+        token = sample(logits, temperature, top_k, top_p, generator)
+        if not answers.add(token, log_probabilities(logits, token, temperature)):
             break
-        steps.append(token.masked_fill(done, -1))
+        if record:
+            history = out.record if history is None else history.extend(out.record)
         if on_token is not None:
-            on_token(steps[-1])
-        if len(steps) == max_new_tokens:
+            on_token(answers.steps[-1][0])
+        if len(answers.steps) == max_new_tokens:
             break
         out = step(token)
-    ids = torch.stack(steps, dim=1) if steps else torch.empty(len(done), 0, dtype=torch.long, device=device)
-    return Generation(ids, history, cache)
+    return answers.generation(history, cache)
 
 
 def _room(config: KeyeConfig, prompt: int, new: int) -> int:

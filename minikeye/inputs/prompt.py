@@ -101,6 +101,23 @@ class Prompt:
         self.answer[first:] = [True] * (len(self.ids) - first)
         self.text("\n")
 
+    def drawn(self, ids: Sequence[int], learn: bool | Sequence[bool] = True) -> None:
+        """Tokens that a model drew, as they are: text that is encoded again need not give the same tokens.
+
+        learn: which of them count as answer, all or none of them, or one mark a token: not what a tool wrote. Raises
+        ValueError for marks of another length, and for placeholders of images and frames, which nobody can say.
+        """
+        ids, marks = list(ids), [learn] * len(ids) if isinstance(learn, bool) else list(learn)
+        pixels = {self.tokenizer.token_id(name) for name in ("<|image_pad|>", "<|video_pad|>")}
+        if len(marks) != len(ids) or any(token < 0 or token in pixels for token in ids):
+            raise ValueError(
+                f"expected tokens from 0 on that stand for no pixels, and one mark for each or one for all; got "
+                f"{ids!r:.100} and {len(marks)} marks"
+            )
+        first = len(self.ids)
+        self._add(ids)
+        self.answer[first:] = marks
+
     def image(self, grid: Grid) -> None:
         """One image: a placeholder for each of its visual tokens."""
         self.show(Visual(grid))

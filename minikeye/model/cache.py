@@ -62,6 +62,16 @@ class LayerCache:
         k, v, index_k = self._stores
         return k, v, index_k
 
+    def repeat(self, times: int, capacity: int) -> "LayerCache":
+        """A copy in which each row stands `times` times, with room for `capacity` tokens or for those that are held."""
+        out = LayerCache(max(capacity, self.length))
+        out.length = self.length
+        for store in self._stores:
+            copies = store.new_empty(len(store), times, out.capacity, *store.shape[2:])
+            copies[:, :, : self.length] = store[:, None, : self.length]
+            out._stores.append(copies.flatten(0, 1))
+        return out
+
     def truncate(self, length: int) -> None:
         """Forget every token from position `length` on. Raises ValueError where fewer are held."""
         if not 0 <= length <= self.length:
@@ -95,6 +105,20 @@ class Cache:
     def batch(self) -> int:
         """Rows of the batch; 0 where nothing is held."""
         return len(self.layers[0]._stores[0]) if self.length else 0
+
+    def repeat(self, times: int, capacity: int = 0) -> "Cache":
+        """A copy in which each row stands `times` times, one beside the other: one prompt, read once, many answers.
+
+        capacity: tokens to make room for, answers included. Read all of the prompt but its last token, repeat, and go
+        on with that token in every row. Raises ValueError where nothing is held, or times < 1.
+        """
+        if times < 1 or not self.length:
+            raise ValueError(
+                f"expected a cache that holds tokens and times >= 1, got {self.length} tokens, {times} times"
+            )
+        again = lambda x: None if x is None else x.repeat_interleave(times, dim=0)  # noqa: E731
+        layers = [layer.repeat(times, capacity) for layer in self.layers]
+        return Cache(layers, again(self.start), again(self.next_position))
 
     def truncate(self, length: int, next_position: Int[Tensor, " b"] | None = None) -> None:
         """Forget every token from position `length` on.
