@@ -24,3 +24,13 @@ def test_links_lead_somewhere() -> None:
     assert len(links) > 10
     assert [target for _, _, target in links if not (ROOT / target).exists()] == []
     assert all(len(text.split()) > 5 for mark, text, _ in links if mark)
+
+
+def test_every_module_is_named() -> None:
+    """Whoever looks for a place finds it in the file tree: every module of the package and of the kernels."""
+    tree = re.search(r"```\nkernels/.*?```", README, re.S)[0]
+    named = set(re.findall(r"\w+", tree))
+    paths = [path for folder in ("minikeye", "kernels") for path in (ROOT / folder).rglob("*.py")]
+    modules = {path.stem for path in paths if path.parent.name != "exercises"} - {"__init__", "__main__"}
+    folders = {path.parent.name for path in paths}
+    assert (modules | folders) - named == set()
