@@ -48,6 +48,23 @@ def test_import_is_lazy(tmp_path):
     assert python(code, tmp_path).returncode == 0
 
 
+def test_the_network_needs_no_compiler(tmp_path):
+    """torch's tracing machinery takes seconds to import; nothing on the way to a model or a training step wants it."""
+    code = "import torch, sys; before = set(sys.modules); import minikeye.{}; print(*(set(sys.modules) - before))"
+    for module in ("model.keye", "minivid.tasks"):
+        loaded = python(code.format(module), tmp_path).stdout.split()
+        assert f"minikeye.{module}" in loaded
+        slow = ("torch._dynamo", "torch._inductor", "scipy", "transformers", "matplotlib")
+        assert [name for name in loaded if name.startswith(slow)] == []
+
+
+def test_it_is_a_command_too(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "minikeye", "info", "--config", "nano"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "decoder    2 layers" in done.stdout
+
+
 @pytest.mark.parametrize("name", ["KeyeConfig", "KeyeVL", "Processor"])
 def test_public_names(name):
     assert getattr(minikeye, name).__name__ == name

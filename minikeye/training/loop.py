@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from minikeye.files import write_whole
 from minikeye.progress import progress
 from minikeye.training.state import resume, save_state
 
@@ -85,7 +86,7 @@ def train(
     first = resume(state, parameters, optim) if state is not None and state.is_file() else 0
     if state is not None and (log := state.with_suffix(".jsonl")).is_file():  # lines of steps that are done again
         known = [line for line in log.read_text().splitlines(keepends=True) if json.loads(line)["step"] < first]
-        log.write_text("".join(known))
+        write_whole(log, "".join(known).encode())
     lines, begun = [], time.monotonic()
     for step in progress(range(first, config.steps), name):
         for group in optim.param_groups:

@@ -84,17 +84,17 @@ def reading(model: KeyeVL, data: str, layers: int | None = None) -> Iterator[Non
 
 
 @contextmanager
-def fastest_dense(device: str) -> Iterator[None]:
+def fastest_dense(device: torch.device) -> Iterator[None]:
     """cuDNN's attention where it can, else flash: what dense attention is measured with."""
-    if device == "cpu":
+    if device.type == "cpu":
         yield
         return
     with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION], set_priority=True):
         yield
 
 
-def seconds_of(run: Callable[[], object], device: str) -> float:
-    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
+def seconds_of(run: Callable[[], object], device: torch.device) -> float:
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     synchronize()
     begun = time.perf_counter()
     run()
@@ -102,31 +102,33 @@ def seconds_of(run: Callable[[], object], device: str) -> float:
     return time.perf_counter() - begun
 
 
-def prompt(model: KeyeVL, length: int, attention: str, cache: Cache, watch: Watch | None, device: str) -> Callable:
+def prompt(
+    model: KeyeVL, length: int, attention: str, cache: Cache, watch: Watch | None, device: torch.device
+) -> Callable:
     ids = torch.randint(model.config.image_token_id, (1, length), device=device)
     options = {"attention": attention, "observer": watch, "last": 1, "chunk": CHUNK[attention]}
     return lambda: model({"input_ids": ids}, cache, **options)
 
 
-def prefill(model: KeyeVL, length: int, attention: str, data: str, device: str) -> Iterator[dict]:
+def prefill(model: KeyeVL, length: int, attention: str, data: str, device: torch.device) -> Iterator[dict]:
     """One reading of a prompt of text, after two layers of the same to warm up."""
     watch = Watch(len(model.model.layers))
     with fastest_dense(device):
         with reading(model, data, 2):
             prompt(model, length, attention, Cache.empty(2, length), None, device)()
-        if device == "cuda":
+        if device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
         with reading(model, data):
             seconds = seconds_of(prompt(model, length, attention, model.new_cache(length), watch, device), device)
-    peak = torch.cuda.max_memory_allocated() / 2**30 if device == "cuda" else 0.0
+    peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0
     yield {
         "what": "prefill", "attention": attention, "data": data, "length": length, "seconds": seconds,
         "tokens_s": length / seconds, "peak_gib": peak, **watch.numbers(),
     }  # fmt: skip
 
 
-def filled(model: KeyeVL, length: int, batch: int, device: str) -> Cache:
+def filled(model: KeyeVL, length: int, batch: int, device: torch.device) -> Cache:
     """A cache of `length` random tokens a row, with room for 64 more."""
     text, index = model.config.text, model.config.indexer
     cache = model.new_cache(length + 64)
@@ -139,9 +141,9 @@ def filled(model: KeyeVL, length: int, batch: int, device: str) -> Cache:
     return cache
 
 
-def recorded(run: Callable[[], object], device: str) -> Callable[[], object]:
+def recorded(run: Callable[[], object], device: torch.device) -> Callable[[], object]:
     """`run` as a CUDA graph; itself on a CPU."""
-    if device == "cpu":
+    if device.type == "cpu":
         return run
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -154,7 +156,7 @@ def recorded(run: Callable[[], object], device: str) -> Callable[[], object]:
     return graph.replay
 
 
-def decode(model: KeyeVL, length: int, batch: int, device: str) -> Iterator[dict]:
+def decode(model: KeyeVL, length: int, batch: int, device: torch.device) -> Iterator[dict]:
     """Median seconds of a step as a CUDA graph. Dense is recorded for one length, which no generation could use."""
     cache = filled(model, length, batch, device)
     token = {"input_ids": torch.zeros(batch, 1, dtype=torch.long, device=device)}
@@ -176,7 +178,7 @@ def decode(model: KeyeVL, length: int, batch: int, device: str) -> Iterator[dict
         }  # fmt: skip
 
 
-def see(model: KeyeVL, frames: int, rows: int, columns: int, device: str) -> Iterator[dict]:
+def see(model: KeyeVL, frames: int, rows: int, columns: int, device: torch.device) -> Iterator[dict]:
     """Vision tower and projector on the frames of a video."""
     size = model.config.vision.patch_size
     grids = torch.tensor([[1, rows, columns]] * frames)
@@ -187,14 +189,14 @@ def see(model: KeyeVL, frames: int, rows: int, columns: int, device: str) -> Ite
     yield {"what": "vision", "frames": frames, "tokens": tokens, "seconds": seconds, "tokens_s": tokens / seconds}
 
 
-def profile(run: Callable[[], object], device: str, **about: object) -> Iterator[dict]:
+def profile(run: Callable[[], object], device: torch.device, **about: object) -> Iterator[dict]:
     """Where the time goes: the kernels that `run` starts, by their own time (torch's profiler)."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
-    with profiler(activities=[ProfilerActivity.CUDA if device == "cuda" else ProfilerActivity.CPU]) as found:
+    with profiler(activities=[ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU]) as found:
         seconds_of(run, device)
-    own = lambda e: e.self_device_time_total if device == "cuda" else e.self_cpu_time_total  # noqa: E731
+    own = lambda e: e.self_device_time_total if device.type == "cuda" else e.self_cpu_time_total  # noqa: E731
     events = sorted(found.key_averages(), key=own, reverse=True)
     total = sum(map(own, events))
     for e in events[:16]:
@@ -202,7 +204,7 @@ def profile(run: Callable[[], object], device: str, **about: object) -> Iterator
         yield {"what": "profile", **about, "kernel": e.key[:90], "calls": e.count, **times}
 
 
-def profiles(model: KeyeVL, length: int, device: str) -> Iterator[dict]:
+def profiles(model: KeyeVL, length: int, device: torch.device) -> Iterator[dict]:
     """Reading a prompt by four layers, of both kinds of attention and data; one decode step of all layers."""
     for attention, data in (("sparse", "random"), ("dense", "random"), ("sparse", "smooth")):
         with reading(model, data, 4), fastest_dense(device):
@@ -213,13 +215,15 @@ def profiles(model: KeyeVL, length: int, device: str) -> Iterator[dict]:
     yield from profile(static.run, device, part="decode", attention="sparse", length=length)
 
 
-def plan(model: KeyeVL, device: str, lengths: tuple[int, ...]) -> Iterator[tuple[str, Callable[[], Iterator[dict]]]]:
+def plan(
+    model: KeyeVL, device: torch.device, lengths: tuple[int, ...]
+) -> Iterator[tuple[str, Callable[[], Iterator[dict]]]]:
     for length in lengths:  # dense attention does not depend on what it reads
         for attention, data in (("sparse", "random"), ("sparse", "smooth"), ("dense", "random")):
             yield "prefill", partial(prefill, model, length, attention, data, device)
     for length, batch in ((lengths[1], 1), (lengths[2], 1), (lengths[2], 4), (lengths[3] - 64, 1)):
         yield "decode", partial(decode, model, length, batch, device)
-    yield "vision", partial(see, model, *((FRAMES, ROWS, COLUMNS) if device == "cuda" else (2, 4, 4)), device)
+    yield "vision", partial(see, model, *((FRAMES, ROWS, COLUMNS) if device.type == "cuda" else (2, 4, 4)), device)
     yield "profile", partial(profiles, model, lengths[2], device)
 
 
@@ -258,11 +262,11 @@ def main() -> None:
     options = parser.parse_args()
     if options.smoke and options.out == parser.get_default("out"):
         parser.error("--smoke measures nothing: say with --out where its file may go")
-    device, config = "cuda", KeyeConfig.keye_vl_2_30b_a3b()
+    device, config = torch.device("cuda"), KeyeConfig.keye_vl_2_30b_a3b()
     config = replace(config, text=replace(config.text, layers=options.layers))
     lengths = (8192, 32_768, 131_072, 262_144)
     if options.smoke:
-        device, config, lengths = "cpu", KeyeConfig.nano(), (48, 64, 96, 192)
+        device, config, lengths = torch.device("cpu"), KeyeConfig.nano(), (48, 64, 96, 192)
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float32 if options.smoke else torch.bfloat16)
     with torch.device(device):
@@ -278,7 +282,7 @@ def main() -> None:
         for row in run():
             rows.append({k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()})
             print(rows[-1], flush=True)
-        if device == "cuda":
+        if device.type == "cuda":
             torch.cuda.empty_cache()
         command = "python -m minikeye.evaluation.kernels.full_size"
         write_result(options.out, what, command, rows, summarise(rows), [0], ("torch", "triton", "numpy"))
