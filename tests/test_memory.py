@@ -16,6 +16,8 @@ from minikeye.memory import NotEnoughMemory, fitting_context, format_table, free
 RELEASED = KeyeConfig.keye_vl_2_30b_a3b()
 GB = 10**9
 
+pytestmark = pytest.mark.cpu
+
 
 def bill(**changes):
     return needs(RELEASED, **{"context": 32_768, "dtype": torch.bfloat16, **changes})

@@ -20,6 +20,8 @@ from minikeye.attention import dense_attention, masked_attention
 
 NEVER = -float("inf")
 
+pytestmark = pytest.mark.cpu
+
 
 @pytest.fixture
 def unchecked() -> SimpleNamespace:
