@@ -67,8 +67,8 @@ unit: $(STAMP)
 
 quick: $(STAMP)
 	@$(MAKE) --no-print-directory lint
-	@echo "==> unit tests that start no other Python and take less than ten seconds"
-	@$(PYTEST) -m "not slow"
+	@echo "==> unit tests that start no other Python, compile no kernel and take less than ten seconds"
+	@$(PYTEST) -m "not slow" --ignore tests/kernels
 
 portable: $(STAMP)
 	@echo "==> tests that depend on the CPU's kernels, without vector instructions"

@@ -79,7 +79,7 @@ def lab(home) -> Iterator[str]:
             yield f"{_url(home / 'jupyter_runtime_dir', server)}lab/tree/explorer.ipynb?token={token}"
         finally:
             server.terminate()
-            server.wait(30)
+            server.wait(WAIT / 1000)
 
 
 def _url(runtime: Path, server: subprocess.Popen) -> str:
