@@ -8,15 +8,25 @@ BIN := .venv/bin
 STAMP := .venv/.built-$(shell printf '%s' "$(CURDIR)" | cksum | cut -d ' ' -f 1)
 # As when notebooks are saved: no progress bars, and sets in the same order every time.
 SAVED := MINIKEYE_QUIET=1 PYTHONHASHSEED=0
+# Tests run side by side, a file in one process, so that what its tests share is made once; in the order of their names,
+# which puts long files first. One thread each: they share the cores. `make WORKERS=1 unit` runs them one by one.
+WORKERS ?= $(shell $(BIN)/python tests/workers.py)
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# Two kinds of CPU that most machines can play: without vector instructions that torch was written for, and with AVX2.
+# All three libraries that multiply matrices are told; MKL listens to CBWR on any maker's CPU.
+OLD_CPU := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE
+AVX2_CPU := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2
 
-.PHONY: help demo lab test lint format unit validate notebooks bench clean
+.PHONY: help demo lab quick test lint format unit portable validate notebooks bench clean
 
 help:
 	@echo "make demo       ask the small model about a real clip; writes demo-out/"
 	@echo "make lab        open the notebooks in JupyterLab"
-	@echo "make test       lint, unit tests, and every notebook re-run with its outputs compared"
+	@echo "make quick      lint and the fast unit tests, within two minutes: while you edit"
+	@echo "make test       lint, unit tests, portable, and every notebook re-run with its outputs compared"
 	@echo "make lint       ruff check and format check only (make format repairs)"
 	@echo "make unit       unit tests only"
+	@echo "make portable   tests that depend on the CPU's kernels, as on two older CPUs"
 	@echo "make validate   re-run notebooks and compare outputs only; NB=notebooks/03_x.ipynb for one"
 	@echo "make notebooks  re-run notebooks and save them; NB=notebooks/03_x.ipynb for one"
 	@echo "make bench      time sparse attention, answers and video reading on this CPU (GPU: README)"
@@ -53,18 +63,30 @@ format: $(STAMP)
 
 unit: $(STAMP)
 	@echo "==> unit tests and notebook rules"
-	@$(BIN)/pytest -q
+	@$(PYTEST)
+
+quick: $(STAMP)
+	@$(MAKE) --no-print-directory lint
+	@echo "==> unit tests that start no other Python, compile no kernel and take less than ten seconds"
+	@$(PYTEST) -m "not slow" --ignore tests/kernels
+
+portable: $(STAMP)
+	@echo "==> tests that depend on the CPU's kernels, without vector instructions"
+	@$(OLD_CPU) $(PYTEST) -m cpu
+	@echo "==> the same with AVX2"
+	@$(AVX2_CPU) $(PYTEST) -m cpu
 
 validate: $(STAMP)
 	@echo "==> notebooks, re-run and compared with their saved outputs"
-	@$(SAVED) $(BIN)/pytest -q --nbval --nbval-current-env --nbval-cell-timeout=120 --nbval-sanitize-with tests/notebooks/sanitize.cfg $(if $(NB),$(NB),notebooks)
+	@$(SAVED) $(PYTEST) --nbval --nbval-current-env --nbval-cell-timeout=600 --nbval-sanitize-with tests/notebooks/sanitize.cfg $(if $(NB),$(NB),notebooks)
 
 # One after the other, so that the cheap step fails first and `make -j` does not mix their output.
 test: $(STAMP)
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory unit
+	@$(MAKE) --no-print-directory portable
 	@$(MAKE) --no-print-directory validate NB=
-	@echo "==> make test passed: lint, unit tests, notebook rules, and every notebook gives its saved outputs again"
+	@echo "==> make test passed: lint, unit tests, also as on older CPUs, notebook rules, and every notebook gives its saved outputs again"
 
 notebooks: $(STAMP)
 	@echo "==> re-running and saving notebooks"

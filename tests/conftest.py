@@ -3,6 +3,7 @@
 import random
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -20,6 +21,13 @@ install_import_hook(
 
 # The tensors of the tests are tiny: a second thread costs more than it brings, and one thread adds in one order.
 torch.set_num_threads(1)
+
+# A busy machine fails no test by being slow, and no run by drawing what the last one did not. To look for new examples:
+# --hypothesis-profile=default.
+hypothesis.settings.register_profile(
+    "repeatable", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)

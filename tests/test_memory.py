@@ -17,6 +17,8 @@ from minikeye.cost.memory import NotEnoughMemory, fitting_context, format_table,
 RELEASED = KeyeConfig.keye_vl_2_30b_a3b()
 GB = 10**9
 
+pytestmark = pytest.mark.cpu
+
 
 def bill(**changes):
     return needs(RELEASED, **{"context": 32_768, "dtype": torch.bfloat16, **changes})
@@ -90,14 +92,13 @@ def test_nonsense_is_refused(wrong):
 
 
 CHILD = """
-import json, resource, sys
+import json, resource
 from dataclasses import replace
 import torch
 from minikeye import KeyeConfig, KeyeVL
 from minikeye.cost.memory import needs
-tokens, dtype = int(sys.argv[1]), getattr(torch, sys.argv[2])
 torch.set_num_threads(1)
-mini = KeyeConfig.mini()
+mini, tokens = KeyeConfig.mini(), 1536
 config = replace(mini, text=replace(mini.text, width=512, layers=1, experts_per_token=4, expert_width=256))
 visual = tokens // 2 // 6 * 6
 ids = torch.randint(256, (1, tokens))
@@ -105,29 +106,44 @@ ids[:, :visual] = config.video_token_id
 inputs = {"input_ids": ids, "positions": torch.arange(tokens).expand(3, 1, tokens)}
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 now = lambda: int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
-model = KeyeVL(config).to(dtype).eval()
-model.generate({"input_ids": ids[:, -8:]}, max_new_tokens=1)
-ballast = torch.ones(max(0, peak() - now()) // 4 + 2**20)  # imports peaked higher than this: fill up
-before = peak()
-inputs |= {"patches": torch.randn(visual * 4, 3, 14, 14), "grids": torch.tensor([[1, 4, 6]] * (visual // 6))}
-model.generate(inputs, max_new_tokens=1)
-bill = needs(config, context=tokens, dtype=dtype, visual=visual)
-print(json.dumps([bill.cache + bill.activations, peak() - before]))
+def measure(dtype):
+    model = KeyeVL(config).to(dtype).eval()
+    model.generate({"input_ids": ids[:, -8:]}, max_new_tokens=1)
+    ballast = torch.ones(max(0, peak() - now()) // 4 + 2**20)  # the process was larger before: fill up
+    before = peak()
+    patches = {"patches": torch.randn(visual * 4, 3, 14, 14), "grids": torch.tensor([[1, 4, 6]] * (visual // 6))}
+    model.generate(inputs | patches, max_new_tokens=1)
+    bill = needs(config, context=tokens, dtype=dtype, visual=visual)
+    return bill.cache + bill.activations, peak() - before
+print(json.dumps({name: measure(getattr(torch, name)) for name in ("float32", "bfloat16")}))
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_process_takes_what_the_bill_says(dtype):
-    """Within 0.9 and 1.6 of the measured peak; measured on this config at 1,536 to 8,192 tokens: 1.07 to 1.6.
+@pytest.fixture(scope="module")
+def measured() -> dict[str, list[int]]:
+    """What the bill says and what a process took, by dtype; both in one process, as most of its time is its start.
 
     Tensors are given pages of their own, as large ones always are; among small ones glibc loses up to a quarter.
     """
     own_pages = {"MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", CHILD, "1536", dtype]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **own_pages})
-    said, took = json.loads(done.stdout)
-    assert 0.9 * took < said < 1.6 * took
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD], capture_output=True, text=True, check=True, env={**os.environ, **own_pages}
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_process_takes_at_most_the_bill(measured, dtype):
+    """On every CPU; and the bill is useful: without its allowance for scratch memory at most 1.6 times what is taken.
+
+    Scratch memory is what differs between CPUs. Of the 72 MB taken for bfloat16 with AVX-512's bfloat16, 22 MB are
+    scratch; with plain AVX-512, 7 MB; with AVX2 or less, none. float32 takes 85 MB on all of them.
+    """
+    said, took = measured[dtype]
+    assert took < said
+    assert said - memory.SCRATCH < 1.6 * took
 
 
 # --------------------------------------------------------------------------------------------------------- the refusal

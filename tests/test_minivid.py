@@ -54,6 +54,7 @@ def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         load_digits.__wrapped__("test")
 
 
+@pytest.mark.slow
 def test_videos_need_no_heavy_package() -> None:
     code = (
         "import sys; from minikeye.minivid.dataset import make_videos; make_videos(0, range(1), 8);"

@@ -26,6 +26,7 @@ def test_every_package_is_listed():
     assert sorted(listed) == sorted(f"minikeye.{name}" if name.startswith("kernels") else name for name in names)
 
 
+@pytest.mark.slow
 def test_kernels_have_one_name(tmp_path):
     assert python("import minikeye.kernels", tmp_path).returncode == 0
     assert "No module named 'kernels'" in python("import kernels", tmp_path).stderr
@@ -36,6 +37,7 @@ def test_pytest_does_not_expose_kernels():
         import kernels  # noqa: F401
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inside", [True, False])
 def test_transformers_does_not_take_them_for_its_own(tmp_path, inside):
     code = "from transformers.utils import is_kernels_available as f; import sys; sys.exit(f())"
@@ -43,6 +45,7 @@ def test_transformers_does_not_take_them_for_its_own(tmp_path, inside):
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
 def test_import_is_lazy(tmp_path):
     code = "import sys, minikeye; sys.exit(bool({'torch', 'av', 'tokenizers'} & set(sys.modules)))"
     assert python(code, tmp_path).returncode == 0

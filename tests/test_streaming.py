@@ -143,6 +143,7 @@ print(next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.s
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads the peak where Linux keeps it")
 def test_peak_memory_is_a_few_layers(tmp_path):
     """Twelve layers of 12 MB: resident holds them all, streamed three at most. Mapped pages count as well."""

@@ -3,7 +3,7 @@
 import codecs
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as FastTokenizer
@@ -109,13 +109,19 @@ def test_together_they_are_the_whole_text(tokenizer, data):
 
 
 @given(data=st.lists(st.integers(0, 255)).map(bytes))
+@example(data=b"\xed\xa0\x80")
 def test_bytes_are_as_certain_as_python_says(data):
-    """Its incremental decoder, for any bytes: never ahead of it, and behind only by U+FFFD at the end."""
+    """Its incremental decoder, for any bytes: never ahead of it, and behind only by U+FFFD at the end.
+
+    Python keeps two bytes of a surrogate back for handlers that let them pass; nothing makes them whole.
+    """
     stream, theirs = TextStream(ByteTokenizer()), codecs.getincrementaldecoder("utf-8")("replace")
     mine, sure = "", ""
     for n in data:
         mine, sure = mine + stream.add(n), sure + theirs.decode(bytes([n]))
-        assert sure.startswith(mine) and sure[len(mine) :].strip("\ufffd") == "" and len(sure) - len(mine) <= 1
+        kept, _ = theirs.getstate()
+        certain = sure + "\ufffd\ufffd" if kept[:1] == b"\xed" and kept[1:] >= b"\xa0" else sure
+        assert certain.startswith(mine) and certain[len(mine) :] in ("", "\ufffd")
     assert mine + stream.end() == sure + theirs.decode(b"", final=True)
 
 

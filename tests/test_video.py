@@ -447,6 +447,7 @@ def test_released_budget_reaches_the_frames(tmp_path: Path) -> None:
     assert read_video(path, tight, videos=2).frames.shape == (4, 3, 168, 280)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_length(tmp_path: Path) -> None:
     program = (
         "import json, resource, sys\n"

@@ -1,7 +1,7 @@
 """What a model needs in memory, against what is free: told before loading, refused with a remedy instead of dying.
 
 Everything is arithmetic over the code's largest tensors, worked out for sparse attention without gradients. Weights and
-cache are exact. Activations are an estimate that errs upwards; tests/test_memory.py says by how much.
+cache are exact. Activations are an upper bound; tests/test_memory.py holds it against what a process takes.
 
 w: bytes of a number.
 """
@@ -24,7 +24,7 @@ PARTS = ("weights", "cache", "activations")
 # A slab of index scores and what selection keeps beside it. GPU: the torch backend's 2^26 scores with four more tensors
 # of that size; the kernels stay far below (0.6 GB measured at 128K). CPU: the same of 2^19 scores.
 SLAB = {"cuda": 5 * 2**26 * 4, "cpu": 5 * 2**19 * 4}
-SCRATCH = 32 * 2**20  # what matrix libraries keep for themselves; measured on a CPU
+SCRATCH = 32 * 2**20  # at most what matrix libraries keep for themselves; how much of it depends on the CPU
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -66,7 +66,9 @@ def needs(
     visual: int | None = None,
     chunk: int = CHUNK,
 ) -> MemoryBill:
-    """What it takes to read `batch` prompts of `context` tokens and to answer, in bytes.
+    """What it takes at most, on any CPU, to read `batch` prompts of `context` tokens and to answer, in bytes.
+
+    The bill does not know the CPU: whose libraries keep no scratch memory takes less, by up to SCRATCH.
 
     context: tokens of a row, prompt and answer. dtype: of weights, cache and activations. streaming: decoder layers
     come from disk, at most three are held. visual: visual tokens of a row; default: the worst case, as many as the

@@ -1,5 +1,6 @@
 """The checks of the notebooks bite: a small lesson passes them all, and every damage done to it is found."""
 
+import copy
 import os
 import re
 import subprocess
@@ -14,6 +15,8 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from notebook_rules import complaints
 
 ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = pytest.mark.slow  # all of it is about notebooks that a kernel ran
 
 TOY = [
     new_markdown_cell("# A toy lesson"),
@@ -48,20 +51,37 @@ def nbval(path: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"MINIKEYE_QUIET": "1"})
 
 
-def execute(path: Path) -> subprocess.CompletedProcess:
+def execute(*paths: Path) -> subprocess.CompletedProcess:
     """What `make notebooks NB=path` does."""
-    command = [sys.executable, str(ROOT / "notebooks" / "execute.py"), str(path)]
+    command = [sys.executable, str(ROOT / "notebooks" / "execute.py"), *map(str, paths)]
     return subprocess.run(command, capture_output=True, text=True)
 
 
+EXPLORER = """\
+import torch
+
+from minikeye.explore import FrameSelection
+from minikeye.explore.widget.explorer import FrameExplorer
+
+one = torch.ones(1, 1)
+FrameExplorer(FrameSelection(one.int()[None], 4 * one.int(), one[None] / 2, one, (0,), (0.0,), (0,)))"""
+
+
 @pytest.fixture(scope="module")
-def toy(tmp_path_factory) -> Path:
-    """The toy lesson, run and saved."""
-    path = tmp_path_factory.mktemp("notebooks") / "99_toy.ipynb"
-    nbformat.write(new_notebook(cells=TOY), path)
-    result = execute(path)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return path
+def saved(tmp_path_factory) -> tuple[Path, Path]:
+    """The toy lesson and a notebook with a widget, run and saved: starting kernels is what takes the time here."""
+    folder = tmp_path_factory.mktemp("notebooks")
+    toy, widget = folder / "99_toy.ipynb", folder / "98_widget.ipynb"
+    nbformat.write(new_notebook(cells=TOY), toy)
+    nbformat.write(new_notebook(cells=[new_code_cell(EXPLORER)]), widget)
+    result = execute(toy, widget)
+    assert result.returncode == 0 and result.stdout.count("saved") == 2, result.stdout + result.stderr
+    return toy, widget
+
+
+@pytest.fixture(scope="module")
+def toy(saved) -> Path:
+    return saved[0]
 
 
 @pytest.fixture
@@ -78,47 +98,48 @@ def damaged(toy, tmp_path):
     return damage
 
 
-def test_toy_passes(toy):
+def test_toy_keeps_the_rules(toy):
     assert complaints(toy) == []
-    result = nbval(toy)
-    assert result.returncode == 0, result.stdout
 
 
-def test_saving_twice_gives_the_same_bytes(toy):
-    before = toy.read_bytes()
-    assert "unchanged" in execute(toy).stdout
-    assert toy.read_bytes() == before
+def test_saving_twice_gives_the_same_bytes(saved):
+    before = [path.read_bytes() for path in saved]
+    assert execute(*saved).stdout.count("unchanged") == 2
+    assert [path.read_bytes() for path in saved] == before
 
 
-def change_print(notebook):
-    notebook.cells[4].outputs[0].text = "total 43\n"
+def test_a_widget_leaves_its_picture_and_its_words(saved):
+    """Saved without the live view, whose model nobody has; alt in HTML."""
+    [output] = nbformat.read(saved[1], as_version=4).cells[0].outputs
+    words = output.data["text/plain"]
+    assert set(output.data) == {"image/png", "text/plain"} and output.metadata["image/png"]["alt"] == words
+    assert "1 of its 4 keys (25 %) lies in the frame at 0.0 s, with 50 % of the attention." in words
+    html, _ = nbconvert.HTMLExporter(template_name="classic").from_filename(str(saved[1]))
+    assert f'alt="{words}"' in unescape(html)
 
 
-def change_result(notebook):
-    notebook.cells[4].outputs[1].data["text/plain"] = "5.26"
+def test_nbval_finds_every_changed_output_and_no_other(saved, tmp_path):
+    """Both notebooks in one, whole; then their cells again, each with one change. Cells are compared one by one."""
+    notebook, widget = (nbformat.read(path, as_version=4) for path in saved)
+    notebook.cells += widget.cells
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    printed, result, figure, source, refused, words = (copy.deepcopy(cells[n]) for n in (1, 1, 2, 1, 5, 6))
+    printed.outputs[0].text = "total 43\n"
+    result.outputs[1].data["text/plain"] = "5.26"
+    figure.outputs[0].data["text/plain"] = "Two bars: the left one, 41, is twenty times as high."
+    source.source = source.source.replace("40", "41")
+    refused.outputs[0].evalue = "another message"
+    words.outputs[0].data["text/plain"] = words.outputs[0].data["text/plain"].replace("1 of its 4", "2 of its 4")
+    notebook.cells += [printed, result, figure, source, refused, words]
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number}"
+    path = tmp_path / "97_both.ipynb"
+    path.write_text(nbformat.writes(notebook))
 
-
-def change_alt(notebook):
-    notebook.cells[6].outputs[0].data["text/plain"] = "Two bars: the left one, 41, is twenty times as high."
-
-
-def change_error(notebook):
-    notebook.cells[12].outputs[0].evalue = "another message"
-
-
-def change_code(notebook):
-    notebook.cells[4].source = notebook.cells[4].source.replace("40", "41")
-
-
-# nbval counts code cells from 0.
-CHANGED_CELL = {change_print: 1, change_result: 1, change_alt: 2, change_error: 5, change_code: 1}
-
-
-@pytest.mark.parametrize("change", CHANGED_CELL)
-def test_nbval_finds_a_changed_output(damaged, change):
-    result = nbval(damaged(change))
-    assert result.returncode == 1, result.stdout  # 1: tests failed; any other number: pytest itself did
-    assert re.findall(r"^FAILED .*::Cell (\d+)", result.stdout, re.M) == [str(CHANGED_CELL[change])]
+    done = nbval(path)
+    assert done.returncode == 1, done.stdout  # 1: tests failed; any other number: pytest itself did
+    failed = re.findall(r"^FAILED .*::Cell (\d+)", done.stdout, re.M)
+    assert [int(n) for n in failed] == list(range(len(cells), len(cells) + 6)), done.stdout
 
 
 def strip(notebook):
@@ -215,41 +236,19 @@ def test_median_is_limited(damaged):
     assert any("the median code cell has 11" in text for text in complaints(damaged(lengthen)))
 
 
-@pytest.mark.parametrize(
-    ("source", "reason"),
-    [("import sys\n\nprint('oh', file=sys.stderr)", "writes to stderr"), ("1 / 0", "ZeroDivision")],
-)
-def test_execute_refuses_stderr_and_errors(damaged, source, reason):
-    path = damaged(edit(4, source=source))
-    before = path.read_bytes()
-    result = execute(path)
-    assert result.returncode == 1
-    assert reason in result.stdout
-    assert path.read_bytes() == before
-
-
-EXPLORER = """\
-import torch
-
-from minikeye.explore import FrameSelection
-from minikeye.explore.widget.explorer import FrameExplorer
-
-one = torch.ones(1, 1)
-FrameExplorer(FrameSelection(one.int()[None], 4 * one.int(), one[None] / 2, one, (0,), (0.0,), (0,)))"""
-
-
-def test_a_widget_leaves_its_picture_and_its_words(tmp_path):
-    """Saved without the live view, whose model nobody has; the same bytes twice; compared by its words; alt in HTML."""
-    path = tmp_path / "98_widget.ipynb"
-    nbformat.write(new_notebook(cells=[new_code_cell(EXPLORER)]), path)
-    assert "saved" in execute(path).stdout
-    [output] = nbformat.read(path, as_version=4).cells[0].outputs
-    words = output.data["text/plain"]
-    assert set(output.data) == {"image/png", "text/plain"} and output.metadata["image/png"]["alt"] == words
-    assert "1 of its 4 keys (25 %) lies in the frame at 0.0 s, with 50 % of the attention." in words
-    assert "unchanged" in execute(path).stdout
-    assert nbval(path).returncode == 0
-    html, _ = nbconvert.HTMLExporter(template_name="classic").from_filename(str(path))
-    assert f'alt="{words}"' in unescape(html)
-    path.write_text(path.read_text().replace("1 of its 4 keys", "2 of its 4 keys"))
-    assert nbval(path).returncode == 1
+def test_execute_refuses_stderr_and_errors(tmp_path):
+    """And goes on with the next notebook."""
+    sources = {
+        "writes to stderr": "import sys\n\nprint('oh', file=sys.stderr)",
+        "ZeroDivision": "1 / 0",
+        "saved": "1 / 2",
+    }
+    paths = [tmp_path / f"{n}.ipynb" for n in range(len(sources))]
+    for path, source in zip(paths, sources.values(), strict=True):
+        nbformat.write(new_notebook(cells=[new_code_cell(source)]), path)
+    before = [path.read_bytes() for path in paths]
+    result = execute(*paths)
+    assert result.returncode == 1 and result.stdout.endswith("==> 1 of 3 notebooks ran\n")
+    for reason, said in zip(sources, result.stdout.split("==>")[1:], strict=False):
+        assert reason in said
+    assert [path.read_bytes() == old for path, old in zip(paths, before, strict=True)] == [True, True, False]

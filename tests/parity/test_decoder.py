@@ -18,6 +18,8 @@ SIZES = {"ratio 1": (4, 4, 4, 1), "ratio 4": (8, 2, 8, 2), "ratio 8": (8, 1, 6, 
 LENGTH = 21
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
+pytestmark = pytest.mark.cpu
+
 
 def qwen(heads: int, kv_heads: int, experts: int, chosen: int) -> Qwen3MoeForCausalLM:
     config = Qwen3MoeConfig(

@@ -16,6 +16,8 @@ CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 # head width, theta, sections: the released decoder, its indexer, mini's decoder
 RELEASED = [(128, 1e7, (16, 24, 24)), (64, 1e7, (8, 12, 12)), (64, 1e6, (8, 12, 12))]
 
+pytestmark = pytest.mark.cpu
+
 
 def qwen_rotation(positions, width, theta, section):
     config = SimpleNamespace(

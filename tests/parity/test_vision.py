@@ -14,6 +14,8 @@ from minikeye.inputs.pixels import patchify
 from minikeye.model.vision import Projector, VisionTower, VisionTransformer, runs
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+
+pytestmark = pytest.mark.cpu
 CONFIG = VisionConfig(width=32, layers=3, heads=2, mlp_width=64, image_size=56, packing_positions=1)
 SHARED = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2, patch_size=14)
 # Sizes in patches: the table's own 4 x 4, wider, taller, smaller, and a repeat after another size
