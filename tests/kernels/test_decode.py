@@ -1,4 +1,4 @@
-"""Decoding's kernels: in Triton's interpreter, compiled for sm_80 and sm_90, and, on a GPU, in a captured graph."""
+"""Decoding's kernels: compiled for sm_80 and sm_90, and, on a GPU, in a captured graph."""
 
 import pytest
 import torch
@@ -10,12 +10,6 @@ from minikeye.kernels import decode_attention as attention  # noqa: E402
 from minikeye.kernels import decode_select as selection  # noqa: E402
 from minikeye.kernels.compiled import compile_case, decode_cases  # noqa: E402
 from minikeye.kernels.workload import RELEASED, Shape  # noqa: E402
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("file", "least"), [("decode_select", 66), ("decode_attention", 70)])
-def test_in_the_interpreter(file: str, least: int, interpreted) -> None:
-    interpreted(f"{file}_interpreted.py", least)
 
 
 def test_without_a_gpu_the_doors_say_so() -> None:

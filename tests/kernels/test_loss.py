@@ -1,4 +1,4 @@
-"""The kernels of the indexer's losses: in Triton's interpreter, compiled, at the door, and on a GPU."""
+"""The kernels of the indexer's losses: compiled, at the door, and on a GPU."""
 
 import pytest
 import torch
@@ -8,11 +8,6 @@ triton = pytest.importorskip("triton")
 from minikeye.kernels import selected_loss, warmup_loss  # noqa: E402 - not before it is known to be there
 from minikeye.kernels.compiled import Compiled, compile_case, loss_cases  # noqa: E402
 from minikeye.kernels.workload import RELEASED, Shape  # noqa: E402
-
-
-@pytest.mark.slow
-def test_in_the_interpreter(interpreted):
-    interpreted("loss_interpreted.py", 70)
 
 
 def test_without_a_gpu_the_door_says_so():

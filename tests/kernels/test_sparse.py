@@ -1,4 +1,4 @@
-"""Sparse attention's kernels: in Triton's interpreter, at the door, and on a GPU."""
+"""Sparse attention's kernels: at the door, and on a GPU."""
 
 import pytest
 import torch
@@ -8,11 +8,6 @@ triton = pytest.importorskip("triton")
 
 from minikeye import ops  # noqa: E402 - not before triton is known to be installed
 from minikeye.kernels import sparse_attention as door  # noqa: E402 - not before it is known to be installed
-
-
-@pytest.mark.slow
-def test_in_the_interpreter(interpreted):
-    interpreted("sparse_interpreted.py", 94)
 
 
 def test_without_a_gpu_the_door_says_so():
