@@ -25,7 +25,6 @@ UNIT = torch.finfo(torch.float32).eps
 FUNCTION = 4  # units that exp2 and log may be off by: NumPy's SIMD versions 4, libm 1, a GPU's approximations 2
 BLOCK = 8  # keys that a softmax takes at once, at least: so often may the largest logit so far change
 TINY = torch.finfo(torch.float32).tiny  # what is smaller may become 0
-TF32 = 2.0**-10
 
 
 def gamma(operations: float) -> float:
@@ -132,9 +131,18 @@ def grouped(q: Tensor, k: Tensor) -> Computed:
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, indices: Tensor, scale: float | None = None, dout: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    indices: Tensor,
+    scale: float | None = None,
+    dout: Tensor | None = None,
+    slab: bool = False,
 ) -> list[Computed]:
-    """out and lse of sparse attention, and with dout, the gradient of out, dq, dk and dv."""
+    """out and lse of sparse attention, and with dout, the gradient of out, dq, dk and dv.
+
+    slab: these are some of the queries, and their part of dk and dv is not yet stored in the dtype of k and v.
+    """
     dtype, e, r = q.dtype, q.shape[3], q.shape[2] // k.shape[2]
     scale = e**-0.5 if scale is None else scale
     count = listed(indices, k.shape[1])
@@ -155,7 +163,7 @@ def attention(
         dq = contract("btgrs,bsge->btgre", dlogits, k, keys)
         dk = contract("btgrs,btgre->bsge", dlogits, q, queries)
         dv = contract("btgrs,btgre->bsge", p.stored(dtype).times(count), do, queries)
-        results += [dq.stored(dtype), dk.stored(dtype), dv.stored(dtype)]
+        results += [dq.stored(dtype), *(x if slab else x.stored(dtype) for x in (dk, dv))]
     return [Computed(*(y.flatten(2, 3) for y in (x.exact, x.error))) if n < 3 else x for n, x in enumerate(results)]
 
 
@@ -197,8 +205,6 @@ def indexer_loss(
 
     c = exponential(log_c, log_c.error + gamma(FUNCTION + 1), present)
     d = c.times(float(groups), 1) - p.sum(2, groups)
-    if index_q.is_cuda and index_q.dtype != torch.float32:
-        d = Computed(d.exact, d.error + TF32 * d.most)
     open_ = Computed((z.exact > 0).double(), (z.exact.abs() <= z.error).double())  # either, where z may be above 0
     dz = Computed(d.exact[:, :, None], d.error[:, :, None])
     dz = Computed(dz.exact * open_.exact, dz.most * open_.most - (dz.exact * open_.exact).abs())
