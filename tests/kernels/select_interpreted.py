@@ -1,10 +1,11 @@
-"""index_scores, select_topk and select_fast in Triton's interpreter. Run by test_select.py in a process of its own.
+"""index_scores, select_topk and select_fast in Triton's interpreter. Run by test_interpreted.py in another process.
 
 Axes: b batch, t query position, s key position, j indexer head, i indexer width, k selected key.
 """
 
 import math
 
+import error_bounds
 import pytest
 import torch
 from triton.runtime.interpreter import InterpreterBuilder
@@ -76,17 +77,13 @@ def test_this_is_the_interpreter() -> None:
         (1, 5, 20, 2, 16, 100, "row"),
     ],
 )
-def test_scores_are_no_further_from_float64_than_torch(b, t, s, j, i, offset, kind, dtype) -> None:
+def test_scores_are_near_float64(b, t, s, j, i, offset, kind, dtype) -> None:
     q, k, w = draw(b, t, s, j, i, dtype)
     start = first_key(kind, b, t, s)
-    found, torch_ = index_scores(q, k, w, offset, start), ops.index_scores(q, k, w, offset, start)
-    exact = scores64(q, k, w)
-    valid = ops.valid_keys(t, s, offset, start).expand_as(found)
+    found = index_scores(q, k, w, offset, start)
     assert found.dtype == torch.float32
-    assert torch.equal(found == -torch.inf, ~valid)
-    if valid.any():
-        error, torch_error = ((x.double() - exact)[valid].abs().max() for x in (found, torch_))
-        assert error <= 2 * torch_error + 2**-23 * exact.abs().max()
+    exact = scores64(q, k, w).masked_fill(~ops.valid_keys(t, s, offset, start), -torch.inf)
+    error_bounds.assert_within(found, exact, error_bounds.index_scores(q, k, w).error)
 
 
 def test_only_valid_keys_are_written_and_only_tiles_with_one_computed(monkeypatch) -> None:
@@ -129,13 +126,16 @@ KINDS = {
 }
 
 
+# Every kind of score without a first key and with one; a first key a row, and topk beyond the length, are about
+# addresses and masks and not about scores.
+ROWS = [(shape, kind) for kind in KINDS for shape in ((1, 2, 100, 16, 98, "none"), (1, 2, 70, 4, 68, "query"))]
+ROWS += [(shape, "few finite") for shape in ((2, 1, 75, 5, 60, "row"), (1, 2, 20, 24, 10, "none"))]
+
+
 @pytest.mark.parametrize("name", SELECTIONS)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    ("b", "t", "s", "topk", "offset", "first"),
-    [(1, 2, 100, 16, 98, "none"), (2, 1, 75, 5, 60, "row"), (1, 2, 70, 4, 68, "query"), (1, 2, 20, 24, 10, "none")],
-)
-def test_selection_is_the_stable_sort(b, t, s, topk, offset, first, kind, name) -> None:
+@pytest.mark.parametrize(("shape", "kind"), ROWS, ids=str)
+def test_selection_is_the_stable_sort(shape, kind, name) -> None:
+    b, t, s, topk, offset, first = shape
     start = first_key(first, b, t, s)
     scores = KINDS[kind](b, t, s)
     out = torch.full((b, t, topk), 12345, dtype=torch.int32)
@@ -183,14 +183,14 @@ def test_at_full_length_with_the_launch_parameters_of_a_gpu(kind, monkeypatch) -
         monkeypatch.setitem(table, "interpreter", table["sm_90"])
     marks = marks_of(monkeypatch)
     s, topk = 131_072, 2048
-    scores = torch.randn(1, 2, s)
+    scores = torch.randn(1, 1, s)
     if kind == "runs of 64 alike":
         scores = scores[..., : s // 64].repeat_interleave(64, dim=-1) + scores / 4
     if kind == "many ties":
         scores = (scores * 4).round() / 4
     found = select_fast.select_rows_fast(scores, topk, s)
     assert torch.equal(found, ops.topk_positions(scores, topk))
-    assert torch.equal(found[:, :1], select_topk.select_rows(scores[:, :1], topk, s))
+    assert torch.equal(found, select_topk.select_rows(scores, topk, s))
     assert marks[0].ge(0).all(), "a sample of 8192 finds a bound for keys like these"
 
 
@@ -216,12 +216,12 @@ def test_select_topk_equals_torch_bit_by_bit(b, t, s, j, i, topk, offset, first,
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_select_topk_on_real_numbers_picks_the_best_up_to_rounding(name) -> None:
-    b, t, s, topk = 2, 3, 110, 16
+    b, t, s, topk = 1, 3, 110, 16
     q, k, w = draw(b, t, s, 4, 32)
     found = WHOLE[name](q, k, w, topk, s - t)
     exact = scores64(q, k, w).masked_fill(~ops.valid_keys(t, s, s - t, None), -torch.inf)
     kth = exact.topk(topk).values[..., -1:]
-    slack = 1e-5 * exact.masked_fill(exact == -torch.inf, 0).abs().amax()
+    slack = 2 * error_bounds.index_scores(q, k, w).error.max()  # one may be as much too high as another is too low
     assert (exact.gather(-1, found.long()) >= kth - slack).all()
     assert (found.diff(dim=-1) > 0).all()
     assert torch.equal(found, ops.topk_positions(index_scores(q, k, w, s - t), topk))

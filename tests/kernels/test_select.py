@@ -1,4 +1,4 @@
-"""Scores and selection without a GPU: in Triton's interpreter, the door, the memory they take."""
+"""Scores and selection without a GPU: the door, the memory they take."""
 
 import pytest
 import torch
@@ -7,11 +7,6 @@ triton = pytest.importorskip("triton")
 
 
 from minikeye.kernels.selection import select_fast, select_topk  # noqa: E402 - not before it is known to be there
-
-
-@pytest.mark.slow
-def test_in_the_interpreter(interpreted) -> None:
-    interpreted("select_interpreted.py", 101)
 
 
 def test_without_a_gpu_the_door_says_so() -> None:
