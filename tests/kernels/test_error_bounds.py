@@ -5,8 +5,8 @@ import torch
 from error_bounds import assert_within, attention, contract, given, index_scores, indexer_loss, listed, softmax
 
 from minikeye import ops
-from minikeye.gathered import gather_index_rows
-from minikeye.indexer import kl_loss, selected_scores, selected_targets
+from minikeye.ops.torch_attention import gather_index_rows
+from minikeye.ops.torch_losses import kl_loss, selected_scores, selected_targets
 
 
 def attention_inputs(dtype=torch.float32):
