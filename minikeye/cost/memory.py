@@ -1,7 +1,7 @@
 """What a model needs in memory, against what is free: told before loading, refused with a remedy instead of dying.
 
 Everything is arithmetic over the code's largest tensors, worked out for sparse attention without gradients. Weights and
-cache are exact. Activations are an upper bound; tests/test_memory.py holds it against what a process takes.
+cache are exact. Activations are an upper bound; tests/cost/test_memory.py holds it against what a process takes.
 
 w: bytes of a number.
 """

@@ -37,7 +37,7 @@ from minikeye.inputs.sampling import (
 )
 from minikeye.inputs.video import probe, read_video
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RELEASED = VideoConfig()
 # Native size 56x56 or 84x56 stays as it is, and every frame of a short clip can be asked for.
 SMALL = VideoConfig(fps=1000.0, min_frame_tokens=1, max_frame_tokens=6, video_tokens=100_000)

@@ -15,7 +15,7 @@ from minikeye.inputs.processor import Clip
 from minikeye.inputs.prompt import Prompt
 
 NANO = Processor(KeyeConfig.nano())
-CLIP = Path(__file__).parents[1] / "assets" / "clips" / "big_buck_bunny.mp4"
+CLIP = Path(__file__).resolve().parents[2] / "assets" / "clips" / "big_buck_bunny.mp4"
 THINK, THOUGHT = (NANO.tokenizer.token_id(name) for name in ("<think>", "</think>"))
 STOP = NANO.stop_ids[0]
 

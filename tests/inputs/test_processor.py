@@ -15,7 +15,7 @@ from minikeye.inputs.processor import Clip
 from minikeye.inputs.sampling import VideoError
 from minikeye.inputs.video import read_video
 
-CLIP = Path(__file__).parents[1] / "assets" / "clips" / "big_buck_bunny.mp4"
+CLIP = Path(__file__).resolve().parents[2] / "assets" / "clips" / "big_buck_bunny.mp4"
 NANO, MINI = Processor(KeyeConfig.nano()), Processor(KeyeConfig.mini())
 
 
