@@ -242,3 +242,9 @@ def test_chunks_are_refused(lively):
     for observer in (IndexerTeacher(torch.tensor([3])), RecallMeter(topk=4)):
         with pytest.raises(ValueError, match="expected a whole pass, got a chunk of one"):
             lively(ids, observer=observer, chunk=8)
+
+
+def test_rows_are_numbers_of_queries():
+    """Counted from the end, -1 gave a loss of 0 in one stage and another row's in the other."""
+    with pytest.raises(ValueError, match="expected rows from 0 on, got -1"):
+        IndexerTeacher(torch.tensor([3, -1]))

@@ -233,7 +233,11 @@ def test_only_the_given_parameters_move():
     assert {n for n, p in fit.parameters.items() if not torch.equal(p, before[n])} == set(last)
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"log_every": 0}, {"warmup": -1}, {"save_every": -5}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"steps": 0}, {"log_every": 0}, {"warmup": -1}, {"save_every": -5}, {"clip": -1.0}, {"clip": 0.0}, {"lr": 0.0}]
+    + [{"lr": float("nan")}, {"lr": float("inf")}, {"weight_decay": -0.1}, {"final_lr": 2.0}],
+)
 def test_a_loop_needs_steps(wrong):
     with pytest.raises(ValueError, match="steps and log_every >= 1"):
         LoopConfig(**({"steps": 3, "lr": 1e-3} | wrong))

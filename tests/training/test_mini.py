@@ -17,7 +17,7 @@ from minikeye.training.loop import LoopConfig
 from minikeye.training.recipes import mini
 from minikeye.training.recipes.mini import Recipe
 from minikeye.training.stage import STAGES as TAUGHT
-from minikeye.training.stage import LossWeights, Stage, trainable
+from minikeye.training.stage import LossWeights, Stage, teach, trainable
 from minikeye.training.tower import teach_tower
 
 STAGES = ("tower", "dense", "warmup", "sparse")
@@ -255,3 +255,15 @@ def test_the_module_needs_a_folder(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         mini.main()
     assert "--out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [{"frames": 0}, {"longest": 2}, {"sizes": ()}, {"sizes": ((-4, 56, 56, 1, 1.0),)}])
+def test_a_curriculum_without_a_lesson(wrong):
+    with pytest.raises(ValueError, match="expected frames >= 1 and a size of 1 to longest frames"):
+        Curriculum(**wrong)
+
+
+def test_lessons_that_run_out():
+    lessons = Curriculum(frames=8, longest=4).lessons_from(CONFIG, 1, 0, 0)
+    with pytest.raises(ValueError, match="expected lessons up to step 2, got none for step 1"):
+        teach(KeyeVL(CONFIG), TAUGHT["dense"], LoopConfig(steps=3, lr=1e-3, warmup=1), lessons, None)
