@@ -210,7 +210,7 @@ def test_stop_ids_end_an_answer():
             user({"type": "video", "video": np.zeros((0, 4, 4, 3), np.uint8), "fps": 1}),
             "uint8 array [f height width 3]",
         ),
-        (user({"type": "video", "video": np.zeros((2, 4, 900, 3), np.uint8), "fps": 1}), "aspect ratio below 200"),
+        (user({"type": "video", "video": np.zeros((2, 4, 900, 3), np.uint8), "fps": 1}), "aspect ratio of up to 200"),
     ],
 )
 def test_complaints(messages, complaint):
