@@ -51,13 +51,11 @@ def open_video(path: str | Path) -> Iterator[tuple[av.container.InputContainer, 
             yield container, streams[0]
     except EOFError as error:
         raise VideoError(f"expected at least one frame in {path}, which ends before it: empty or truncated") from error
-    except av.error.ArgumentError as error:
-        raise VideoError(
-            f"{path} is not a video that can be read: expected one file that holds all of it, such as MP4, Matroska, "
-            f"WebM, AVI or MPEG-TS. Playlists and lists of files are not opened; pass pictures as images"
-        ) from error
     except av.error.FFmpegError as error:
-        raise VideoError(f"{path} is not a video that can be read, or it is damaged: {error}") from error
+        raise VideoError(
+            f"{path} is not a video that can be read, or it is damaged ({error.strerror}): expected one file such as "
+            f"MP4, Matroska, WebM, AVI or MPEG-TS. Playlists and lists of files are not opened; pass pictures as images"
+        ) from error
 
 
 def check_size(path: str | Path, width: int, height: int) -> None:
@@ -128,11 +126,6 @@ def _samples(file: BinaryIO, start: int, stop: int, depth: int = 0) -> int:
         elif name in (b"stsz", b"stz2", b"trun"):
             count = _number(file, begin + (4 if name == b"trun" else 8))
             most, fragments = (most, fragments + count) if name == b"trun" else (max(most, count), fragments)
-        elif name in (b"stts", b"ctts"):  # runs of equal durations: (count, duration) each
-            entries = _number(file, begin + 4)
-            file.seek(begin + 8)
-            table = file.read(min(8 * entries, max(0, end - begin - 8)))
-            most = max(most, sum(int.from_bytes(table[n : n + 4], "big") for n in range(0, len(table), 8)))
     return max(most, fragments)
 
 

@@ -47,11 +47,12 @@ def picture(source: str | Path | Image.Image) -> UInt8[np.ndarray, "height width
     """
     name = "the image" if isinstance(source, Image.Image) else str(source)
     try:
+        if isinstance(source, Image.Image):
+            return _as_seen(source)
         with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
-            image = source if isinstance(source, Image.Image) else Image.open(source, formats=PICTURE_FORMATS)
-        if image.width * image.height > MAX_PICTURE_PIXELS:
-            raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels")
-        return _as_seen(image)
+            opened = Image.open(source, formats=PICTURE_FORMATS)
+        with opened as image:
+            return _as_seen(image)
     except Image.DecompressionBombError as error:
         raise ValueError(
             f"expected a picture of up to {MAX_PICTURE_PIXELS:,} pixels, {name} is too large ({error}): scale it down"
@@ -61,6 +62,8 @@ def picture(source: str | Path | Image.Image) -> UInt8[np.ndarray, "height width
 
 
 def _as_seen(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
+    if image.width * image.height > MAX_PICTURE_PIXELS:
+        raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels")
     if image.mode in ("I", "F"):
         raise ValueError(f"mode {image.mode!r} does not say which number is white: convert it to 8 bits a channel")
     image = ImageOps.exif_transpose(image)
