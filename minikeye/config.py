@@ -102,16 +102,15 @@ class VideoConfig:
     min_image_tokens: int = 4
     max_image_tokens: int = 20_480
     adaptive: Literal["off", "paper", "released"] = "off"  # scale the budget by duration; the two tables differ
+    frame_size: Literal["released", "fitting"] = "released"  # fitting: never below min_frame_tokens, for small models
 
     def __post_init__(self) -> None:
         _require(
             1 <= self.min_frame_tokens <= self.max_frame_tokens,
             f"frame tokens must satisfy 1 <= min <= max, got {self.min_frame_tokens} and {self.max_frame_tokens}",
         )
-        _require(
-            self.adaptive in ("off", "paper", "released"),
-            f"adaptive must be 'off', 'paper' or 'released', got {self.adaptive!r}",
-        )
+        for key, names in (("adaptive", "'off', 'paper' or 'released'"), ("frame_size", "'released' or 'fitting'")):
+            _require(repr(getattr(self, key)) in names, f"{key} must be {names}, got {getattr(self, key)!r}")
 
 
 @dataclass(frozen=True)
@@ -169,7 +168,9 @@ class KeyeConfig:
                 max_positions=16_384,
             ),
             indexer=IndexerConfig(heads=4, width=32, topk=256),
-            video=VideoConfig(min_frame_tokens=4, max_frame_tokens=8, video_tokens=8 * 1024, max_image_tokens=8),
+            video=VideoConfig(
+                min_frame_tokens=4, max_frame_tokens=8, video_tokens=8192, max_image_tokens=8, frame_size="fitting"
+            ),
             image_token_id=261,
             video_token_id=262,
         )

@@ -57,7 +57,7 @@ def test_every_field_survives():
         | dict(expert_width=9, rope_theta=5.0, mrope_section=(4, 6, 6), norm_eps=1e-4, max_positions=77),
         IndexerConfig: dict(heads=3, width=16, topk=11, q_chunk_size=1, kv_chunk_size=2, norm_eps=1e-2),
         VideoConfig: dict(fps=1.5, min_frame_tokens=2, max_frame_tokens=3, video_tokens=9, min_image_tokens=1)
-        | dict(max_image_tokens=8, adaptive="paper"),
+        | dict(max_image_tokens=8, adaptive="paper", frame_size="fitting"),
     }
     parts = [kind(**values) for kind, values in changed.items()]
     for kind, part in zip(changed, parts, strict=True):

@@ -59,6 +59,7 @@ class Prompt:
     grids: list[Grid] = field(default_factory=list)
     frames: list[FrameSpan] = field(default_factory=list)
     videos: int = 0
+    notes: list[str] = field(default_factory=list)  # sentences for the user about its videos
     _run: tuple[int, str] = (0, "")  # first token and words of the text that the prompt ends with
 
     def begin(self, role: str) -> None:
