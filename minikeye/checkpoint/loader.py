@@ -10,8 +10,8 @@ from torch import Tensor
 from minikeye.checkpoint.tensors import IGNORED, STORED, check, open_shard, tensor_files
 from minikeye.config import KeyeConfig
 from minikeye.cost.memory import free_bytes, needs, require
-from minikeye.files import local_folder
-from minikeye.inputs.settings import check_function, read_json
+from minikeye.files import local_folder, read_json
+from minikeye.inputs.settings import check_function
 from minikeye.model.keye import KeyeModel
 
 Model = TypeVar("Model", bound=KeyeModel)
