@@ -121,7 +121,6 @@ def rope_of(text: dict[str, Any]) -> dict[str, Any]:
     for part in (theta, object_at(text, "rope_scaling") or {}, object_at(text, "rope_parameters") or {}):
         for key, value in part.items():
             known = rope.setdefault(key, value)
-            require(
-                known == value, f"config key '{key}' of RoPE is {shown(known)} in one place, {shown(value)} in another"
-            )
+            places = f"{shown(known)} in one place, {shown(value)} in another"
+            require(known is value or known == value, f"config key '{key}' of RoPE is {places}")
     return rope
