@@ -216,6 +216,18 @@ def test_int32_ids_and_bfloat16_weights(model):
     assert out.dtype == torch.float32 and out.isfinite().all()
 
 
+@pytest.mark.parametrize("attention", MODES)
+@torch.no_grad()
+def test_every_mode_runs_under_autocast(lively, attention):
+    """Where products are bfloat16 and sums and choices are float32: near the float32 logits, also on a CPU."""
+    ids = {"input_ids": torch.randint(0, 256, (2, 40))}
+    expected = lively(ids, attention=attention).logits
+    with torch.autocast("cpu", torch.bfloat16):
+        got = lively(ids, attention=attention).logits
+    assert got.dtype == torch.float32
+    assert float((got - expected).norm() / expected.norm()) < 0.1
+
+
 # -------------------------------------------------------------------------------------------------------------- record
 
 

@@ -11,6 +11,7 @@ import torch
 from minikeye.config import KeyeConfig
 from minikeye.keye import KeyeVL
 from minikeye.minivid.lessons import Lessons, Size
+from minikeye.training import tower
 from minikeye.training.curriculum import CAPS, SIZES, Curriculum
 from minikeye.training.dsa import draw_rows
 from minikeye.training.loop import LoopConfig
@@ -86,6 +87,20 @@ def test_text_only():
     trainable(model, TAUGHT["dense"].learns)
     TAUGHT["dense"].loss(model, batch(Size(0, 2)))[0].backward()
     assert gradients(model) and not any(n.startswith(("visual.", "mlp_AR.")) for n in gradients(model))
+
+
+def test_labels_are_read_in_float32(monkeypatch):
+    """Under autocast the tower's products are bfloat16, those of the head are not."""
+    heads, loss = [], tower.LabelHead.loss
+
+    def seen(self, features, *labels):
+        heads.append((features.dtype, self.digit(features[:, 0].repeat(1, 2)).dtype))
+        return loss(self, features, *labels)
+
+    monkeypatch.setattr(tower, "autocast", lambda device: torch.autocast("cpu", torch.bfloat16))
+    monkeypatch.setattr(tower.LabelHead, "loss", seen)
+    teach_tower(KeyeVL(CONFIG), LoopConfig(steps=1, lr=1e-3), 2, None)
+    assert heads == [(torch.float32, torch.float32)]
 
 
 def test_the_tower_stage(tmp_path):
