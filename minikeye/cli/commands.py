@@ -7,6 +7,7 @@ what they take to stderr.
 import argparse
 import importlib.util
 import platform
+import tempfile
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -158,6 +159,7 @@ def frames(arguments: argparse.Namespace) -> None:
 
     begun = time.perf_counter()
     opened = Opened.of(arguments, [arguments.video])
+    try_folder(arguments.out)
     model = opened.load()
     tell("load", time.perf_counter() - begun, arguments.checkpoint or str(CHECKPOINT))
     asked = ask(
@@ -170,15 +172,15 @@ def frames(arguments: argparse.Namespace) -> None:
         attention=arguments.attention,
         backend=arguments.backend,
         on_step=tell,
+        on_answer=lambda text: print(f"\nanswer   {text}", flush=True),
         **opened.given(),
     )
+    if asked.card is not None:
+        print(f"card     {placed(*arguments.insert_card, asked.card[1])}: {asked.verdict()}")
+    print(f"\n{asked.selection.format_table()}\n\n{asked.selection.sentence()}\n", flush=True)
     begun = time.perf_counter()
     picture = asked.save(arguments.out)
-    tell("picture", time.perf_counter() - begun, "drawn")
-    print(f"\nanswer   {asked.answer}")
-    if asked.card is not None:
-        print(f"card     {asked.card[0]} at {asked.card[1]:.1f} s: {asked.verdict()}")
-    print(f"\n{asked.selection.format_table()}\n\n{asked.selection.sentence()}\n\npicture  {picture}")
+    tell("picture", time.perf_counter() - begun, str(picture))
 
 
 def chat(arguments: argparse.Namespace) -> None:
@@ -222,6 +224,31 @@ def read_config(name: str) -> KeyeConfig:
     if not Path(name).is_dir():
         raise FileNotFoundError(f"no preset and no folder {name!r}: give a folder or one of {', '.join(PRESETS)}")
     return KeyeConfig.from_folder(name)
+
+
+def try_folder(folder: Path) -> None:
+    """Make the folder of `--out` and write into it, before the minutes of work whose result is to go there.
+
+    Raises OSError, naming the option, where that does not work.
+    """
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(f"{folder} is a file")
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("selection.json", "selection.png"):
+            if (folder / name).is_dir():
+                raise IsADirectoryError(f"{folder / name} is a folder")
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"0")
+    except OSError as error:
+        raise type(error)(f"--out {folder}: expected a folder to write into: {error.strerror or error}") from error
+
+
+def placed(digit: int, wanted: float, got: float) -> str:
+    """Where a card went, and that it is another time than was asked for, if so: only sampled frames are seen."""
+    if abs(wanted - got) < 0.05:  # as many decimals as are printed
+        return f"{digit} at {got:.1f} s"
+    return f"{digit} at {got:.1f} s, the sampled frame nearest to {wanted:g} s"
 
 
 def say(text: str) -> None:

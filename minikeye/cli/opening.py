@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from minikeye.checkpoint.loader import choose_devices, default_dtype
+from minikeye.checkpoint.taught import taught
 from minikeye.checkpoint.tensors import tensor_files
 from minikeye.config import KeyeConfig
 from minikeye.cost.memory import MemoryBill, format_table, free_bytes, needs, require
@@ -57,13 +58,15 @@ class Opened:
         bill, free = self.bill(inputs), sum(map(free_bytes, self.devices))
         where = " + ".join(self.devices)
         rest = "" if inputs is not None or self.arguments.max_context is not None else "; --max-context N lowers it"
-        print(f"memory   {bill.format_line()}{rest}", file=sys.stderr)
+        remark("memory", f"{bill.format_line()}{rest}")
         if 10 * bill.total > free:
             print(format_table({where: (bill, free)}), file=sys.stderr)
         require(bill, free, where, ("weights",) if inputs is None else ("weights", "cache", "activations"))
         options = {"dtype": self.dtype(), "device": self.arguments.device, "streaming": self.arguments.streaming}
         model = KeyeVL.from_pretrained(self.folder, **options)
         model.config = self.processor.config
+        if known := taught(self.folder):
+            remark("taught", known)
         return model
 
     def bill(self, inputs: Mapping[str, Any] | None = None) -> MemoryBill:
@@ -95,6 +98,11 @@ class Opened:
         own = self.processor.generation
         defaults = {"temperature": own.temperature, "top_k": own.top_k, "top_p": own.top_p}
         return defaults | {name: value for name, value in self.given().items() if name != "thinking"}
+
+
+def remark(what: str, text: str) -> None:
+    """A line on stderr: what is worth knowing beside the answer."""
+    print(f"{what:<8} {text}", file=sys.stderr, flush=True)
 
 
 def limited(config: KeyeConfig, context: int, answer: int) -> KeyeConfig:

@@ -34,12 +34,14 @@ INK, SOFT, ACCENT = "#1a1a1a", "#6b6b6b", PALETTE["vermilion"]
 MEASURES = {"keys": "share of the selected keys", "attention": "share of the attention"}
 
 
-def draw(selection: FrameCounts, width: float | int = 10.0, measure: str = "keys") -> Figure:
+def draw(selection: FrameCounts, width: float | int = 10.0, measure: str | None = None) -> Figure:
     """A figure `width` inches wide; its height follows from the layers and the thumbnails.
 
     measure: "keys" colours by share of the selected keys, "attention" by attention mass; both are means over queries.
+    None takes the keys, or the attention where every key is read: shares of the keys would then be a plain wall.
     Raises ValueError for another measure or a width below 7 inches.
     """
+    measure = measure or ("attention" if selection.reads_all else "keys")
     if measure not in MEASURES or width < 7:
         raise ValueError(f"expected a measure of {sorted(MEASURES)} and a width >= 7, got {measure!r} and {width}")
     width = float(width)
@@ -61,7 +63,7 @@ def draw(selection: FrameCounts, width: float | int = 10.0, measure: str = "keys
         grid = place(LEFT, BOTTOM + BARS + GAP, inner, heat, sharex=bars)
         film = place(LEFT, BOTTOM + BARS + GAP + heat, inner, strip + LEADERS)
         scale = place(width - RIGHT - 2.0, height - TOP - head + 0.27, 2.0, 0.1)
-        for n, line in enumerate([*title, *_subtitle(selection)]):
+        for n, line in enumerate([*title, *_subtitle(selection, width)]):
             row = min(n, len(title)) * LINE + max(n - len(title), 0) * 0.18 + (0.04 if n >= len(title) else 0.0)
             style = {"size": 12, "weight": "bold", "color": INK} if n < len(title) else {"size": 9, "color": SOFT}
             figure.text(LEFT / width, 1 - (TOP + row) / height, line, va="top", parse_math=False, **style)
@@ -80,14 +82,21 @@ def _title(s: FrameCounts, width: float) -> list[str]:
     return next(wrapped for n in range(10, most + 1) if len(wrapped := textwrap.wrap(text, n)) == lines)
 
 
-def _subtitle(s: FrameCounts) -> list[str]:
-    """What the selection holds in all, and over which tokens the mean was taken."""
-    queries = s.counts.shape[1]
-    tokens = f"Mean over {queries} tokens" if queries > 1 else "Read for one token"
-    answer = printable("".join(s.labels))
-    answer = f" “{answer if len(answer) <= 32 else answer[:31] + '…'}”" if answer else ""
+def _subtitle(s: FrameCounts, width: float) -> list[str]:
+    """What the selection holds in all; what was asked and answered, as far as it is known and the room beside the
+    scale goes; over which tokens the mean was taken."""
+    queries, full = s.counts.shape[1], 0 if s.whole is None else int(s.whole.all(dim=0).sum())
     kept, text = percent(s.kept.mean().item()), percent(s.text_share.mean().item())
-    return [f"The keys hold {kept} of dense attention; {text} of them lie in no frame.", f"{tokens}{answer}."]
+    some = f" {full} of {queries} tokens read every key." if 0 < full < queries else ""
+    held = f"The keys hold {kept} of dense attention; {text} of them lie in no frame.{some}"
+    tokens = f"mean over {queries} tokens" if queries > 1 else "read for one token"
+    answer = printable(s.answer or "".join(s.labels))
+    answer = f"“{answer if len(answer) <= 32 else answer[:31] + '…'}”" if answer else ""
+    if not s.question:
+        return [held, f"{tokens[0].upper()}{tokens[1:]}{' ' * bool(answer)}{answer}."]
+    room = int(14 * (width - LEFT - RIGHT - 2.2)) - len(answer) - len(tokens) - 14
+    asked = printable(s.question if len(s.question) <= room else f"{s.question[: max(0, room - 1)].rstrip()}…")
+    return [held, f"Asked “{asked}”: {answer}; {tokens}."]
 
 
 def printable(text: str) -> str:
