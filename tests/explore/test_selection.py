@@ -412,6 +412,25 @@ def test_figure_at_every_size(frames, layers):
     assert "the □□" in texts(figure)  # the font has no such letters
 
 
+@pytest.mark.parametrize("width", [7, 10])
+@pytest.mark.parametrize(
+    ("frames", "seconds", "videos"), [(2048, 5.27, 1), (64, 180.3, 1), (1024, 10.54, 2), (90, 0.5, 1)]
+)
+@pytest.mark.parametrize("shape", [(6, 18), (8, 6)])
+def test_labels_do_not_overlap(frames, seconds, videos, width, shape):
+    """Three hours of video: times of seven characters beside shares of less than 0.1 %."""
+    pictures = torch.zeros(frames, 3, *shape, dtype=torch.uint8)
+    times = tuple(seconds * n for n in range(frames))
+    s = fake(frames, 6, hot=frames // 2, thumbnails=pictures, seconds=times, videos=(videos - 1,) * frames)
+    s = replace(s, videos=(0, *s.videos[1:]), counts=torch.where(s.counts == 0, 1, s.counts), keys=s.keys * 64)
+    figure = s.figure(width=width)
+    figure.canvas.draw()
+    drawn = [t for t in figure.findobj(Text) if t.get_text().strip() and t.get_visible()]
+    boxes = [(t.get_text(), t.get_window_extent()) for t in drawn if not t.get_rotation()]
+    assert sum(text == "<0.1 %" for text, _ in boxes) > 2
+    assert [(a, b) for n, (a, one) in enumerate(boxes) for b, other in boxes[:n] if one.overlaps(other)] == []
+
+
 def test_figure_when_nothing_is_read(record):
     s = FrameSelection.from_record(record, FRAMES, layers=[2])
     assert "No layer reads a frame: none of the 4 keys lies in one" in texts(s.figure())

@@ -16,7 +16,7 @@ from minikeye.explore.figures import PALETTE
 from minikeye.explore.layout import choose_frames, columns, runs, spread, time_ticks
 from minikeye.explore.selection import FrameCounts
 from minikeye.explore.strip import ACCENT, COLOURS, GAMMA, INK, SOFT, printable
-from minikeye.explore.widget.page import PALE, WIDTH, Page, Units, wrapped
+from minikeye.explore.widget.page import PALE, WIDTH, Page, Units, text_width, wrapped
 from minikeye.explore.widget.view import View, asked, check, heading
 from minikeye.explore.words import percent, when
 
@@ -37,7 +37,7 @@ def draw(selection: FrameCounts, view: View) -> Page:
     s = cut(selection, view.first, view.last)
     share = s.shown[:, 0].double().numpy()  # [l f]
     time = Time(share.shape[1], columns(share)[1])
-    shown = _worth_showing(s, view.layer, int(time.inner // SLOT)) if s.thumbnails is not None else []
+    shown = _worth_showing(s, view.layer, int(time.inner // _slot(s))) if s.thumbnails is not None else []
     title = wrapped(printable(heading(selection, view)), time.inner, 15, bold=True)
     asking = [wrapped(printable(line), time.inner, 12.5, bold=False) for line in asked(selection)]
     above = 12 + 18 * sum(map(len, asking))
@@ -124,6 +124,16 @@ def _thumbnail(s: FrameCounts, count: int, time: Time) -> tuple[float, float]:
     return width, width * high / wide
 
 
+def _slot(s: FrameCounts) -> float:
+    """Width of a thumbnail's place: the longest time fits above it."""
+    long = max((_time(s, frame) for frame in range(len(s.seconds))), key=len)
+    return max(float(SLOT), text_width(long, 12.5, bold=True) + 16.0)
+
+
+def _time(s: FrameCounts, frame: int) -> str:
+    return when(s, frame).replace(" of video ", " v")
+
+
 def _worth_showing(s: FrameCounts, layer: int, count: int) -> list[int]:
     """All frames where there is room, else the peaks, truth, frames with many keys or much attention, some between."""
     if len(s.seconds) <= count:
@@ -147,13 +157,13 @@ def _draw_film(page: Page, s: FrameCounts, layer: int, shown: list[int], time: T
     foot, tags = end - LEADERS, [(time.middle((first + last) // 2), end - 18) for first, last in runs(s.truth)]
     if shown:
         width, height = _thumbnail(s, len(shown), time)
-        slot = max(width, SLOT - 8.0)
+        slot = max(width, _slot(s) - 8.0)
         middles = (spread([time.middle(f) - LEFT for f in shown], slot, 8.0, time.inner) + LEFT).tolist()
         tags = [(middles[(first + last) // 2], foot + 3) for first, last in runs(_marked(shown, s.truth))]
     for frame, middle in zip(shown, middles if shown else [], strict=True):
         real, much = frame in s.truth, frame in peaks
         colour, edge = (ACCENT, 2.6) if real else (INK, 1.6) if much else (FAINT, 0.8)
-        page.text(middle - slot / 2, top, when(s, frame).replace(" of video ", " v"), bold=real or much)
+        page.text(middle - slot / 2, top, _time(s, frame), bold=real or much)
         read = f"{counts[frame] or 'no'} key{'s' * (counts[frame] != 1)}"
         if s.reads_all:
             read = percent(s.mass[layer, 0, frame].item())
