@@ -84,6 +84,11 @@ def check(arguments: argparse.Namespace) -> None:
 
     from minikeye.ops import choose_backend
 
+    if arguments.checkpoint is None and arguments.context is not None:
+        raise ValueError("--context counts for a model: name one with --checkpoint, a folder or a preset")
+    if arguments.context is not None and arguments.context < 1:
+        raise ValueError(f"--context must be at least 1 token, got {arguments.context}")
+    config = None if arguments.checkpoint is None else read_config(arguments.checkpoint)
     rows = [
         ("minikeye", minikeye.__version__),
         ("python", f"{platform.python_version()} on {platform.platform(terse=True)}"),
@@ -96,12 +101,8 @@ def check(arguments: argparse.Namespace) -> None:
         rows += [(device, kind), ("", f"backend auto takes {backend}: {why}")]
     rows.append(("default", str(CHECKPOINT) if CHECKPOINT.is_dir() else f"none at {CHECKPOINT}"))
     print("\n".join(f"{name:<12} {what}" for name, what in rows))
-    if arguments.checkpoint is None and arguments.context is not None:
-        raise ValueError("--context counts for a model: name one with --checkpoint, a folder or a preset")
-    if arguments.context is not None and arguments.context < 1:
-        raise ValueError(f"--context must be at least 1 token, got {arguments.context}")
-    if arguments.checkpoint is not None:
-        print("\n" + memory_table(read_config(arguments.checkpoint), arguments.context, devices[1:]))
+    if config is not None:
+        print("\n" + memory_table(config, arguments.context, devices[1:]))
 
 
 def memory_table(config: KeyeConfig, context: int | None, gpus: list[str]) -> str:
@@ -120,7 +121,9 @@ def memory_table(config: KeyeConfig, context: int | None, gpus: list[str]) -> st
     rows |= {f"{gpu}, bfloat16": (on_gpu, free_bytes(gpu)) for gpu in gpus}
     if len(gpus) > 1:
         rows["all GPUs, bfloat16"] = on_gpu, sum(map(free_bytes, gpus))
-    return f"memory for {context:,} tokens, with as much video as they hold\n{format_table(rows)}"
+    most = config.text.max_positions
+    beyond = f"; the model refuses more than its context of {most:,}" if context > most else ""
+    return f"memory for {context:,} tokens, with as much video as they hold{beyond}\n{format_table(rows)}"
 
 
 def fake_checkpoint(arguments: argparse.Namespace) -> None:
@@ -134,11 +137,13 @@ def fake_checkpoint(arguments: argparse.Namespace) -> None:
 
 def answer(arguments: argparse.Namespace) -> None:
     from minikeye.cli.opening import Opened
+    from minikeye.cli.plan import content
     from minikeye.inference.text_stream import TextStream
 
     opened = Opened.of(arguments, [arguments.video])
-    content = [{"type": "video", "video": arguments.video}, {"type": "text", "text": arguments.question}]
-    inputs = opened.processor([{"role": "user", "content": content}], **opened.thinking())
+    opened.foresee(arguments.question)
+    parts = [*content([arguments.video]), {"type": "text", "text": arguments.question}]
+    inputs = opened.processor([{"role": "user", "content": parts}], **opened.thinking())
     model = opened.load(inputs)
     stream = TextStream(opened.processor.tokenizer)
     model.generate(
@@ -159,6 +164,8 @@ def frames(arguments: argparse.Namespace) -> None:
 
     begun = time.perf_counter()
     opened = Opened.of(arguments, [arguments.video])
+    if not opened.foresee(arguments.question):
+        raise ValueError(f"{arguments.video} is a picture and has no frames to choose from: use `minikeye answer`")
     try_folder(arguments.out)
     model = opened.load()
     tell("load", time.perf_counter() - begun, arguments.checkpoint or str(CHECKPOINT))
@@ -184,24 +191,28 @@ def frames(arguments: argparse.Namespace) -> None:
 
 
 def chat(arguments: argparse.Namespace) -> None:
-    from minikeye.cli.opening import Opened
+    from minikeye.cli.opening import Opened, remark
+    from minikeye.cli.plan import content
+    from minikeye.cli.wording import in_flags
     from minikeye.inference.chat import Chat
 
     opened = Opened.of(arguments, arguments.videos)
+    opened.foresee()
     options = {"attention": arguments.attention, "backend": arguments.backend, "context": arguments.max_context}
     talk = Chat(opened.load(), opened.processor, **options, **opened.thinking())
-    videos = [{"type": "video", "video": path} for path in arguments.videos]
+    shown = content(arguments.videos)
+    remark("chat", "an empty line or Ctrl-D ends it, /reset starts again, Ctrl-C breaks off an answer")
     while question := _read_line():
         if question == "/reset":
             talk.reset()
             continue
-        content = [*(videos if not talk.messages else []), {"type": "text", "text": question}]
+        parts = [*(shown if not talk.messages else []), {"type": "text", "text": question}]
         try:
-            talk.ask(content, max_new_tokens=arguments.max_new_tokens, on_text=say, **opened.sampling())
+            talk.ask(parts, max_new_tokens=arguments.max_new_tokens, on_text=say, **opened.sampling())
         except KeyboardInterrupt:  # the answer is given up, not the conversation
             print(" (stopped)", end="")
         except ValueError as error:  # too long, say: another question may do
-            print(f"error: {error}", end="")
+            print(f"error: {in_flags(error)}", end="")
         print("\n")
 
 

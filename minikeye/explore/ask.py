@@ -14,6 +14,7 @@ from torch import Tensor
 
 from minikeye.explore.frames import FrameSelection
 from minikeye.files import CHECKPOINT, local_folder, whole_file
+from minikeye.inputs.pixels import is_picture
 from minikeye.inputs.processor import Clip, Processor
 from minikeye.inputs.prompt import FrameSpan
 from minikeye.inputs.sampling import VideoError
@@ -175,6 +176,8 @@ def read_clip(
 
     Raises VideoError for a file that is no whole video or a time outside it, ValueError for a digit outside 0..9.
     """
+    if is_picture(path):
+        raise VideoError(f"{path} is a picture and has no frames to choose from: give a video")
     video = read_video(path, processor.config.video, processor.config.token_pixels)
     times = video.seconds.tolist()
     if insert_card is None:

@@ -3,11 +3,27 @@
 Axes: f frame, p patch (raster order, frame after frame), s side of a patch in pixels. Report, section 2.1.
 """
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Num, UInt8
+from PIL import Image
 from torch import Tensor
+
+PICTURES = ("BMP", "JPEG", "PNG", "TIFF", "WEBP")  # formats of still pictures; those that move are videos
+
+
+def is_picture(path: str | Path) -> bool:
+    """Whether a file holds one still picture. Its first bytes tell, not its name; the rest of it is not looked at."""
+    try:
+        with Image.open(path, formats=PICTURES) as image:
+            return not getattr(image, "is_animated", False)
+    except Image.DecompressionBombError:
+        return True  # whoever opens it to read it says so
+    except OSError:
+        return False
 
 
 def resize(frames: UInt8[Tensor, "f 3 _ _"], height: int, width: int) -> UInt8[Tensor, "f 3 height width"]:
