@@ -273,6 +273,20 @@ def test_median_is_limited(damaged):
     assert any("the median code cell has 14" in text for text in complaints(damaged(lengthen)))
 
 
+def test_a_lesson_leads_on_to_the_next(toy, tmp_path):
+    for name in ("98_first.ipynb", "99_last.ipynb"):
+        (tmp_path / name).write_text(toy.read_text())
+    missing = "ways_in_and_out: the last cell does not link to the next lesson, 99_last.ipynb"
+    assert complaints(tmp_path / "98_first.ipynb") == [missing]
+    assert complaints(tmp_path / "99_last.ipynb") == []
+
+
+def test_links_are_renewed_without_running_anything(damaged, toy):
+    path = damaged(old_lines)
+    assert execute("--links", path).stdout.endswith("s, saved\n==> 1 of 1 notebooks ran\n")
+    assert path.read_bytes() == toy.read_bytes() and complaints(path) == []
+
+
 def test_execute_refuses_stderr_and_errors(tmp_path):
     """And goes on with the next notebook."""
     sources = {
