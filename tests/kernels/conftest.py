@@ -33,14 +33,7 @@ def interpreted() -> Callable[[dict[str, int]], None]:
     """
 
     def passes(least: dict[str, int]) -> None:
-        options = [
-            "-v",
-            "--tb=short",
-            "-p",
-            "no:cacheprovider",
-            "-o",
-            "addopts=--import-mode=importlib --strict-markers",
-        ]
+        plain = ["-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib --strict-markers"]
         done = subprocess.run(
             [
                 sys.executable,
