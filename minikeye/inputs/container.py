@@ -12,7 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from minikeye.inputs.envelope import check_size, open_video
+from minikeye.inputs.envelope import check_size, open_video, packets_of
 from minikeye.inputs.pixels import Orientation
 from minikeye.inputs.sampling import VideoError, check_shape
 
@@ -104,7 +104,7 @@ def _read_packets(
     fields = FieldPairs(stream.codec_context.extradata) if stream.codec_context.name == "h264" else None
     first, latest, duration, clock = None, None, 0, _NO_TIME
     stream.thread_type = "NONE"  # one frame is decoded here; threads would only delay it
-    for packet in container.demux(stream):
+    for packet in packets_of(container, stream):
         if packet.size:
             here = len(packets.pts)
             if packet.is_corrupt:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from minikeye.config import VideoConfig
 from minikeye.inputs.container import PacketIndex, index_packets
-from minikeye.inputs.envelope import open_video
+from minikeye.inputs.envelope import open_video, packets_of
 from minikeye.inputs.pixels import FrameResizer
 from minikeye.inputs.sampling import Sampling, VideoError, sample
 
@@ -215,7 +215,7 @@ class _Reading:
             lean = wanted is not None and decoder.name == "h264"
             ranges = iter(plan)
             start, stop = next(ranges)
-            for position, packet in enumerate(p for p in container.demux(stream) if p.size):
+            for position, packet in enumerate(p for p in packets_of(container, stream) if p.size):
                 if position < start:
                     continue
                 if lean:
