@@ -22,7 +22,7 @@ from minikeye.inputs.sampling import VideoError
 
 # Formats of Pillow that are pixels only. Left out above all: EPS, for which Pillow starts Ghostscript.
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "TGA")
-MAX_PICTURE_PIXELS = 89_478_485  # the size above which Pillow warns of a decompression bomb; takes 1.5 GB here
+MAX_PICTURE_PIXELS = 89_478_485  # the size above which Pillow warns of a decompression bomb; takes 2 GB here
 
 
 def resize(frames: UInt8[Tensor, "f 3 _ _"], height: int, width: int) -> UInt8[Tensor, "f 3 height width"]:
@@ -73,7 +73,7 @@ def _as_seen(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 @dataclass(frozen=True)

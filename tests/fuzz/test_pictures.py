@@ -23,7 +23,7 @@ FORMATS = {
     "TGA": ("RGB", {}),
     "ICO": ("RGBA", {}),
 }
-SECONDS, MEGABYTES = 5.0, 2500  # the largest picture that is read takes 1.5 GB
+SECONDS, MEGABYTES = 5.0, 2500  # the largest picture that is read takes 2 GB
 
 
 @pytest.mark.parametrize("kind", FORMATS)
