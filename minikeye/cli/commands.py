@@ -7,6 +7,7 @@ what they take to stderr.
 import argparse
 import importlib.util
 import platform
+import tempfile
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -83,6 +84,11 @@ def check(arguments: argparse.Namespace) -> None:
 
     from minikeye.ops import choose_backend
 
+    if arguments.checkpoint is None and arguments.context is not None:
+        raise ValueError("--context counts for a model: name one with --checkpoint, a folder or a preset")
+    if arguments.context is not None and arguments.context < 1:
+        raise ValueError(f"--context must be at least 1 token, got {arguments.context}")
+    config = None if arguments.checkpoint is None else read_config(arguments.checkpoint)
     rows = [
         ("minikeye", minikeye.__version__),
         ("python", f"{platform.python_version()} on {platform.platform(terse=True)}"),
@@ -95,12 +101,8 @@ def check(arguments: argparse.Namespace) -> None:
         rows += [(device, kind), ("", f"backend auto takes {backend}: {why}")]
     rows.append(("default", str(CHECKPOINT) if CHECKPOINT.is_dir() else f"none at {CHECKPOINT}"))
     print("\n".join(f"{name:<12} {what}" for name, what in rows))
-    if arguments.checkpoint is None and arguments.context is not None:
-        raise ValueError("--context counts for a model: name one with --checkpoint, a folder or a preset")
-    if arguments.context is not None and arguments.context < 1:
-        raise ValueError(f"--context must be at least 1 token, got {arguments.context}")
-    if arguments.checkpoint is not None:
-        print("\n" + memory_table(read_config(arguments.checkpoint), arguments.context, devices[1:]))
+    if config is not None:
+        print("\n" + memory_table(config, arguments.context, devices[1:]))
 
 
 def memory_table(config: KeyeConfig, context: int | None, gpus: list[str]) -> str:
@@ -119,7 +121,9 @@ def memory_table(config: KeyeConfig, context: int | None, gpus: list[str]) -> st
     rows |= {f"{gpu}, bfloat16": (on_gpu, free_bytes(gpu)) for gpu in gpus}
     if len(gpus) > 1:
         rows["all GPUs, bfloat16"] = on_gpu, sum(map(free_bytes, gpus))
-    return f"memory for {context:,} tokens, with as much video as they hold\n{format_table(rows)}"
+    most = config.text.max_positions
+    beyond = f"; the model refuses more than its context of {most:,}" if context > most else ""
+    return f"memory for {context:,} tokens, with as much video as they hold{beyond}\n{format_table(rows)}"
 
 
 def fake_checkpoint(arguments: argparse.Namespace) -> None:
@@ -133,11 +137,13 @@ def fake_checkpoint(arguments: argparse.Namespace) -> None:
 
 def answer(arguments: argparse.Namespace) -> None:
     from minikeye.cli.opening import Opened
+    from minikeye.cli.plan import content
     from minikeye.inference.text_stream import TextStream
 
     opened = Opened.of(arguments, [arguments.video])
-    content = [{"type": "video", "video": arguments.video}, {"type": "text", "text": arguments.question}]
-    inputs = opened.processor([{"role": "user", "content": content}], **opened.thinking())
+    opened.foresee(arguments.question)
+    parts = [*content([arguments.video]), {"type": "text", "text": arguments.question}]
+    inputs = opened.processor([{"role": "user", "content": parts}], **opened.thinking())
     model = opened.load(inputs)
     stream = TextStream(opened.processor.tokenizer)
     model.generate(
@@ -158,6 +164,9 @@ def frames(arguments: argparse.Namespace) -> None:
 
     begun = time.perf_counter()
     opened = Opened.of(arguments, [arguments.video])
+    if not opened.foresee(arguments.question):
+        raise ValueError(f"{arguments.video} is a picture and has no frames to choose from: use `minikeye answer`")
+    try_folder(arguments.out)
     model = opened.load()
     tell("load", time.perf_counter() - begun, arguments.checkpoint or str(CHECKPOINT))
     asked = ask(
@@ -170,36 +179,40 @@ def frames(arguments: argparse.Namespace) -> None:
         attention=arguments.attention,
         backend=arguments.backend,
         on_step=tell,
+        on_answer=lambda text: print(f"\nanswer   {text}", flush=True),
         **opened.given(),
     )
+    if asked.card is not None:
+        print(f"card     {placed(*arguments.insert_card, asked.card[1])}: {asked.verdict()}")
+    print(f"\n{asked.selection.format_table()}\n\n{asked.selection.sentence()}\n", flush=True)
     begun = time.perf_counter()
     picture = asked.save(arguments.out)
-    tell("picture", time.perf_counter() - begun, "drawn")
-    print(f"\nanswer   {asked.answer}")
-    if asked.card is not None:
-        print(f"card     {asked.card[0]} at {asked.card[1]:.1f} s: {asked.verdict()}")
-    print(f"\n{asked.selection.format_table()}\n\n{asked.selection.sentence()}\n\npicture  {picture}")
+    tell("picture", time.perf_counter() - begun, str(picture))
 
 
 def chat(arguments: argparse.Namespace) -> None:
-    from minikeye.cli.opening import Opened
+    from minikeye.cli.opening import Opened, remark
+    from minikeye.cli.plan import content
+    from minikeye.cli.wording import in_flags
     from minikeye.inference.chat import Chat
 
     opened = Opened.of(arguments, arguments.videos)
+    opened.foresee()
     options = {"attention": arguments.attention, "backend": arguments.backend, "context": arguments.max_context}
     talk = Chat(opened.load(), opened.processor, **options, **opened.thinking())
-    videos = [{"type": "video", "video": path} for path in arguments.videos]
+    shown = content(arguments.videos)
+    remark("chat", "an empty line or Ctrl-D ends it, /reset starts again, Ctrl-C breaks off an answer")
     while question := _read_line():
         if question == "/reset":
             talk.reset()
             continue
-        content = [*(videos if not talk.messages else []), {"type": "text", "text": question}]
+        parts = [*(shown if not talk.messages else []), {"type": "text", "text": question}]
         try:
-            talk.ask(content, max_new_tokens=arguments.max_new_tokens, on_text=say, **opened.sampling())
+            talk.ask(parts, max_new_tokens=arguments.max_new_tokens, on_text=say, **opened.sampling())
         except KeyboardInterrupt:  # the answer is given up, not the conversation
             print(" (stopped)", end="")
         except ValueError as error:  # too long, say: another question may do
-            print(f"error: {error}", end="")
+            print(f"error: {in_flags(error)}", end="")
         print("\n")
 
 
@@ -222,6 +235,31 @@ def read_config(name: str) -> KeyeConfig:
     if not Path(name).is_dir():
         raise FileNotFoundError(f"no preset and no folder {name!r}: give a folder or one of {', '.join(PRESETS)}")
     return KeyeConfig.from_folder(name)
+
+
+def try_folder(folder: Path) -> None:
+    """Make the folder of `--out` and write into it, before the minutes of work whose result is to go there.
+
+    Raises OSError, naming the option, where that does not work.
+    """
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(f"{folder} is a file")
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("selection.json", "selection.png"):
+            if (folder / name).is_dir():
+                raise IsADirectoryError(f"{folder / name} is a folder")
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"0")
+    except OSError as error:
+        raise type(error)(f"--out {folder}: expected a folder to write into: {error.strerror or error}") from error
+
+
+def placed(digit: int, wanted: float, got: float) -> str:
+    """Where a card went, and that it is another time than was asked for, if so: only sampled frames are seen."""
+    if abs(wanted - got) < 0.05:  # as many decimals as are printed
+        return f"{digit} at {got:.1f} s"
+    return f"{digit} at {got:.1f} s, the sampled frame nearest to {wanted:g} s"
 
 
 def say(text: str) -> None:

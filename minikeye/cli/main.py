@@ -17,18 +17,27 @@ QUESTION = '"Which digit is on the card, and at which second?"'
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status: 0, 2 after an error (told in one line on stderr), 130 after Ctrl-C."""
+    """Run one command; the exit status: 0, 2 after an error (told in one line on stderr), 130 after Ctrl-C, 141
+    where nobody reads on."""
     # Idle threads are to sleep: while they spin, one other busy process makes answers ten times slower. Read by torch's
     # thread library when it starts, which the commands bring about.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    arguments = parser().parse_args(argv)
     try:
-        arguments.run(arguments)
+        try:
+            arguments = parser().parse_args(argv)
+            arguments.run(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads has enough, as `| head` has; the rest goes nowhere, also when Python leaves
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("minikeye: stopped", file=sys.stderr)
         return 130
     except (ValueError, OSError, RuntimeError, FloatingPointError, MemoryError, ModuleNotFoundError) as error:
-        print(f"minikeye: error: {error}", file=sys.stderr)
+        from minikeye.cli.wording import in_flags
+
+        print(f"minikeye: error: {in_flags(error)}", file=sys.stderr)
         return 2
     return 0
 
@@ -72,7 +81,7 @@ def _add_counting(group) -> None:
 
 def _add_asking(group) -> None:
     """The commands that load one."""
-    summary = "ask a question about a video"
+    summary = "ask a question about a video or a picture"
     answer = _command(group, commands.answer, summary, 'clip.mp4 "From when to when is the red circle visible?"')
     _add_question(answer)
     _add_model(answer, longest=32)
@@ -113,7 +122,7 @@ def _add_config(command: argparse.ArgumentParser) -> None:
 
 
 def _add_question(command: argparse.ArgumentParser) -> None:
-    command.add_argument("video", metavar="VIDEO", help="any file that PyAV reads")
+    command.add_argument("video", metavar="VIDEO", help="any file that PyAV reads; `answer` takes a picture too")
     command.add_argument("question", metavar="QUESTION")
 
 

@@ -10,10 +10,13 @@ from typing import Any
 import torch
 
 from minikeye.checkpoint.loader import choose_devices, default_dtype
+from minikeye.checkpoint.taught import taught
 from minikeye.checkpoint.tensors import tensor_files
+from minikeye.cli.plan import Plan, plans, prompt_tokens
 from minikeye.config import KeyeConfig
 from minikeye.cost.memory import MemoryBill, format_table, free_bytes, needs, require
 from minikeye.files import CHECKPOINT, local_folder
+from minikeye.inputs.pixels import is_picture
 from minikeye.inputs.processor import Processor
 from minikeye.keye import KeyeVL
 
@@ -25,6 +28,7 @@ class Opened:
     """A checkpoint's folder and processor, and where the model will be."""
 
     arguments: argparse.Namespace
+    files: tuple[str, ...]  # videos and pictures
     folder: Path
     processor: Processor  # with the config as limited by --max-context
     devices: tuple[str, ...]  # several: the layers are split over them
@@ -46,7 +50,39 @@ class Opened:
         processor = Processor(folder)
         if arguments.max_context is not None:
             processor.config = limited(processor.config, arguments.max_context, arguments.max_new_tokens)
-        return cls(arguments, folder, processor, choose_devices(arguments.device, arguments.streaming))
+        return cls(arguments, tuple(videos), folder, processor, choose_devices(arguments.device, arguments.streaming))
+
+    def foresee(self, question: str = "") -> list[Plan]:
+        """How each video will be seen, from its index alone; what is lost by it is told on stderr.
+
+        With --max-context, the videos get fewer frames until prompt and answer fit. Raises ValueError where they do
+        not, with the flag that helps, and VideoError for what is no whole video.
+        """
+        pictures = [path for path in self.files if is_picture(path)]
+        most, config = self.processor.config.text.max_positions, self.processor.config
+        planned = plans(self.files, config)
+        tokens = prompt_tokens(planned, pictures, question, self.processor) if self.files else 0
+        over = tokens + self.arguments.max_new_tokens - 1 - most
+        while over > 0 and self.arguments.max_context is not None and sum(plan.frames for plan in planned) > 1:
+            fewer = int(config.video.video_tokens * min(0.98, 1 - over / tokens))
+            if fewer < config.video.min_frame_tokens * len(planned):
+                break
+            config = replace(config, video=replace(config.video, video_tokens=fewer))
+            planned = [Plan.of(plan.path, plan.info, config, len(planned)) for plan in planned]
+            tokens = prompt_tokens(planned, pictures, question, self.processor)
+            over = tokens + self.arguments.max_new_tokens - 1 - most
+        self.processor.config = config
+        if over > 0 and planned:
+            raise ValueError(f"{too_long(planned, tokens, self.arguments.max_new_tokens, most)}: {self._remedy(most)}")
+        for plan in planned:
+            if lost := plan.losses():
+                remark("video", f"{plan.path} is seen with {lost}, to stay within {config.video.video_tokens:,} tokens")
+        return planned
+
+    def _remedy(self, most: int) -> str:
+        if self.arguments.max_context is None:
+            return f"--max-context {most} shows fewer frames"
+        return "raise --max-context, lower --max-new-tokens, or ask a shorter question"
 
     def load(self, inputs: Mapping[str, Any] | None = None) -> KeyeVL:
         """The model, after telling on stderr what it takes. inputs: of a prompt, where it is known.
@@ -57,13 +93,15 @@ class Opened:
         bill, free = self.bill(inputs), sum(map(free_bytes, self.devices))
         where = " + ".join(self.devices)
         rest = "" if inputs is not None or self.arguments.max_context is not None else "; --max-context N lowers it"
-        print(f"memory   {bill.format_line()}{rest}", file=sys.stderr)
+        remark("memory", f"{bill.format_line()}{rest}")
         if 10 * bill.total > free:
             print(format_table({where: (bill, free)}), file=sys.stderr)
         require(bill, free, where, ("weights",) if inputs is None else ("weights", "cache", "activations"))
         options = {"dtype": self.dtype(), "device": self.arguments.device, "streaming": self.arguments.streaming}
         model = KeyeVL.from_pretrained(self.folder, **options)
         model.config = self.processor.config
+        if known := taught(self.folder):
+            remark("taught", known)
         return model
 
     def bill(self, inputs: Mapping[str, Any] | None = None) -> MemoryBill:
@@ -95,6 +133,20 @@ class Opened:
         own = self.processor.generation
         defaults = {"temperature": own.temperature, "top_k": own.top_k, "top_p": own.top_p}
         return defaults | {name: value for name, value in self.given().items() if name != "thinking"}
+
+
+def too_long(planned: Sequence[Plan], tokens: int, answer: int, most: int) -> str:
+    """What a prompt would hold, against the context."""
+    seen = " and ".join(
+        f"{plan.path} ({plan.info.seconds:,.0f} s): {plan.frames:,} frames of {plan.size[0]}x{plan.size[1]} pixels"
+        for plan in planned
+    )
+    return f"{seen} make a prompt of {tokens:,} tokens; with {answer} of answer that exceeds the context of {most:,}"
+
+
+def remark(what: str, text: str) -> None:
+    """A line on stderr: what is worth knowing beside the answer."""
+    print(f"{what:<8} {text}", file=sys.stderr, flush=True)
 
 
 def limited(config: KeyeConfig, context: int, answer: int) -> KeyeConfig:

@@ -3,17 +3,18 @@
 Optionally a card with a digit goes into one frame first (a needle), so that it is known where the answer lies.
 """
 
-import io
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from minikeye.explore.frames import FrameSelection
-from minikeye.files import CHECKPOINT, local_folder, write_whole
+from minikeye.files import CHECKPOINT, local_folder, whole_file
+from minikeye.inputs.pixels import is_picture
 from minikeye.inputs.processor import Clip, Processor
 from minikeye.inputs.prompt import FrameSpan
 from minikeye.inputs.sampling import VideoError
@@ -59,13 +60,18 @@ class Asked:
         return f"the answer is wrong in the {' and the '.join(wrong)}"
 
     def save(self, folder: str | Path) -> Path:
-        """Write selection.png and selection.json into `folder`, each whole or not at all; the picture's path."""
+        """Write selection.png and selection.json into `folder`; the picture's path.
+
+        Both are written under other names first, so that an error leaves the old ones. They take their names when the
+        old picture is gone: a kill may leave one file, but never numbers beside a picture of other numbers.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.selection.save(folder / "selection.json")
-        picture, png = folder / "selection.png", io.BytesIO()
-        self.selection.figure().savefig(png, format="png", metadata={"Software": None})
-        write_whole(picture, png.getvalue())
+        picture, numbers = folder / "selection.png", folder / "selection.json"
+        with whole_file(picture) as drawn, whole_file(numbers) as written:
+            written.write_text(self.selection.to_json(), encoding="utf-8")
+            self.selection.figure().savefig(drawn, format="png", metadata={"Software": None})
+            picture.unlink(missing_ok=True)
         return picture
 
 
@@ -80,6 +86,7 @@ def ask(
     attention: Mode = "sparse",
     backend: str = "auto",
     on_step: OnStep | None = None,
+    on_answer: Callable[[str], None] | None = None,
     thinking: bool = True,
     **sampling: Any,
 ) -> Asked:
@@ -87,9 +94,10 @@ def ask(
 
     insert_card: (digit, seconds) of a card to put into the sampled frame nearest to that second; the earlier one of
     two that are equally near. attention: "dense" records what the indexer would have selected. on_step: called after
-    each step. thinking: as `Processor` takes it. sampling: temperature, top_k, top_p and seed of `generate`; greedy by
-    default. Raises ValueError (VideoError for the file and for a time outside it), and RuntimeError where the answer is
-    empty, because then there is no query to show.
+    each step. on_answer: gets the answer as soon as it is there, before what it read is counted. thinking: as
+    `Processor` takes it. sampling: temperature, top_k, top_p and seed of `generate`; greedy by default. Raises
+    ValueError (VideoError for the file and for a time outside it), and RuntimeError where the answer is empty, because
+    then there is no query to show.
     """
     watch = _Stopwatch(on_step)
     clip, truth = read_clip(processor, path, insert_card)
@@ -116,6 +124,9 @@ def ask(
     if out.record is None:
         raise RuntimeError("the model's answer is empty, so no query can be shown: ask another question")
     watch.lap("decode", f"{len(ids)} tokens written")
+    answer = decode(ids)
+    if on_answer is not None:
+        on_answer(answer)
     selection = FrameSelection.from_record(
         out.record,
         inputs["frames"][0],
@@ -123,31 +134,39 @@ def ask(
         truth=truth,
         labels=[decode([n], skip_special=False) for n in ids],
         subject="the card" if truth else "",
+        question=question,
+        answer=answer,
     )
     card = (insert_card[0], clip.seconds[truth[0]]) if insert_card is not None else None
-    return Asked(decode(ids), clip, tuple(inputs["frames"][0]), out.record, selection, truth, card, watch.seconds)
+    return Asked(answer, clip, tuple(inputs["frames"][0]), out.record, selection, truth, card, watch.seconds)
 
 
 def model_and_processor(
-    checkpoint: str | Path | None = None, model: KeyeVL | None = None, processor: Processor | None = None
+    checkpoint: str | Path | None = None,
+    model: KeyeVL | None = None,
+    processor: Processor | None = None,
+    device: str | torch.device | None = None,
 ) -> tuple[KeyeVL, Processor]:
     """The model to ask: `model` with its `processor` where they are given, else loaded from `checkpoint`.
 
     checkpoint: folder or hub id. None takes the checkpoint of the repository that this package stands in, as the
-    command line does, wherever the caller's working directory is. Raises ValueError for one of model and processor
-    without the other or both beside a checkpoint, FileNotFoundError where there is no checkpoint.
+    command line does, wherever the caller's working directory is. device: where to load it, as `from_pretrained` takes
+    it; None: the CPU. Raises ValueError for one of model and processor without the other or both beside a checkpoint or
+    device, FileNotFoundError where there is no checkpoint.
     """
-    if model is not None and processor is not None and checkpoint is None:
+    if model is not None and processor is not None and checkpoint is None and device is None:
         return model, processor
     if model is not None or processor is not None:
-        raise ValueError("expected either model and processor together, or checkpoint: a folder or hub id")
+        raise ValueError(
+            "expected either model and processor together, or checkpoint: a folder or hub id, and with it device"
+        )
     if checkpoint is None and not CHECKPOINT.is_dir():
         raise FileNotFoundError(
             f"no checkpoint in {CHECKPOINT}: it comes with the repository, not with the installed package. "
             "Name one: checkpoint=FOLDER"
         )
     folder = local_folder(checkpoint or CHECKPOINT)
-    return KeyeVL.from_pretrained(folder).eval(), Processor(folder)
+    return KeyeVL.from_pretrained(folder, device=device).eval(), Processor(folder)
 
 
 def read_clip(
@@ -157,6 +176,8 @@ def read_clip(
 
     Raises VideoError for a file that is no whole video or a time outside it, ValueError for a digit outside 0..9.
     """
+    if is_picture(path):
+        raise VideoError(f"{path} is a picture and has no frames to choose from: give a video")
     video = read_video(path, processor.config.video, processor.config.token_pixels)
     times = video.seconds.tolist()
     if insert_card is None:

@@ -63,7 +63,10 @@ def time_ticks(s: FrameCounts) -> tuple[list[float], list[str], str]:
     """Places, names and unit of the ticks: seconds of one video, or the first frame of each of several."""
     seconds = np.array(s.seconds)
     if len(set(s.videos)) > 1:
-        first = [n for n, video in enumerate(s.videos) if n == 0 or video != s.videos[n - 1]]
+        first: list[int] = []
+        for n, video in enumerate(s.videos):  # names need room: that of a video of few frames gives way to the next one
+            if n == 0 or video != s.videos[n - 1]:
+                first = [*(m for m in first if n - m >= len(seconds) / 12), n]
         return (
             [float(n) for n in first],
             [f"video {s.videos[n] + 1}" for n in first],

@@ -5,6 +5,7 @@ Report, section 2.3: every query attends only to the keys that the lightning ind
 """
 
 import base64
+import csv
 import io
 import json
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from minikeye.inputs.prompt import FrameSpan
 from minikeye.model.record import Record
 
 FORMAT = "minikeye.frame_selection"
-VERSION = 1
+VERSION = 2
 THUMBNAIL = 192  # pixels, longest side of a thumbnail
 
 
@@ -45,6 +46,9 @@ class FrameCounts:
     truth: tuple[int, ...] = ()  # numbers of the frames that hold the answer; () where not known
     subject: str = ""  # what those frames show, for the sentence: "the card"; "" says "the frame"
     thumbnails: UInt8[Tensor, "f 3 height width"] | None = None  # RGB, 0..255
+    whole: Bool[Tensor, "l t"] | None = None  # the query selected every key that it sees; None: not known
+    question: str = ""  # what the model was asked; "" where not known
+    answer: str = ""  # what it said; "" where not known
 
     @classmethod
     def from_record(
@@ -58,6 +62,8 @@ class FrameCounts:
         truth: Sequence[int] | None = None,
         labels: Sequence[str] | None = None,
         subject: str = "",
+        question: str = "",
+        answer: str = "",
         row: int = 0,
         length: int | None = None,
     ) -> "FrameCounts":
@@ -83,6 +89,7 @@ class FrameCounts:
         picked = [record.layers[n] for n in layers]
         indices = [r.indices[row, queries].cpu().long() for r in picked]  # k may differ between layers
         weights = [r.weights[row, queries].cpu().float() for r in picked]
+        places = record.first + torch.tensor(queries)
         return cls(
             counts=torch.stack([_per_frame((at >= 0).int(), at, frames) for at in indices]),
             keys=torch.stack([(at >= 0).sum(dim=-1, dtype=torch.int32) for at in indices]),
@@ -95,6 +102,9 @@ class FrameCounts:
             truth=tuple(sorted(set(truth or ()))),
             subject=subject,
             thumbnails=None if thumbnails is None else shrink(thumbnails.cpu()),
+            whole=torch.stack([_whole(at, places) for at in indices]),
+            question=question,
+            answer=answer,
         )
 
     def __post_init__(self) -> None:
@@ -110,6 +120,17 @@ class FrameCounts:
         return self.counts / self.keys.clamp(min=1)[..., None]
 
     @property
+    def reads_all(self) -> bool:
+        """Whether every query selected every key that it sees, as in prompts of at most k tokens."""
+        return self.whole is not None and bool(self.whole.all())
+
+    @property
+    def shown(self) -> Float[Tensor, "l t f"]:
+        """What tables and pictures go by: shares of the keys, or of the attention where every key is read, because
+        then frames of one size have equal shares of the keys whatever the model does."""
+        return self.mass if self.reads_all else self.shares
+
+    @property
     def text_share(self) -> Float[Tensor, "l t"]:
         """Share of each query's selected keys that lie in no frame: text, marks, still images."""
         return (self.keys - self.counts.sum(dim=-1)) / self.keys.clamp(min=1)
@@ -120,10 +141,11 @@ class FrameCounts:
             raise ValueError("expected to know which frames hold the answer: pass truth=[...] to from_record")
         return (self.counts[:, :, list(self.truth)] > 0).any(dim=-1).float().mean(dim=-1)
 
-    def to_json(self) -> str:
+    def to_json(self, thumbnails: bool = False) -> str:
         """Versioned JSON. Counts, times and thumbnails come back exactly; mass and kept to 6 decimals.
 
-        "reads" holds, per layer and query, three lists of equal length: frames with any key, keys, attention mass.
+        thumbnails: keep the pictures too, which take a hundred times as much as all numbers. "reads" holds, per layer
+        and query, three lists of equal length: frames with any key, keys, attention mass.
         """
         l, t = self.keys.shape  # noqa: E741 - the axis letter
         document = {
@@ -135,10 +157,13 @@ class FrameCounts:
             "labels": self.labels,
             "truth": self.truth,
             "subject": self.subject,
+            "question": self.question,
+            "answer": self.answer,
             "keys": self.keys.tolist(),
             "kept": _rounded(self.kept.tolist()),
+            "whole": None if self.whole is None else self.whole.tolist(),
             "reads": [[_sparse(self.counts[n, q], self.mass[n, q]) for q in range(t)] for n in range(l)],
-            "thumbnails": None if self.thumbnails is None else [_png(picture) for picture in self.thumbnails],
+            "thumbnails": [_png(z) for z in self.thumbnails] if thumbnails and self.thumbnails is not None else None,
         }
         return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
 
@@ -162,20 +187,44 @@ class FrameCounts:
             for query, (frames, keys, masses) in enumerate(queries):
                 counts[layer, query, frames] = torch.tensor(keys, dtype=torch.int32)
                 mass[layer, query, frames] = torch.tensor(masses, dtype=torch.float32)
-        pictures = document["thumbnails"]
+        pictures, whole = document["thumbnails"], document["whole"]
         return cls(
             counts=counts,
             keys=torch.tensor(document["keys"], dtype=torch.int32),
             mass=mass,
             kept=torch.tensor(document["kept"], dtype=torch.float32),
-            subject=document["subject"],
+            whole=None if whole is None else torch.tensor(whole, dtype=torch.bool),
             thumbnails=None if pictures is None else torch.stack([_picture(png) for png in pictures]),
+            **{name: document[name] for name in ("subject", "question", "answer")},
             **{name: tuple(document[name]) for name in ("layers", "seconds", "videos", "labels", "truth")},
         )
 
-    def save(self, path: str | Path) -> None:
-        """Write the JSON whole or not at all."""
-        write_whole(path, self.to_json().encode())
+    def to_csv(self) -> str:
+        """One line per layer, query and frame, frames without a key too. Shares are of 1; token: the query's number."""
+        text = io.StringIO()
+        lines = csv.writer(text, lineterminator="\n")
+        lines.writerow(["layer", "token", "text", "frame", "video", "seconds", "keys", "of_keys", "attention", "truth"])
+        for l, t, f in np.ndindex(*self.counts.shape):  # noqa: E741 - the axis letter
+            label = self.labels[t] if self.labels else ""
+            keys = int(self.counts[l, t, f]), int(self.keys[l, t]), round(self.mass[l, t, f].item(), 6)
+            place = f, self.videos[f], round(self.seconds[f], 6)
+            lines.writerow([self.layers[l], t, label, *place, *keys, int(f in self.truth)])
+        return text.getvalue()
+
+    def save(self, path: str | Path, thumbnails: bool = False) -> None:
+        """Write the JSON whole or not at all. thumbnails: as `to_json` takes it."""
+        write_whole(path, self.to_json(thumbnails).encode())
+
+
+def _whole(at: Int[Tensor, "t k"], places: Int[Tensor, " t"]) -> Bool[Tensor, " t"]:
+    """Whether the keys at `at` are all that the queries at `places` see.
+
+    They are where they leave no gap between the first one and the query, and the first is the row's first token: token
+    0, or, after padding on the left, the first of fewer keys than there are places for.
+    """
+    there = at >= 0
+    first = torch.where(there, at, places[:, None] + 1).amin(dim=-1)
+    return (there.sum(dim=-1) == places - first + 1) & ((first == 0) | ~there.all(dim=-1)) & there.any(dim=-1)
 
 
 def _per_frame(values: Tensor, at: Int[Tensor, "t k"], frames: list[FrameSpan]) -> Tensor:

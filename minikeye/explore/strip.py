@@ -15,6 +15,7 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.image import AxesImage
 from matplotlib.patches import PathPatch, Rectangle
 from matplotlib.path import Path as Curve
+from matplotlib.textpath import TextPath
 
 from minikeye.explore.figures import PALETTE
 from minikeye.explore.layout import choose_frames, columns, round_number, runs, spread, time_ticks
@@ -27,19 +28,21 @@ LEGEND = 0.56  # height of the two lines of the subtitle, with the colour bar be
 LEADERS = 0.5  # height of the lines between filmstrip and heat map
 BARS, GAP = 0.8, 0.13  # height of the bars, gap above them
 GUTTER = 0.1  # between thumbnails
-SLOT = 0.8  # least width of a thumbnail's place: time and share must fit above it
+SLOT = 0.8  # least width of a thumbnail's place
 COLOURS = "viridis"  # perceptually even, colour-blind safe, and clearer than cividis in the middle of the range
 GAMMA = 0.6  # our choice: colour = share ** 0.6, so that weak frames stay visible beside one that takes most
 INK, SOFT, ACCENT = "#1a1a1a", "#6b6b6b", PALETTE["vermilion"]
 MEASURES = {"keys": "share of the selected keys", "attention": "share of the attention"}
 
 
-def draw(selection: FrameCounts, width: float | int = 10.0, measure: str = "keys") -> Figure:
+def draw(selection: FrameCounts, width: float | int = 10.0, measure: str | None = None) -> Figure:
     """A figure `width` inches wide; its height follows from the layers and the thumbnails.
 
     measure: "keys" colours by share of the selected keys, "attention" by attention mass; both are means over queries.
+    None takes the keys, or the attention where every key is read: shares of the keys would then be a plain wall.
     Raises ValueError for another measure or a width below 7 inches.
     """
+    measure = measure or ("attention" if selection.reads_all else "keys")
     if measure not in MEASURES or width < 7:
         raise ValueError(f"expected a measure of {sorted(MEASURES)} and a width >= 7, got {measure!r} and {width}")
     width = float(width)
@@ -50,7 +53,8 @@ def draw(selection: FrameCounts, width: float | int = 10.0, measure: str = "keys
         shown = _thumbnails(selection, values.mean(axis=0), inner)
         strip = 0.0 if not shown else _thumbnail_size(selection, len(shown), inner)[1] + 0.2
         heat = float(np.clip(0.22 * len(values), 0.66, 3.4))
-        head = LINE * len(title) + LEGEND
+        below = _subtitle(selection, width)
+        head = LINE * len(title) + LEGEND + 0.18 * (len(below) - 2)
         height = TOP + head + strip + LEADERS + heat + GAP + BARS + BOTTOM
         figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
 
@@ -61,7 +65,7 @@ def draw(selection: FrameCounts, width: float | int = 10.0, measure: str = "keys
         grid = place(LEFT, BOTTOM + BARS + GAP, inner, heat, sharex=bars)
         film = place(LEFT, BOTTOM + BARS + GAP + heat, inner, strip + LEADERS)
         scale = place(width - RIGHT - 2.0, height - TOP - head + 0.27, 2.0, 0.1)
-        for n, line in enumerate([*title, *_subtitle(selection)]):
+        for n, line in enumerate([*title, *below]):
             row = min(n, len(title)) * LINE + max(n - len(title), 0) * 0.18 + (0.04 if n >= len(title) else 0.0)
             style = {"size": 12, "weight": "bold", "color": INK} if n < len(title) else {"size": 9, "color": SOFT}
             figure.text(LEFT / width, 1 - (TOP + row) / height, line, va="top", parse_math=False, **style)
@@ -80,14 +84,22 @@ def _title(s: FrameCounts, width: float) -> list[str]:
     return next(wrapped for n in range(10, most + 1) if len(wrapped := textwrap.wrap(text, n)) == lines)
 
 
-def _subtitle(s: FrameCounts) -> list[str]:
-    """What the selection holds in all, and over which tokens the mean was taken."""
-    queries = s.counts.shape[1]
-    tokens = f"Mean over {queries} tokens" if queries > 1 else "Read for one token"
-    answer = printable("".join(s.labels))
-    answer = f" “{answer if len(answer) <= 32 else answer[:31] + '…'}”" if answer else ""
+def _subtitle(s: FrameCounts, width: float) -> list[str]:
+    """What the selection holds in all; what was asked and answered, as far as it is known and the room beside the
+    scale goes; over which tokens the mean was taken."""
+    queries, full = s.counts.shape[1], 0 if s.whole is None else int(s.whole.all(dim=0).sum())
     kept, text = percent(s.kept.mean().item()), percent(s.text_share.mean().item())
-    return [f"The keys hold {kept} of dense attention; {text} of them lie in no frame.", f"{tokens}{answer}."]
+    some = f" {full} of {queries} tokens read every key." if 0 < full < queries else ""
+    held = f"The keys hold {kept} of dense attention; {text} of them lie in no frame.{some}"
+    tokens = f"mean over {queries} tokens" if queries > 1 else "read for one token"
+    answer = printable(s.answer or "".join(s.labels))
+    answer = f"“{answer if len(answer) <= 32 else answer[:31] + '…'}”" if answer else ""
+    room = int(14 * (width - LEFT - RIGHT - 2.2))  # characters beside the scale
+    asked = f"{tokens[0].upper()}{tokens[1:]}{' ' * bool(answer)}{answer}."
+    if s.question:
+        asked = printable(textwrap.shorten(s.question, max(16, room - len(answer) - len(tokens) - 14), placeholder="…"))
+        asked = f"Asked “{asked}”: {answer}; {tokens}."
+    return [*textwrap.wrap(held, room), *textwrap.wrap(asked, room)]
 
 
 def printable(text: str) -> str:
@@ -104,12 +116,28 @@ def _thumbnail_size(s: FrameCounts, count: int, inner: float) -> tuple[float, fl
     return height * wide / high, height
 
 
+def _slot(s: FrameCounts) -> float:
+    """Least width of a thumbnail's place: the longest time and a share must fit above it, also in hours of video."""
+    long = max((_time(s, frame) for frame in range(len(s.seconds))), key=len)
+    widths = [
+        TextPath((0, 0), text, size=8, prop=FontProperties(weight="bold")).get_extents().width
+        for text in (long, "<0.1 %")
+    ]
+    return max(SLOT, sum(widths) / 72 + 0.1)
+
+
+def _time(s: FrameCounts, frame: int) -> str:
+    """A frame's time above its thumbnail."""
+    video = f"v{s.videos[frame] + 1} " if len(set(s.videos)) > 1 else ""
+    return f"{video}{s.seconds[frame]:.1f} s"
+
+
 def _thumbnails(s: FrameCounts, share: np.ndarray, inner: float) -> list[int]:
     """The frames to show: as many as find room, at most 12."""
     if s.thumbnails is None:
         return []
     high, wide = s.thumbnails.shape[-2:]
-    least = SLOT + GUTTER
+    least = _slot(s) + GUTTER
     count = int(np.clip(inner / max(least, min(1.0, wide / high)), 3, 12))
     if len(share) * least <= inner:  # all of them, if need be a little smaller
         count = max(count, len(share))
@@ -211,7 +239,7 @@ def _draw_film(axes: Axes, s: FrameCounts, share: np.ndarray, shown: list[int]) 
         _tags_without_film(axes, s, share, column, name, wide)
         return
     width, height = _thumbnail_size(s, len(shown), wide)
-    slot = max(width, SLOT)
+    slot = max(width, _slot(s))
     middles = spread([column(f) for f in shown], slot, GUTTER, wide)
     strong = (share >= 0.6 * share.max()) & (share > 1.2 * share.mean())  # none where all are read alike
     for frame, middle in zip(shown, middles, strict=True):
@@ -224,9 +252,8 @@ def _draw_film(axes: Axes, s: FrameCounts, share: np.ndarray, shown: list[int]) 
         edge = 2.2 if real else 1.4 if much else 0.6
         axes.add_patch(Rectangle((left, LEADERS), width, height, fill=False, ec=colour, lw=edge, clip_on=False))
         top = LEADERS + height + 0.05
-        video = f"v{s.videos[frame] + 1} " if len(set(s.videos)) > 1 else ""
         bold = "bold" if real or much else "normal"
-        axes.text(middle - slot / 2, top, f"{video}{s.seconds[frame]:.1f} s", size=8, color=INK, weight=bold)
+        axes.text(middle - slot / 2, top, _time(s, frame), size=8, color=INK, weight=bold)
         axes.text(middle + slot / 2, top, percent(share[frame]), size=8, color=SOFT, ha="right")
         _leader(axes, middle, column(frame), colour, edge)
         if real:

@@ -45,6 +45,8 @@ def sentence(selection: FrameCounts) -> str:
 
 def finding(selection: FrameCounts) -> tuple[int | None, str]:
     """Which recorded layer the sentence is about (None: all of them), and the sentence without its end."""
+    if selection.reads_all:
+        return _of_attention(selection)
     return (_of_truth if selection.truth else _of_most_read)(selection)
 
 
@@ -78,6 +80,17 @@ def _of_most_read(s: FrameCounts) -> tuple[int | None, str]:
     return layer, f"{name} reads {len(tied)} frames equally, {each} each; {most}"
 
 
+def _of_attention(s: FrameCounts) -> tuple[int, str]:
+    """Where every key is read, so that only attention differs."""
+    mass = s.mass.mean(1)
+    most = mass[:, list(s.truth)].sum(-1) if s.truth else mass.amax(-1)
+    layer = int(most.argmax())
+    frames = list(s.truth) or [int(mass[layer].argmax())]
+    place = f"{s.subject or ('the frame' if len(frames) == 1 else 'the frames')} {at_times(s, frames)}"
+    short = f"Every layer reads {_keys(s.keys, 'all')}, as the prompt has no more than the model selects"
+    return layer, f"{short}; layer {s.layers[layer]} spends most attention on {place}: {percent(most[layer].item())}"
+
+
 def _keys(keys: Tensor, owner: str = "its") -> str:
     """Name the keys: "its 64 keys", or "its keys" where their number varies."""
     n = keys.unique().tolist()
@@ -95,10 +108,11 @@ def at_times(s: FrameCounts, frames: list[int]) -> str:
 
 
 def table(selection: FrameCounts, groups: int = 3, top: int = 3) -> list[dict[str, Any]]:
-    """The `top` most-read frames of `groups` groups of neighbouring layers, group by group.
+    """The `top` most-read frames of `groups` groups of neighbouring layers, group by group, and the best truth frame.
 
     Rows: group, layers (first, last), frame, time, keys (share of the selected keys), attention (share), truth (bool).
-    Frames that no layer of the group reads are left out. Raises ValueError for fewer than one group.
+    Most read: by keys, or by attention where every key is read. Frames that no layer of the group reads are left out;
+    a truth frame is not left out, so that it never seems forgotten. Raises ValueError for fewer than one group.
     """
     if groups < 1:
         raise ValueError(f"expected at least one group of layers, got {groups}")
@@ -107,7 +121,11 @@ def table(selection: FrameCounts, groups: int = 3, top: int = 3) -> list[dict[st
     names = {1: ["all"], 2: ["early", "late"], 3: ["early", "middle", "late"]}
     for name, part in zip(names.get(len(parts), range(1, len(parts) + 1)), parts, strict=True):
         share, mass = selection.shares[part].mean((0, 1)), selection.mass[part].mean((0, 1))
-        order = sorted(range(len(share)), key=lambda f: (-share[f].item(), -mass[f].item(), f))
+        by = (mass, share) if selection.reads_all else (share, mass)
+        order = sorted(range(len(share)), key=lambda f: (-by[0][f].item(), -by[1][f].item(), f))
+        read = [f for f in order[:top] if share[f] > 0]
+        if not set(read) & set(selection.truth):
+            read += [f for f in order if f in selection.truth][:1]
         rows += [
             {
                 "group": str(name),
@@ -118,8 +136,7 @@ def table(selection: FrameCounts, groups: int = 3, top: int = 3) -> list[dict[st
                 "attention": mass[f].item(),
                 "truth": f in selection.truth,
             }
-            for f in order[:top]
-            if share[f] > 0
+            for f in read
         ]
     return rows
 
@@ -145,20 +162,21 @@ def format_table(selection: FrameCounts, groups: int = 3) -> str:
 def alt(selection: FrameCounts) -> str:
     """The kind of picture, its extent, the finding, the most-read frames over all layers."""
     s = selection
-    share = s.shares.mean((0, 1))
+    share, what = s.shown.mean((0, 1)), "attention" if s.reads_all else "keys"
     read = [f for f in sorted(range(len(share)), key=lambda f: (-share[f].item(), f))[:3] if share[f] > 0]
     layers = f"{len(s.layers)} layer{'s' if len(s.layers) > 1 else ''}"
     frames = f"{len(s.seconds)} frame{'s' if len(s.seconds) > 1 else ''}"
     strip = "A strip of video frames over a heat map" if s.thumbnails is not None else "A heat map"
     span = f"from {when(s, 0)} to {when(s, len(share) - 1)}" if len(share) > 1 else f"at {when(s, 0)}"
     parts = [
-        f"{strip} of {layers} by {frames} {span}, with bars below; lighter means more of the selected keys.",
+        f"{strip} of {layers} by {frames} {span}, with bars below; lighter means more of the "
+        f"{'attention' if s.reads_all else 'selected keys'}.",
         sentence(s),
     ]
     if s.truth:
         parts.append(f"Marks show {s.subject or 'the answer'} {at_times(s, list(s.truth))}.")
     if read:
-        most = listed([f"{when(s, f)} ({percent(share[f].item())} of the keys)" for f in read])
+        most = listed([f"{when(s, f)} ({percent(share[f].item())} of the {what})" for f in read])
         parts.append(f"Over all layers the most-read frames are at {most}." if len(read) > 1 else f"Read most: {most}.")
     parts.append(f"{percent(s.text_share.mean().item())} of the keys lie in no frame.")
     return " ".join(parts)

@@ -39,6 +39,19 @@ def patchify(frames: Num[Tensor, "f 3 height width"], size: int) -> Float[Tensor
     return rearrange(pixels, "f c (r s1) (q s2) -> (f r q) c s1 s2", s1=size, s2=size)
 
 
+def is_picture(path: str | Path) -> bool:
+    """Whether a file holds one still picture. Its first bytes tell, not its name; the rest of it is not looked at."""
+    try:
+        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+            opened = Image.open(path, formats=PICTURE_FORMATS)
+        with opened as image:
+            return not getattr(image, "is_animated", False)
+    except Image.DecompressionBombError:
+        return True  # whoever opens it to read it says so
+    except OSError:
+        return False
+
+
 def picture(source: str | Path | Image.Image) -> UInt8[np.ndarray, "height width 3"]:
     """A picture as people see it: turned as its EXIF tag says, over white where it is transparent (our choice).
 

@@ -16,12 +16,14 @@ from PIL import Image
 
 import minikeye
 from minikeye import KeyeConfig, KeyeVL, Processor
+from minikeye.checkpoint.taught import taught
 from minikeye.cli import commands, opening
 from minikeye.cli.main import main, parser
 from minikeye.explore import FrameSelection
 from minikeye.explore.ask import ask, read_clip
 from minikeye.inference.chat import Chat
 from minikeye.inputs.sampling import VideoError
+from minikeye.minivid.tasks import NEEDLE_QUESTION
 
 QUESTION = "Which digit is on the card, and at which second?"
 COMMANDS = ("info", "cost", "check", "fake-checkpoint", "answer", "frames", "chat")
@@ -147,14 +149,74 @@ def test_frames(capsys, folder, video, tmp_path):
     assert status == 0 and MEMORY.fullmatch(err)
     steps = re.findall(r"^(\w+) +\d+\.\d\d s  ", out, re.M)
     assert steps == ["load", "video", "prefill", "decode", "picture"]
+    assert out.index("\nanswer   ") < out.index("\npicture  ")
     saved = FrameSelection.from_json((out_folder / "selection.json").read_text())
     assert saved.truth == (2,)  # six frames: 0.0, 0.6, 1.2, 1.7, 2.3, 2.9 s; 1.2 is nearest to 1.4
-    assert f"card     7 at {saved.seconds[2]:.1f} s: " in out
+    assert f"card     7 at {saved.seconds[2]:.1f} s, the sampled frame nearest to 1.4 s: " in out
     assert saved.format_table() in out and saved.sentence() in out and str(out_folder / "selection.png") in out
     assert len(saved.labels) == 3
     with Image.open(out_folder / "selection.png") as picture:
         assert picture.format == "PNG" and picture.width > 400
     assert sorted(p.name for p in out_folder.iterdir()) == ["selection.json", "selection.png"]
+
+
+def test_frames_says_where_a_card_between_two_frames_went(capsys, folder, video, tmp_path):
+    """Only sampled frames are seen: 0.0, 0.6, 1.2, 1.7, 2.3 and 2.9 s."""
+    asked = "frames", video, QUESTION, "--checkpoint", folder, "--out", tmp_path, "--max-new-tokens", 2, "--insert-card"
+    said = {card: re.search("^card     (.*?): ", run(capsys, *asked, card)[1], re.M)[1] for card in ("7@1.4", "7@2.3")}
+    assert said == {"7@1.4": "7 at 1.2 s, the sampled frame nearest to 1.4 s", "7@2.3": "7 at 2.3 s"}
+
+
+@pytest.mark.parametrize("fails", ["figure", "to_json"])
+def test_the_answer_is_printed_before_anything_is_written(capsys, folder, video, tmp_path, monkeypatch, fails):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(FrameSelection, fails, full)
+    asked = "frames", video, QUESTION, "--checkpoint", folder, "--out", tmp_path, "--max-new-tokens", 2
+    status, out, err = run(capsys, *asked)
+    assert status == 2 and err.endswith("No space left on device\n")
+    assert re.search(r"^answer   ", out, re.M) and "layers " in out and "Traceback" not in err
+
+
+@pytest.mark.parametrize("kind", ["file", "below a file", "picture is a folder", "read-only"])
+def test_the_folder_is_tried_before_the_work(capsys, folder, video, tmp_path, monkeypatch, kind):
+    """--out that cannot be written is refused, by its name, before the model is loaded."""
+    out = tmp_path / "out"
+    if kind == "picture is a folder":
+        (out / "selection.png").mkdir(parents=True)
+    elif kind == "read-only":  # root may write everywhere: the error of everybody else is raised instead
+        monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: (_ for _ in ()).throw(PermissionError(13, "no")))
+    else:
+        out.write_text("mine")
+    place = out / "deeper" if kind == "below a file" else out
+    monkeypatch.setattr(KeyeVL, "from_pretrained", None)
+    status, printed, err = run(capsys, "frames", video, QUESTION, "--checkpoint", folder, "--out", place)
+    assert (status, printed) == (2, "") and f"error: --out {place}: expected a folder to write into: " in err
+    assert kind not in ("file", "below a file") or out.read_text() == "mine"
+
+
+@pytest.mark.parametrize("killed_at", [0, 1])
+def test_a_kill_never_leaves_new_numbers_beside_an_old_picture(loaded, video, tmp_path, monkeypatch, killed_at):
+    """Killed at the first or the second of the two renames."""
+    asked = ask(*loaded, video, QUESTION, max_new_tokens=1)
+    asked.save(tmp_path)
+    old = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    renames, rename = [], os.replace
+
+    def kill(source, target):
+        renames.append(target)
+        if len(renames) > killed_at:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr("os.replace", kill)
+    other = dataclasses.replace(asked, selection=dataclasses.replace(asked.selection, subject="another"))
+    with pytest.raises(KeyboardInterrupt):
+        other.save(tmp_path)
+    left = {path.name for path in tmp_path.iterdir() if old.get(path.name) == path.read_bytes()}
+    new = {path.name for path in tmp_path.iterdir()} - left
+    assert not (left and new)
 
 
 def test_frames_without_a_card(capsys, folder, video, tmp_path):
@@ -174,6 +236,108 @@ def test_a_picture_that_fails_leaves_the_old_one(capsys, folder, video, tmp_path
     status, _, err = run(capsys, "frames", video, QUESTION, *arguments)
     assert status == 2 and err.endswith("minikeye: error: no ink\n")
     assert (tmp_path / "selection.png").read_text() == "old"
+
+
+@pytest.mark.parametrize(("name", "ending"), [("photo", "jpg"), ("photo", "png"), ("scan", "tiff"), ("video", "mp4")])
+def test_answer_takes_a_picture(capsys, folder, loaded, tmp_path, name, ending):
+    """As an image without a time; the content counts, not the name."""
+    path = tmp_path / f"{name}.{ending}"
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
+    picture.save(path, format="PNG" if ending == "mp4" else None)
+    status, out, _ = run(capsys, "answer", path, "What is it?", "--checkpoint", folder, "--max-new-tokens", 4)
+    content = [{"type": "image", "image": str(path)}, {"type": "text", "text": "What is it?"}]
+    inputs = loaded[1]([{"role": "user", "content": content}])
+    expected = loaded[0].generate(inputs, max_new_tokens=4, stop_ids=loaded[1].stop_ids)
+    assert (status, out) == (0, loaded[1].tokenizer.decode(expected.row()) + "\n")
+
+
+def test_what_the_checkpoint_was_taught_is_told(capsys, folder, video, tmp_path):
+    """From a file in its folder, on one line; nothing where there is none."""
+    own = tmp_path / "own"
+    shutil.copytree(folder, own)
+    (own / "taught.json").write_text('{"taught": "one\\nquestion\\u001b[31m"}')
+    asked = video, QUESTION, "--max-new-tokens", 2, "--checkpoint"
+    for command in (["answer"], ["frames", "--out", tmp_path / "out"]):
+        assert "\ntaught   one question [31m\n" in run(capsys, *command, *asked, own)[2]
+        assert "taught" not in run(capsys, *command, *asked, folder)[2]
+    for bad in ('{"taught": 3}', '{"learned": ""}', json.dumps({"taught": "x" * 401})):
+        (own / "taught.json").write_text(bad)
+        assert "taught.json must hold {'taught': text" in run(capsys, "answer", *asked, own)[2]
+
+
+@pytest.mark.parametrize("name", ["mini", "nano"])
+def test_the_shipped_checkpoints_say_what_they_were_taught(name):
+    said = taught(opening.CHECKPOINT.parent / name)
+    assert NEEDLE_QUESTION in said and "it makes an answer up" in said
+
+
+# ---------------------------------------------------------------------------------------------------- what will be seen
+
+
+@pytest.fixture(scope="module")
+def hour(tmp_path_factory) -> Path:
+    """An hour in 7,200 frames of 64x36 pixels."""
+    path = tmp_path_factory.mktemp("hour") / "hour.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=2)
+        stream.width, stream.height, stream.pix_fmt = 64, 36, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.full((36, 64, 3), 99, dtype=np.uint8), "rgb24")
+        for n in range(7200):
+            frame.pts = n
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def small_budget(folder: Path, tmp_path: Path, **video) -> Path:
+    """The checkpoint with another video budget."""
+    own = tmp_path / "own"
+    shutil.copytree(folder, own)
+    config = KeyeConfig.from_folder(own)
+    changed = dataclasses.replace(config, video=dataclasses.replace(config.video, **video))
+    (own / "config.json").write_text(json.dumps(changed.to_dict()))
+    return own
+
+
+def test_a_long_video_is_refused_before_it_is_decoded(capsys, folder, hour, monkeypatch, tmp_path):
+    own = small_budget(folder, tmp_path, video_tokens=7200)
+    monkeypatch.setattr("minikeye.inputs.processor.read_video", None)
+    monkeypatch.setattr(KeyeVL, "from_pretrained", None)
+    for command in (["answer", hour, "q"], ["frames", hour, "q", "--out", tmp_path / "out"], ["chat", hour]):
+        status, out, err = run(capsys, *command, "--checkpoint", own)
+        assert (status, out) == (2, "") and "--max-context 4096 shows fewer frames" in err
+        assert re.search(r"hour\.mp4 \(3,600 s\): 7,200 frames of 56x28 pixels make a prompt of [\d,]+ tokens", err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_with_max_context_the_same_video_fits(capsys, folder, hour, tmp_path):
+    own = small_budget(folder, tmp_path, video_tokens=7200)
+    counts = []
+    for question in ("q", "q" * 600):  # more than the 256 tokens that are set aside for it
+        asked = ["answer", str(hour), question, "--checkpoint", str(own), "--max-context", "1024"]
+        opened_ = opening.Opened.of(parser().parse_args(asked), [str(hour)])
+        [plan] = opened_.foresee(question)
+        counts.append(plan.frames)
+        assert f"is seen with {plan.frames:,} of the 7,200 frames that its length asks for" in capsys.readouterr().err
+        parts = [{"type": "video", "video": str(hour)}, {"type": "text", "text": question}]
+        inputs = opened_.processor([{"role": "user", "content": parts}])
+        assert len(inputs["frames"][0]) == plan.frames and 500 < inputs["input_ids"].shape[1] + 32 - 1 <= 1024
+    assert counts[0] > counts[1] > 30
+
+
+@pytest.mark.parametrize("budget", [4, 12, 10_000])
+def test_what_is_lost_is_told_as_it_is_then_seen(capsys, folder, video, tmp_path, budget):
+    """Against what the processor gives: sparser, smaller, neither."""
+    own = small_budget(folder, tmp_path, video_tokens=budget, min_frame_tokens=1, max_frame_tokens=4)
+    arguments = parser().parse_args(["answer", str(video), "q", "--checkpoint", str(own)])
+    opened_ = opening.Opened.of(arguments, [str(video)])
+    opened_.foresee("q")
+    err, clip = capsys.readouterr().err, opened_.processor.clip({"video": str(video)})
+    height, width = clip.frames.shape[-2:]
+    sparser, smaller = len(clip.seconds) < 6, width * height < 56 * 56
+    assert (f"{len(clip.seconds)} of the 6 frames" in err) == sparser
+    assert (f"{width}x{height} instead of " in err) == smaller
+    assert (sparser, smaller) == {4: (True, True), 12: (False, True), 10_000: (False, False)}[budget]
 
 
 # --------------------------------------------------------------------------------------- how it is held, how it speaks
@@ -281,6 +445,18 @@ def test_info_names_the_keys_that_are_not_read(capsys, tmp_path):
     assert re.findall("^not read .*", out, re.M) == ["not read  config.json: x"]
 
 
+def test_check_refuses_before_it_prints(capsys):
+    for argv in (["--context", "9"], ["--checkpoint", "nano", "--context", "0"], ["--checkpoint", "huge"]):
+        status, out, _ = run(capsys, "check", *argv)
+        assert (status, out) == (2, "")
+
+
+def test_check_remarks_on_a_context_that_the_model_does_not_have(capsys):
+    for context, remark in ((99_999_999, "; the model refuses more than its context of 262,144"), (262_144, "")):
+        _, out, _ = run(capsys, "check", "--checkpoint", "keye_vl_2_30b_a3b", "--context", context)
+        assert f"memory for {context:,} tokens, with as much video as they hold{remark}\n" in out
+
+
 def test_check_counts_memory(capsys):
     status, out, err = run(capsys, "check", "--checkpoint", "keye_vl_2_30b_a3b", "--context", 8192)
     assert (status, err) == (0, "") and "memory for 8,192 tokens" in out
@@ -316,7 +492,8 @@ def test_chat_answers_in_turns(capsys, monkeypatch, folder, video, loaded):
     typed(monkeypatch, "What is it?", "And then?")
     arguments = "chat", video, "--checkpoint", folder, "--max-new-tokens", 4
     status, out, err = run(capsys, *arguments)
-    assert status == 0 and MEMORY.fullmatch(err)
+    assert status == 0 and MEMORY.match(err)
+    assert err.endswith("chat     an empty line or Ctrl-D ends it, /reset starts again, Ctrl-C breaks off an answer\n")
     talk = Chat(*loaded)
     first = [{"type": "video", "video": str(video)}, {"type": "text", "text": "What is it?"}]
     pieces: list[str] = []
@@ -396,8 +573,14 @@ def test_help_and_version(capsys):
         (["frames", "{video}", "q", "--checkpoint", "no/such/folder"], "no folder no/such/folder"),
         (["frames", "{text}", "q", "--checkpoint", "{folder}"], "not a video that can be read"),
         (["frames", "{video}", "q", "--checkpoint", "{folder}", "--insert-card", "7@99"], "between 0 and 3.0 s"),
-        (["answer", "{video}", "q", "--checkpoint", "{folder}", "--max-new-tokens", "0"], "max_new_tokens >= 1"),
-        (["answer", "{video}", "q", "--checkpoint", "{folder}", "--backend", "triton"], "'triton' cannot run"),
+        (
+            ["answer", "{video}", "q", "--checkpoint", "{folder}", "--max-new-tokens", "0"],
+            "expected --max-new-tokens >= 1",
+        ),
+        (
+            ["answer", "{video}", "q", "--checkpoint", "{folder}", "--backend", "triton"],
+            "Use --backend torch, or 'auto'",
+        ),
         (["answer", "{video}", "q", "--checkpoint", "{folder}", "--device", "tpu9"], "tpu9"),
         (
             ["answer", "{video}", "q", "--checkpoint", "{folder}", "--max-context", "99"],
@@ -412,15 +595,25 @@ def test_help_and_version(capsys):
         (["check", "--context", "9"], "--context counts for a model: name one with --checkpoint"),
         (["fake-checkpoint", "{folder}", "--small"], "not empty"),
         (["fake-checkpoint", "{empty}", "--small", "--layers", "0"], "at least one layer"),
-        (["frames", "{video}", "q", "--checkpoint", "{folder}", "--out", "{text}/x"], "Not a directory"),
+        (
+            ["frames", "{picture}", "q", "--checkpoint", "{folder}"],
+            "has no frames to choose from: use `minikeye answer`",
+        ),
     ],
 )
 def test_an_error_is_one_message_and_status_2(capsys, monkeypatch, tmp_path, folder, video, argv, message):
     text, empty = tmp_path / "text.mp4", tmp_path / "empty"
     text.write_text("not a video " * 99)
     empty.mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "picture.jpg")
     monkeypatch.setattr(opening, "CHECKPOINT", tmp_path / "absent")
-    places = {"{video}": video, "{folder}": folder, "{empty}": empty, "{text}": text}
+    places = {
+        "{video}": video,
+        "{folder}": folder,
+        "{empty}": empty,
+        "{text}": text,
+        "{picture}": tmp_path / "picture.jpg",
+    }
     for name, place in places.items():
         argv = [a.replace(name, str(place)) for a in argv]
     status, _, err = run(capsys, *argv)
@@ -432,7 +625,7 @@ def test_an_error_is_one_message_and_status_2(capsys, monkeypatch, tmp_path, fol
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_absent_gpu(capsys, folder, video):
     status, _, err = run(capsys, "answer", video, "q", "--checkpoint", folder, "--device", "cuda")
-    assert status == 2 and "torch sees no GPU: use device='cpu'" in err
+    assert status == 2 and "torch sees no GPU: use --device cpu" in err
 
 
 @pytest.mark.parametrize("card", ["7", "7@", "@3", "12@3", "-1@3", "7.5@3", "seven@3"])

@@ -1,9 +1,12 @@
 """The explorer without a browser: its controls are set as a hand would, and words, picture and files are looked at."""
 
+import csv
+import importlib
 import io
 import json
 import re
 import statistics
+import sys
 import time
 from dataclasses import replace
 
@@ -89,7 +92,7 @@ def test_words_are_the_counts_of_a_loop(explorer, probed, where, layer, head, to
     assert f"k = {topk}, for the query" in said and f"Layer {layer}, " in said
     if inside:
         assert re.search(rf"\b{inside} of its {total} keys", said)
-        assert re.search(rf"most in the frame at .* s: {max(counts[first : last + 1])} |have most, |lies? in the", said)
+        assert re.search(rf"most in the frame at .* s: {max(counts[first : last + 1])} |have most, |lies? in ", said)
     else:
         assert f"None of its {total} keys lies" in said
     assert f"The card at 1.5 s: {counts[3] or 'no'} key" in said
@@ -204,7 +207,7 @@ def test_controls_are_standard_widgets_with_names(explorer):
         seen.append(widget)
     focusable = [w for w in seen if isinstance(w, ipywidgets.Button | ipywidgets.ValueWidget)]
     focusable = [w for w in focusable if not isinstance(w, ipywidgets.HTML)]
-    assert {id(w) for w in focusable} == {id(w) for w in vars(explorer.controls).values()} and len(focusable) == 10
+    assert {id(w) for w in focusable} == {id(w) for w in vars(explorer.controls).values()} and len(focusable) == 13
     for widget in focusable:
         assert type(widget).__module__.startswith("ipywidgets.")
         assert len(widget.description) >= 5 and widget.tooltip
@@ -227,7 +230,7 @@ def test_words_in_the_page_are_text_not_html(tiny):
 def test_static_bundle(explorer):
     """What GitHub and nbconvert show, and what JupyterLab shows while the kernel runs."""
     data, metadata = explorer._repr_mimebundle_()
-    assert set(data) == {"image/png", "text/plain", "application/vnd.jupyter.widget-view+json"}
+    assert set(data) == {"image/png", "text/html", "text/plain", "application/vnd.jupyter.widget-view+json"}
     assert data["text/plain"].endswith(explorer.sentence) and len(data["text/plain"].split()) > 20
     assert metadata == {"image/png": {"alt": data["text/plain"]}}
     before = np.array(Image.open(io.BytesIO(data["image/png"])).convert("RGB"))
@@ -241,40 +244,144 @@ def test_static_bundle(explorer):
 
 def test_files_are_whole(explorer, tmp_path, monkeypatch):
     explorer.controls.layer.index, explorer.controls.head.value, explorer.controls.frames.value = 1, 0, (2, 5)
-    explorer.save_png(tmp_path / "a.png")
-    explorer.save_json(tmp_path / "a.json")
+    explorer.save(tmp_path / "a.png")
+    explorer.save(tmp_path / "a.json")
     assert (tmp_path / "a.png").read_bytes() == explorer.png
     text = (tmp_path / "a.json").read_text(encoding="utf-8")
     back, settings = FrameSelection.from_json(text), json.loads(text)["view"]
     assert torch.equal(back.counts, explorer.selection.counts) and back.truth == (3,)
-    assert torch.equal(back.thumbnails, explorer.selection.thumbnails)
+    assert back.thumbnails is None and len(text) < 5000
     assert settings["layer"] == 1 and settings["head"] == 0 and settings["topk"] == 16 and settings["frames"] == [2, 5]
     assert settings["sentence"] == explorer.sentence
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "a.png"]
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
     explorer.controls.topk.value = 3
-    for save, name in ((explorer.save_png, "a.png"), (explorer.save_json, "a.json")):
+    for name in ("a.png", "a.json"):
         with pytest.raises(OSError, match="full"):
-            save(tmp_path / name)
+            explorer.save(tmp_path / name)
     assert (tmp_path / "a.json").read_text(encoding="utf-8") == text
     FrameExplorer(back)  # what was saved can be looked at again
+
+
+def test_thumbnails_are_kept_by_choice(explorer, tmp_path):
+    explorer.save(tmp_path / "a.json", thumbnails=True)
+    back = FrameSelection.from_json((tmp_path / "a.json").read_text(encoding="utf-8"))
+    assert torch.equal(back.thumbnails, explorer.selection.thumbnails)
+
+
+def test_a_table_of_all_numbers(explorer, tmp_path):
+    explorer.save(tmp_path / "a.csv")
+    with (tmp_path / "a.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    s = explorer.selection
+    assert len(lines) == s.counts.numel()
+    for line in lines:
+        layer, frame = int(line["layer"]), int(line["frame"])
+        assert int(line["keys"]) == s.counts[layer, 0, frame] and int(line["of_keys"]) == s.keys[layer, 0]
+        assert float(line["attention"]) == pytest.approx(s.mass[layer, 0, frame].item(), abs=1e-6)
+        assert float(line["seconds"]) == s.seconds[frame] and line["truth"] == str(int(frame == 3))
+
+
+@pytest.mark.parametrize(("ending", "begins"), [(".svg", b"<?xml"), (".pdf", b"%PDF")])
+def test_drawings_for_talks(explorer, tmp_path, ending, begins):
+    paths = [tmp_path / f"{n}{ending}" for n in range(2)]
+    for path in paths:
+        explorer.save(path)
+    first, second = (path.read_bytes() for path in paths)
+    assert first.startswith(begins) and first == second
+    explorer.controls.frames.value = (2, 5)
+    explorer.save(paths[1])
+    assert paths[1].read_bytes() != first
 
 
 def test_buttons_say_what_came_of_it(explorer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     c = explorer.controls
-    c.save_png.click()
-    assert re.search(r"Wrote frames\.png, \d+ kB\.", explorer.status.value)
-    c.name.value = "again"
-    c.save_json.click()
-    assert "Wrote again.json" in explorer.status.value
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["again.json", "frames.png"]
+    for ending, button in c.buttons().items():
+        button.click()
+        said = explorer.status.value
+        assert re.search(rf"Wrote frames\{ending}, \d+ kB, into {re.escape(str(tmp_path.resolve()))}\.", said)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"frames.{e}" for e in ("csv", "json", "pdf", "png", "svg")]
     c.name.value = "nowhere/frames"
     c.save_png.click()
     assert "The PNG file was not written" in explorer.status.value and "another file name" in explorer.status.value
     c.name.value = "  "
     c.save_json.click()
     assert "The JSON file was not written: it has no name" in explorer.status.value
+
+
+def test_an_ending_is_not_doubled_and_nothing_is_overwritten(explorer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    c = explorer.controls
+    c.name.value = "x.png"
+    for button in (c.save_png, c.save_json, c.save_png, c.save_png):
+        button.click()
+    assert "Wrote x-3.png" in explorer.status.value and "x.png was there already" in explorer.status.value
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x-2.png", "x-3.png", "x.json", "x.png"]
+    c.name.value = "0.5 s"  # no ending, though it has a dot
+    c.save_png.click()
+    assert (tmp_path / "0.5 s.png").is_file()
+
+
+def test_another_ending_is_refused(explorer, tmp_path):
+    with pytest.raises(ValueError, match=r"ends in \.png, \.svg, \.pdf, \.json, \.csv, got picture\.jpg"):
+        explorer.save(tmp_path / "picture.jpg")
+
+
+def test_the_frames_slider_shows_seconds(explorer):
+    frames = explorer.controls.frames
+    assert [label for label, _ in frames.options] == [f"{0.5 * n:.1f} s" for n in range(8)]
+    frames.index = (2, 5)
+    assert frames.value == (2, 5) == (explorer.view.first, explorer.view.last)
+    assert "the 4 frames from 1.0 s to 2.5 s" in explorer.sentence
+
+
+def test_one_frame_has_a_slider_too(tiny):
+    one = replace(tiny, counts=tiny.counts[..., :1], mass=tiny.mass[..., :1], seconds=(0.0,), videos=(0,))
+    assert FrameExplorer(one).controls.frames.value == (0, 0)
+
+
+def test_question_and_answer_are_shown(probed):
+    """In the sentence, so in the widget and the notebook's text; in the picture; in the numbers."""
+    silent = FrameExplorer(probed)
+    explorer = FrameExplorer(replace(probed, question="What is <it>?", answer="a card\n"))
+    said = "Asked “What is <it>?”, the model answers “a card\n”."
+    assert explorer.sentence.startswith(said) and "What is &lt;it&gt;?" in explorer.words.value
+    assert explorer.png != silent.png and said not in silent.sentence
+    document = json.loads(explorer.selection.to_json())
+    assert (document["question"], document["answer"]) == ("What is <it>?", "a card\n")
+    back = FrameSelection.from_json(explorer.selection.to_json())
+    assert FrameExplorer(back).sentence.startswith(said)
+
+
+def test_a_long_answer_is_cut_in_the_sentence(probed):
+    said = FrameExplorer(replace(probed, question="Why?", answer="because " * 400)).sentence
+    assert len(said) < 800 and "because…”." in said
+
+
+def test_what_a_checkpoint_was_taught_is_shown(probed):
+    assert FrameExplorer(probed).about.value == ""
+    assert "was taught: one &lt;question&gt;." in FrameExplorer(replace(probed, taught="one <question>")).about.value
+
+
+def test_where_every_key_is_read_attention_is_shown(explorer, probed):
+    """At a k beyond the prompt, keys would be a plain wall."""
+    c = explorer.controls
+    assert not explorer.selection.reads_all
+    c.topk.value = c.topk.max
+    s, total = explorer.selection, probed.queries[ANSWER][0].position + 1
+    assert s.reads_all and torch.equal(s.shown, s.mass)
+    top = int(s.mass[0, 0].argmax())
+    said = rf"of its {total} keys .*: it reads every key that it sees, nothing is selected\. "
+    assert re.search(said + rf"The frame at {0.5 * top:.1f} s gets most attention: [\d.]+ %\.", explorer.sentence)
+    assert "lighter where more of a layer&#x27;s attention goes" in explorer.picture.value
+
+
+def test_without_ipywidgets_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    monkeypatch.delitem(sys.modules, "minikeye.explore.widget.explorer")
+    with pytest.raises(ModuleNotFoundError, match=r"install the extra minikeye\[notebooks\]"):
+        importlib.import_module("minikeye.explore.widget.explorer")
 
 
 # ----------------------------------------------------------------------------------------------------------- own videos
@@ -292,12 +399,31 @@ def asked(monkeypatch, model, processor, inputs, pictures):
 def test_from_video(asked, probed):
     question = "What is on the card?"
     explorer = FrameExplorer.from_video("clip.mp4", question, insert_card=(7, 1.4), **asked)
+    assert explorer.sentence.startswith(f"Asked “{question}”, the model answers “")
     assert torch.equal(explorer.selection.counts, probed.select(probed.queries[ANSWER][0]).counts)
     assert explorer.selection.truth == (3,) and explorer.selection.subject == "the card"
     s = ask.ask(
         asked.pop("model"), asked.pop("processor"), "clip.mp4", question, insert_card=(7, 1.4), **asked
     ).selection
     assert torch.equal(s.counts[:, :1], explorer.selection.counts) and s.counts.shape[1] == 10
+
+
+def test_from_video_takes_a_device_and_says_what_was_taught(asked, model, tmp_path, monkeypatch):
+    model.save_pretrained(tmp_path / "nano")
+    (tmp_path / "nano" / "taught.json").write_text('{"taught": "nothing at all"}')
+    loaded = []
+    monkeypatch.setattr(ask.KeyeVL, "from_pretrained", lambda folder, **o: loaded.append(o) or model)
+    explorer = FrameExplorer.from_video("c.mp4", "What?", checkpoint=tmp_path / "nano", device="cpu", max_new_tokens=1)
+    assert loaded == [{"device": "cpu"}] and "nothing at all" in explorer.about.value
+    with pytest.raises(ValueError, match="and with it device"):
+        FrameExplorer.from_video("c.mp4", "What?", device="cpu", **asked)
+
+
+def test_who_waits_sees_a_bar(asked, monkeypatch, capsys):
+    monkeypatch.setattr("minikeye.explore.widget.sources.wanted", lambda: True)
+    Probed.from_video("clip.mp4", "What is on the card?", **asked)
+    err = capsys.readouterr().err
+    assert "1 of 2: reading clip.mp4" in err and re.search(r"2 of 2: reading \d+ tokens, answering", err)
 
 
 def test_which_model_is_asked(model, processor, tmp_path, monkeypatch):
@@ -363,8 +489,3 @@ def test_an_update_is_quick():
             taken.append(time.process_time() - begun)
             assert explorer.sentence != before
     assert statistics.median(taken) < 0.6, [round(t, 3) for t in taken]
-
-
-def test_a_picture_has_the_ending_of_a_picture(explorer, tmp_path):
-    with pytest.raises(ValueError, match=r"ends in \.png, got picture\.jpg"):
-        explorer.save_png(tmp_path / "picture.jpg")

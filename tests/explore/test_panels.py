@@ -56,7 +56,7 @@ def longest_run(page: Page, x: float, colour: str) -> float:
 def one(tiny: FrameSelection, query: int) -> FrameSelection:
     n = slice(query, query + 1)
     parts = {"counts": tiny.counts[:, n], "keys": tiny.keys[:, n], "mass": tiny.mass[:, n], "kept": tiny.kept[:, n]}
-    return replace(tiny, labels=(), **parts)
+    return replace(tiny, labels=(), whole=tiny.whole[:, n], **parts)
 
 
 def test_the_lightest_cell_is_the_most_read_frame(tiny):

@@ -165,17 +165,19 @@ def test_an_empty_record():
 
 def test_json_round_trip(record, pictures, tmp_path):
     options = {"truth": [2, 1], "labels": ["7", "\n“"], "subject": "the card", "thumbnails": pictures}
+    options |= {"question": "Which „digit“?", "answer": "7"}
     s = FrameSelection.from_record(record, FRAMES, layers=[2, 1], **options)
-    s.save(tmp_path / "s.json")
+    s.save(tmp_path / "s.json", thumbnails=True)
     text = (tmp_path / "s.json").read_text(encoding="utf-8")
     back = FrameSelection.from_json(text)
-    for name in ("layers", "seconds", "videos", "labels", "truth", "subject"):
+    for name in ("layers", "seconds", "videos", "labels", "truth", "subject", "question", "answer"):
         assert getattr(back, name) == getattr(s, name), name
-    for name in ("counts", "keys", "thumbnails"):
+    for name in ("counts", "keys", "thumbnails", "whole"):
         assert torch.equal(getattr(back, name), getattr(s, name)), name
     for name in ("mass", "kept"):
         torch.testing.assert_close(getattr(back, name), getattr(s, name), rtol=0, atol=1e-6)
-    assert back.to_json() == text
+    assert back.to_json(thumbnails=True) == text
+    assert json.loads(s.to_json())["thumbnails"] is None
     assert [path.name for path in tmp_path.iterdir()] == ["s.json"]
 
 
@@ -185,7 +187,7 @@ def test_json_is_compact():
 
 def test_json_of_something_else(record):
     text = FrameSelection.from_record(record, FRAMES).to_json()
-    later = json.dumps(json.loads(text) | {"version": 2})
+    later = json.dumps(json.loads(text) | {"version": 3})
     for other in (later, "{}", "[]", "not JSON"):
         with pytest.raises(ValueError, match="expected"):
             FrameSelection.from_json(other)
@@ -270,22 +272,81 @@ def test_table(record):
     rows = s.table()
     assert [(r["group"], r["layers"], r["time"], r["keys"], r["truth"]) for r in rows] == [
         ("early", (0, 0), "0.5 s", 0.75, False),
+        ("early", (0, 0), "1.0 s", 0.0, True),  # not read, and not left out
         ("middle", (1, 1), "1.0 s", 0.75, True),
         ("middle", (1, 1), "0.0 s", 0.25, False),
+        ("late", (2, 2), "1.0 s", 0.0, True),
     ]
     assert rows[0]["attention"] == pytest.approx(0.9)
     assert s.format_table() == "\n".join(
         [
             "layers    frame at  keys  attention",
             "early 0      0.5 s  75 %       90 %",
+            "             1.0 s   0 %        0 %  <- the card",
             "middle 1     1.0 s  75 %       60 %  <- the card",
             "             0.0 s  25 %       40 %",
+            "late 2       1.0 s   0 %        0 %  <- the card",
         ]
     )
     assert [r["group"] for r in s.table(groups=1)] == ["all"] * 3
     assert FrameSelection.from_record(record, FRAMES, layers=[2]).format_table() == "No layer reads a frame."
     with pytest.raises(ValueError, match="at least one group"):
         s.table(groups=0)
+
+
+def everything(tokens: int, queries: int, topk: int, padding: int = 0) -> Record:
+    """One layer whose query at each of the last positions selects the last `topk` keys it sees; padding on the left."""
+    first = padding + tokens - queries
+    sets = [list(range(padding, at + 1))[-topk:] for at in range(first, padding + tokens)]
+    wide = max(map(len, sets)) if padding == 0 else topk
+    indices = torch.tensor([[[*keys, *[-1] * (wide - len(keys))] for keys in sets]], dtype=torch.int32)
+    weights = (indices >= 0) * torch.arange(1.0, wide + 1)
+    weights /= weights.sum(-1, keepdim=True)
+    return Record([LayerRecord(indices, weights, torch.ones(1, queries), torch.zeros(1, queries, 1).long())], first)
+
+
+@pytest.mark.parametrize("padding", [0, 5])
+@pytest.mark.parametrize("topk", [9, 13, 16, 20])
+def test_a_query_that_reads_every_key_is_known(topk, padding):
+    """Query by query: at most k keys are seen. With padding, k keys exactly cannot be told from the last k."""
+    frames = [replace(f, start=f.start + padding, stop=f.stop + padding) for f in FRAMES]
+    s = FrameSelection.from_record(everything(16, 4, topk, padding), frames)
+    seen = [13, 14, 15, 16]
+    assert s.whole.tolist() == [[n < topk or (n == topk and not padding) for n in seen]]
+    assert s.reads_all == (max(seen) < topk or (max(seen) == topk and not padding))
+
+
+def test_a_prompt_of_at_most_k_tokens_is_shown_by_attention():
+    """Shares of the keys are equal, whatever the model does: words, table and picture go by attention and say so."""
+    s = FrameSelection.from_record(everything(16, 1, 20), FRAMES, truth=[0], subject="the card", question="Which?")
+    attention = [sum(range(a + 1, a + 4)) / sum(range(1, 17)) for a in (2, 6, 10)]
+    assert s.shares[0, 0].tolist() == pytest.approx([3 / 16] * 3) and s.mass[0, 0].tolist() == pytest.approx(attention)
+    said = (
+        "Every layer reads all 16 keys, as the prompt has no more than the model selects; layer 0 spends most attention"
+    )
+    assert s.sentence() == f"{said} on the card at 0.0 s: 8.8 %."
+    assert replace(s, truth=(), subject="").sentence() == f"{said} on the frame at 1.0 s: 26 %."
+    assert [row["frame"] for row in s.table(top=1)] == [2, 0] and s.alt().startswith(
+        "A heat map of 1 layer by 3 frames"
+    )
+    assert "lighter means more of the attention" in s.alt() and "1.0 s (26 % of the attention)" in s.alt()
+    heat, scale = s.figure().axes[1], s.figure().axes[3]
+    np.testing.assert_allclose(heat.images[0].get_array(), s.mass.mean(1).numpy())
+    assert scale.get_title(loc="right") == "share of the attention"
+    assert not FrameSelection.from_record(everything(16, 1, 15), FRAMES).reads_all
+
+
+def test_some_queries_that_read_every_key_are_counted():
+    s = FrameSelection.from_record(everything(16, 4, 14), FRAMES, question="Which digit?", answer="7")
+    assert "2 of 4 tokens read every key." in " ".join(texts(s.figure()))
+    assert "Asked “Which digit?”: “7”; mean over 4 tokens." in texts(s.figure())
+
+
+def test_a_table_for_a_spreadsheet(record):
+    s = FrameSelection.from_record(record, FRAMES, layers=[1, 2], truth=[2], labels=["7", ","])
+    head, *lines = s.to_csv().splitlines()
+    assert head == "layer,token,text,frame,video,seconds,keys,of_keys,attention,truth" and len(lines) == 2 * 2 * 3
+    assert lines[0] == "1,0,7,0,0,0.0,2,3,0.75,0" and lines[5] == '1,1,",",2,0,1.0,3,4,0.6,1'
 
 
 def test_alt_says_what_is_seen(record, pictures):
@@ -349,6 +410,25 @@ def test_figure_at_every_size(frames, layers):
     assert heat.images[0].get_array().shape[1] <= MAX_COLUMNS
     assert f"{0.5 * (frames // 2):.1f} s" in texts(figure)  # the truth is among the thumbnails
     assert "the □□" in texts(figure)  # the font has no such letters
+
+
+@pytest.mark.parametrize("width", [7, 10])
+@pytest.mark.parametrize(
+    ("frames", "seconds", "videos"), [(2048, 5.27, 1), (64, 180.3, 1), (1024, 10.54, 2), (90, 0.5, 1)]
+)
+@pytest.mark.parametrize("shape", [(6, 18), (8, 6)])
+def test_labels_do_not_overlap(frames, seconds, videos, width, shape):
+    """Three hours of video: times of seven characters beside shares of less than 0.1 %."""
+    pictures = torch.zeros(frames, 3, *shape, dtype=torch.uint8)
+    times = tuple(seconds * n for n in range(frames))
+    s = fake(frames, 6, hot=frames // 2, thumbnails=pictures, seconds=times, videos=(videos - 1,) * frames)
+    s = replace(s, videos=(0, *s.videos[1:]), counts=torch.where(s.counts == 0, 1, s.counts), keys=s.keys * 64)
+    figure = s.figure(width=width)
+    figure.canvas.draw()
+    drawn = [t for t in figure.findobj(Text) if t.get_text().strip() and t.get_visible()]
+    boxes = [(t.get_text(), t.get_window_extent()) for t in drawn if not t.get_rotation()]
+    assert sum(text == "<0.1 %" for text, _ in boxes) > 2
+    assert [(a, b) for n, (a, one) in enumerate(boxes) for b, other in boxes[:n] if one.overlaps(other)] == []
 
 
 def test_figure_when_nothing_is_read(record):

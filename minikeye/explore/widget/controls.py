@@ -6,6 +6,7 @@ import ipywidgets as widgets
 
 from minikeye.explore.selection import FrameCounts
 from minikeye.explore.widget.sources import Source
+from minikeye.explore.words import when
 
 ALL_HEADS = -1
 FIXED = (
@@ -25,22 +26,26 @@ class Controls:
     play: widgets.Play  # steps through the layers
     head: widgets.Dropdown  # indexer head, or ALL_HEADS
     topk: widgets.IntSlider
-    frames: widgets.IntRangeSlider  # first and last frame shown
-    name: widgets.Text  # of the files to write, without ending
+    frames: widgets.SelectionRangeSlider  # first and last frame shown: their numbers, read out as times
+    name: widgets.Text  # of the files to write, with or without ending
     save_png: widgets.Button
+    save_svg: widgets.Button
+    save_pdf: widgets.Button
     save_json: widgets.Button
+    save_csv: widgets.Button
 
     @classmethod
     def of(cls, source: Source, selection: FrameCounts) -> "Controls":
         """Controls that offer what `source` has. selection: one of its selections."""
         where = next(iter(source.queries))
-        last, free = len(selection.seconds) - 1, source.heads > 0
+        times = [(when(selection, n), n) for n in range(len(selection.seconds))]
+        free = source.heads > 0
         heads = [("all heads", ALL_HEADS), *((f"head {n}", n) for n in range(source.heads))]
         fixed = {"disabled": not free}
         made = cls(
-            where=_wide(widgets.Dropdown, "Query in", "24em", options=list(source.queries), value=where),
-            token=_wide(widgets.SelectionSlider, "Token", "40em", options=named(source, where)),
-            layer=_wide(widgets.SelectionSlider, "Layer", "32em", options=list(selection.layers)),
+            where=_wide(widgets.Dropdown, "Query in", "23em", options=list(source.queries), value=where),
+            token=_wide(widgets.SelectionSlider, "Token", "38em", options=named(source, where)),
+            layer=_wide(widgets.SelectionSlider, "Layer", "26em", options=list(selection.layers)),
             play=widgets.Play(
                 min=0,
                 max=len(selection.layers) - 1,
@@ -49,12 +54,15 @@ class Controls:
                 description="Play through the layers",
                 tooltip="Play through the layers",
             ),
-            head=_wide(widgets.Dropdown, "Indexer head", "24em", options=heads, value=ALL_HEADS, **fixed),
-            topk=_wide(widgets.IntSlider, "Keys k", "40em", min=1, max=source.longest, value=source.topk, **fixed),
-            frames=_wide(widgets.IntRangeSlider, "Frames", "66em", min=0, max=last, value=(0, last)),
-            name=_wide(widgets.Text, "File name", "24em", value="frames"),
-            save_png=widgets.Button(description="Save PNG", tooltip="Write the picture to the named file"),
-            save_json=widgets.Button(description="Save JSON", tooltip="Write the numbers to the named file"),
+            head=_wide(widgets.Dropdown, "Indexer head", "18em", options=heads, value=ALL_HEADS, **fixed),
+            topk=_wide(widgets.IntSlider, "Keys k", "26em", min=1, max=source.longest, value=source.topk, **fixed),
+            frames=_wide(widgets.SelectionRangeSlider, "Frames", "35em", options=times, index=(0, len(times) - 1)),
+            name=_wide(widgets.Text, "File name", "23em", value="frames"),
+            save_png=_button("Save PNG", "Write the picture"),
+            save_svg=_button("Save SVG", "Write all layers as a drawing that stays sharp at any size, for a talk"),
+            save_pdf=_button("Save PDF", "Write all layers as a drawing that stays sharp at any size, for a paper"),
+            save_json=_button("Save JSON", "Write the numbers, for minikeye to read again"),
+            save_csv=_button("Save CSV", "Write the numbers as a table, a line for each layer and frame"),
         )
         widgets.link((made.play, "value"), (made.layer, "index"))
         if not free:
@@ -65,15 +73,21 @@ class Controls:
         """The controls that change what is shown: `where` and `play` do it by way of `token` and `layer`."""
         return [self.token, self.layer, self.head, self.topk, self.frames]
 
+    def buttons(self) -> dict[str, widgets.Button]:
+        """By the ending of the file that each of them writes."""
+        return {f".{name.removeprefix('save_')}": one for name, one in vars(self).items() if name.startswith("save_")}
+
     def rows(self) -> list[widgets.HBox]:
-        """In the order in which Tab visits them, the buttons last."""
+        """In the order in which Tab visits them, the buttons last.
+
+        The others take three rows, so that a screen of 1280x720 shows the heat map below them while a slider moves.
+        """
         wrap = widgets.Layout(flex_flow="row wrap", align_items="center")
         rows = [
             [self.where, self.token],
-            [self.head, self.topk],
-            [self.layer, self.play],
-            [self.frames],
-            [self.name, self.save_png, self.save_json],
+            [self.layer, self.play, self.head],
+            [self.topk, self.frames],
+            [self.name, *self.buttons().values()],
         ]
         return [widgets.HBox(row, layout=wrap) for row in rows]
 
@@ -83,6 +97,10 @@ def named(source: Source, where: str) -> list[tuple]:
     return [(query.name, query) for query in source.queries[where]]
 
 
+def _button(description: str, tooltip: str) -> widgets.Button:
+    return widgets.Button(description=description, tooltip=tooltip, layout={"width": "7em"})
+
+
 def _wide(kind: type, description: str, width: str, **rest) -> widgets.Widget:
-    style = {"description_width": "7em"}
+    style = {"description_width": "6.5em"}
     return kind(description=description, tooltip=description, style=style, layout={"width": width}, **rest)

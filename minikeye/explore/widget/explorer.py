@@ -7,15 +7,18 @@ sentence stay (GitHub, nbconvert). Nothing is drawn in the browser: callbacks on
 """
 
 import base64
-import json
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import ipywidgets as widgets
+try:
+    import ipywidgets as widgets
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError("the explorer needs ipywidgets: install the extra minikeye[notebooks]") from error
 
+from minikeye.explore.figures import bundle
 from minikeye.explore.frames import FrameSelection
-from minikeye.explore.widget import panels, view
+from minikeye.explore.widget import panels, saving, view
 from minikeye.explore.widget.controls import ALL_HEADS, FIXED, Controls, named
 from minikeye.explore.widget.sources import Probed, Recorded
 from minikeye.files import write_whole
@@ -39,14 +42,16 @@ class FrameExplorer(widgets.VBox):
         self.selection = self.source.select(*self._chosen)
         self.controls = Controls.of(self.source, self.selection)
         self.picture, self.words = widgets.HTML(), widgets.HTML()
+        taught = getattr(self.source, "taught", "")
+        self.about = widgets.HTML(_paragraph(f"This checkpoint was taught: {taught}.") if taught else "")
         self.status = widgets.HTML("" if self.source.heads else _paragraph(FIXED))
         *choices, files = self.controls.rows()
-        super().__init__([*choices, self.words, self.picture, files, self.status])
+        super().__init__([*choices, self.picture, self.words, self.about, files, self.status])
         self.controls.where.observe(self._offer_tokens, "value")
         for control in self.controls.choices():
             control.observe(self._refresh, "value")
-        self.controls.save_png.on_click(lambda _: self._save(".png"))
-        self.controls.save_json.on_click(lambda _: self._save(".json"))
+        for ending, button in self.controls.buttons().items():
+            button.on_click(lambda _, ending=ending: self._save(ending))
         self._refresh()
 
     @classmethod
@@ -71,19 +76,20 @@ class FrameExplorer(widgets.VBox):
         """The picture as a PNG file."""
         return self._page.png()
 
-    def save_png(self, path: str | Path) -> None:
-        """Write the picture, whole or not at all. Raises ValueError for another ending than .png, OSError."""
-        if Path(path).suffix.lower() != ".png":
-            raise ValueError(f"the picture is a PNG: expected a name that ends in .png, got {Path(path).name}")
-        write_whole(path, self.png)
+    def save(self, path: str | Path, thumbnails: bool = False) -> None:
+        """Write what is shown, whole or not at all, as the ending of `path` says; a file of that name is replaced.
 
-    def save_json(self, path: str | Path) -> None:
-        """Write the selection of the chosen query in all layers, and the settings, whole or not at all.
-
-        `FrameSelection.from_json` reads the file; the settings are under "view". Raises OSError.
+        .png: the picture. .svg, .pdf: all layers as a drawing without pixels. .json: the selection of the chosen query
+        in all layers, and the settings; `FrameSelection.from_json` reads it. .csv: the same as a table. thumbnails: put
+        the frames' pictures into the JSON. Raises ValueError for another ending, OSError.
         """
+        shown = self.selection, self.view, self.png, self.settings()
+        write_whole(path, saving.content(Path(path), *shown, thumbnails))
+
+    def settings(self) -> dict[str, Any]:
+        """What the controls are set to, and the sentence, by name."""
         v, (query, head, topk) = self.view, self._chosen
-        settings = {
+        return {
             "query": query.place,
             "position": query.position,
             "head": head,
@@ -92,8 +98,6 @@ class FrameExplorer(widgets.VBox):
             "frames": [v.first, v.last],
             "sentence": self.sentence,
         }
-        document = json.loads(self.selection.to_json()) | {"view": settings}
-        write_whole(path, json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode())
 
     def _offer_tokens(self, _: Any) -> None:
         self.controls.token.options = named(self.source, self.controls.where.value)
@@ -111,13 +115,11 @@ class FrameExplorer(widgets.VBox):
 
     def _save(self, ending: str) -> None:
         """What a button does. Says what came of it: an exception would vanish in the kernel's log."""
-        name = self.controls.name.value.strip()
         try:
-            if not name:
-                raise ValueError("it has no name")
-            path = Path(name + ending)
-            (self.save_png if ending == ".png" else self.save_json)(path)
-            said = f"Wrote {path}, {max(1, round(path.stat().st_size / 1000))} kB."
+            path, taken = saving.free_path(self.controls.name.value.strip(), ending)
+            self.save(path)
+            size, instead = max(1, round(path.stat().st_size / 1000)), f" {taken} was there already." if taken else ""
+            said = f"Wrote {path.name}, {size} kB, into {path.parent}.{instead}"
         except (OSError, ValueError) as error:
             said = f"The {ending[1:].upper()} file was not written: {error}. Choose another file name."
         self.status.value = _paragraph(said)
@@ -125,10 +127,7 @@ class FrameExplorer(widgets.VBox):
     def _repr_mimebundle_(self, **options: Any) -> tuple[dict, dict]:
         """The live widget, and for all that cannot show it the picture and its words."""
         words = f"{view.picture(self.selection, self.view)} {self.sentence}"
-        data = super()._repr_mimebundle_(**options) | {
-            "image/png": self._page.small_png(keep=panels.palette()),
-            "text/plain": words,
-        }
+        data = super()._repr_mimebundle_(**options) | bundle(self._page.small_png(keep=panels.palette()), words)
         return data, {"image/png": {"alt": words}}
 
 

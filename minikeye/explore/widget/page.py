@@ -57,7 +57,7 @@ class Page:
         self.text(x, y, text, bold=True, fill="white", anchor="mm")
 
     def tag_width(self, text: str) -> float:
-        return font(12.5, True).getlength(text) / SCALE + 8
+        return text_width(text, 12.5, bold=True) + 8
 
     def paste(self, picture: Image.Image, x: Units, y: Units, width: Units, height: Units, smooth: bool) -> None:
         """`picture`, scaled to width x height."""
@@ -94,12 +94,16 @@ def font(size: Units, bold: bool) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(folder / f"DejaVuSans{'-Bold' if bold else ''}.ttf", size * SCALE)
 
 
+def text_width(text: str, size: Units, bold: bool) -> float:
+    return font(size, bold).getlength(text) / SCALE
+
+
 def wrapped(text: str, width: Units, size: Units, bold: bool) -> list[str]:
     """`text` in lines no longer than `width`."""
     lines = [""]
     for word in text.split(" "):
         longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font(size, bold).getlength(longer) / SCALE > width:
+        if lines[-1] and text_width(longer, size, bold) > width:
             lines.append(word)
         else:
             lines[-1] = longer

@@ -16,8 +16,8 @@ from minikeye.explore.figures import PALETTE
 from minikeye.explore.layout import choose_frames, columns, runs, spread, time_ticks
 from minikeye.explore.selection import FrameCounts
 from minikeye.explore.strip import ACCENT, COLOURS, GAMMA, INK, SOFT, printable
-from minikeye.explore.widget.page import PALE, WIDTH, Page, Units, wrapped
-from minikeye.explore.widget.view import View, check, heading
+from minikeye.explore.widget.page import PALE, WIDTH, Page, Units, text_width, wrapped
+from minikeye.explore.widget.view import View, asked, check, heading
 from minikeye.explore.words import percent, when
 
 LEFT, RIGHT = 84, 84  # margins: numbers of the layers on the left, what each of them keeps on the right
@@ -34,19 +34,23 @@ def draw(selection: FrameCounts, view: View) -> Page:
     Raises ValueError where view and selection do not fit.
     """
     check(selection, view)
-    s = _cut(selection, view.first, view.last)
-    share = s.shares[:, 0].double().numpy()  # [l f]
+    s = cut(selection, view.first, view.last)
+    share = s.shown[:, 0].double().numpy()  # [l f]
     time = Time(share.shape[1], columns(share)[1])
-    shown = _worth_showing(s, view.layer, int(time.inner // SLOT)) if s.thumbnails is not None else []
+    shown = _worth_showing(s, view.layer, int(time.inner // _slot(s))) if s.thumbnails is not None else []
     title = wrapped(printable(heading(selection, view)), time.inner, 15, bold=True)
+    asking = [wrapped(printable(line), time.inner, 12.5, bold=False) for line in asked(selection)]
+    above = 12 + 18 * sum(map(len, asking))
     rows = float(np.clip(160 / len(share), 7, 24)) * len(share)
-    head = 14 + 21 * len(title) + 30
+    head = above + 2 + 21 * len(title) + 30
     heat = head + (_thumbnail(s, len(shown), time)[1] + 36 if shown else 0) + LEADERS
     bars = heat + rows + 12
     page = Page(bars + 2 * BARS + 106)
+    for n, line in enumerate(line for lines in asking for line in lines):
+        page.text(LEFT, 12 + 18 * n, line, fill=SOFT)
     for n, line in enumerate(title):
-        page.text(LEFT, 12 + 21 * n, line, size=15, bold=True)
-    _draw_scale(page, 20 + 21 * len(title), share.max())
+        page.text(LEFT, above + 21 * n, line, size=15, bold=True)
+    _draw_scale(page, above + 8 + 21 * len(title), share.max(), "attention" if s.reads_all else "keys")
     _draw_film(page, s, view.layer, shown, time, head, heat)
     _draw_heat(page, s, view.layer, time, heat, rows)
     _draw_unseen(page, time.edge(max(0, view.query.sees - view.first)), time, heat, rows)
@@ -77,7 +81,7 @@ class Time:
         return left + width / 2
 
 
-def _cut(s: FrameCounts, first: int, last: int) -> FrameCounts:
+def cut(s: FrameCounts, first: int, last: int) -> FrameCounts:
     """Only these frames; `keys`, and so the shares, stay those of the whole selection."""
     part = slice(first, last + 1)
     pictures = None if s.thumbnails is None else s.thumbnails[part]
@@ -99,12 +103,12 @@ def palette() -> UInt8[np.ndarray, "n 3"]:
     return np.concatenate([colours(64), greys, rest]).astype(np.uint8)
 
 
-def _draw_scale(page: Page, y: Units, top: Units) -> None:
+def _draw_scale(page: Page, y: Units, top: Units, what: str) -> None:
     """What colours mean: lighter is more."""
     left, width = WIDTH - RIGHT - 190, 190
     shades = np.linspace(0, 1, 190) ** GAMMA
     page.paste(_picture(shades[None]), left, y, width, 9, smooth=False)
-    page.text(left - 8, y + 4, "share of the layer's keys   0", fill=SOFT, anchor="rm")
+    page.text(left - 8, y + 4, f"share of the layer's {what}   0", fill=SOFT, anchor="rm")
     page.text(left + width + 8, y + 4, percent(top), fill=SOFT, anchor="lm")
 
 
@@ -118,6 +122,16 @@ def _thumbnail(s: FrameCounts, count: int, time: Time) -> tuple[float, float]:
     high, wide = s.thumbnails.shape[-2:]
     width = min(time.inner / max(count, 5) - 8, THUMB * wide / high)
     return width, width * high / wide
+
+
+def _slot(s: FrameCounts) -> float:
+    """Width of a thumbnail's place: the longest time fits above it."""
+    long = max((_time(s, frame) for frame in range(len(s.seconds))), key=len)
+    return max(float(SLOT), text_width(long, 12.5, bold=True) + 16.0)
+
+
+def _time(s: FrameCounts, frame: int) -> str:
+    return when(s, frame).replace(" of video ", " v")
 
 
 def _worth_showing(s: FrameCounts, layer: int, count: int) -> list[int]:
@@ -143,15 +157,17 @@ def _draw_film(page: Page, s: FrameCounts, layer: int, shown: list[int], time: T
     foot, tags = end - LEADERS, [(time.middle((first + last) // 2), end - 18) for first, last in runs(s.truth)]
     if shown:
         width, height = _thumbnail(s, len(shown), time)
-        slot = max(width, SLOT - 8.0)
+        slot = max(width, _slot(s) - 8.0)
         middles = (spread([time.middle(f) - LEFT for f in shown], slot, 8.0, time.inner) + LEFT).tolist()
         tags = [(middles[(first + last) // 2], foot + 3) for first, last in runs(_marked(shown, s.truth))]
     for frame, middle in zip(shown, middles if shown else [], strict=True):
         real, much = frame in s.truth, frame in peaks
         colour, edge = (ACCENT, 2.6) if real else (INK, 1.6) if much else (FAINT, 0.8)
-        page.text(middle - slot / 2, top, when(s, frame).replace(" of video ", " v"), bold=real or much)
-        keys = f"{counts[frame] or 'no'} key{'s' * (counts[frame] != 1)}"
-        page.text(middle - slot / 2, top + 16, keys, fill=INK if counts[frame] else SOFT)
+        page.text(middle - slot / 2, top, _time(s, frame), bold=real or much)
+        read = f"{counts[frame] or 'no'} key{'s' * (counts[frame] != 1)}"
+        if s.reads_all:
+            read = percent(s.mass[layer, 0, frame].item())
+        page.text(middle - slot / 2, top + 16, read, fill=INK if counts[frame] else SOFT)
         picture = Image.fromarray(s.thumbnails[frame].permute(1, 2, 0).numpy())
         page.paste(picture, middle - width / 2, foot - height, width, height, smooth=True)
         page.box(middle - width / 2, foot - height, width, height, outline=colour, width=edge)
@@ -170,7 +186,7 @@ def _marked(shown: list[int], truth: tuple[int, ...]) -> tuple[int, ...]:
 
 def _draw_heat(page: Page, s: FrameCounts, layer: int, time: Time, top: Units, high: Units) -> None:
     """Layers by frames, first layer on top; the chosen one framed, truth bracketed; on the right what a layer keeps."""
-    share = s.shares[:, 0].double().numpy()
+    share = s.shown[:, 0].double().numpy()
     cells = columns(share)[0] / (share.max() or 1.0)
     page.paste(_picture(cells**GAMMA), LEFT, top, time.inner, high, smooth=False)
     row = high / len(share)
@@ -208,6 +224,10 @@ def _draw_bars(page: Page, s: FrameCounts, layer: int, time: Time, top: Units) -
         (s.shares[layer, 0].double().numpy(), KEYS, "keys", -1),
         (s.mass[layer, 0].double().numpy(), ATTENTION, "attention", 1),
     ):
+        page.text(LEFT - 8, middle + sign * BARS / 2, name, fill=SOFT, anchor="rm")
+        if s.reads_all and sign < 0:
+            page.text(LEFT, middle - 14, "every key is read: nothing is selected", fill=SOFT, anchor="lm")
+            continue
         cells, most = columns(values)[0], values.max()
         for n in np.flatnonzero(cells).tolist():
             left, width = time.column(n * time.step)
@@ -218,7 +238,6 @@ def _draw_bars(page: Page, s: FrameCounts, layer: int, time: Time, top: Units) -
             page.box(*place, fill=ACCENT if real else colour)
             if real:
                 page.stripes(*place)
-        page.text(LEFT - 8, middle + sign * BARS / 2, name, fill=SOFT, anchor="rm")
         page.text(LEFT + time.inner + 8, middle + sign * (BARS - 12), percent(most), fill=SOFT, anchor="lm")
         page.line([(LEFT, middle + sign * (BARS - 4)), (LEFT + time.inner, middle + sign * (BARS - 4))], PALE, 0.7)
     page.line([(LEFT, middle), (LEFT + time.inner, middle)], INK, 1.2)

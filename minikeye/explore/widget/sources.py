@@ -14,19 +14,25 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
+from tqdm.auto import tqdm
 
+from minikeye.checkpoint.taught import taught
+from minikeye.cost.memory import CHUNK
 from minikeye.explore.ask import model_and_processor, read_clip
 from minikeye.explore.frames import FrameSelection
 from minikeye.explore.probe import Probe
 from minikeye.explore.selection import shrink
 from minikeye.explore.widget.view import Query
+from minikeye.files import CHECKPOINT
 from minikeye.inputs.processor import Processor
 from minikeye.inputs.prompt import FrameSpan
 from minikeye.inputs.tokenizer import Tokenizer
 from minikeye.keye import KeyeVL
-from minikeye.model.step import Mode
+from minikeye.model.step import AttentionTrace, Mode
+from minikeye.progress import wanted
 
 AROUND = 10  # tokens of the text on either side of a query that are quoted with it
+BAR = "{desc} {bar} {elapsed}"
 ANSWER, QUESTION, BETWEEN = "the answer", "text outside the video", "times in the video"
 
 
@@ -62,7 +68,7 @@ class Recorded:
 
     def select(self, query: Query, head: int | None, topk: int) -> FrameSelection:
         s, n = self.selection, slice(query.position, query.position + 1)
-        rest = {"kept": s.kept[:, n], "labels": s.labels[n]}
+        rest = {"kept": s.kept[:, n], "labels": s.labels[n], "whole": None if s.whole is None else s.whole[:, n]}
         return replace(s, counts=s.counts[:, n], keys=s.keys[:, n], mass=s.mass[:, n], **rest)
 
     def how(self, query: Query, layer: int, head: int | None, topk: int) -> str:
@@ -80,6 +86,8 @@ class Probed:
     thumbnails: UInt8[Tensor, "f 3 height width"] | None = None
     truth: tuple[int, ...] = ()  # numbers of the frames that hold the answer; () where not known
     subject: str = ""  # what those frames show: "the card"
+    question: str = ""  # what was asked; "" where not known
+    taught: str = ""  # what the checkpoint was taught, where it says so
 
     @classmethod
     def of(
@@ -91,14 +99,16 @@ class Probed:
         thumbnails: UInt8[Tensor, "f 3 height width"] | None = None,
         truth: Sequence[int] = (),
         subject: str = "",
+        question: str = "",
+        taught: str = "",
         max_new_tokens: int = 32,
         attention: Mode = "sparse",
         backend: str = "auto",
     ) -> "Probed":
         """Answer the one conversation of `inputs`, greedily, and keep every text token of prompt and answer as a query.
 
-        thumbnails: the frames' pictures. Raises ValueError for several conversations, a prompt without video, and
-        thumbnails or truth that do not fit its frames.
+        thumbnails: the frames' pictures. question, taught: to be shown with the answer. Raises ValueError for several
+        conversations, a prompt without video, and thumbnails or truth that do not fit its frames.
         """
         ids, frames = inputs["input_ids"], inputs["frames"][0]
         if len(ids) != 1 or not frames:
@@ -107,11 +117,13 @@ class Probed:
         prompt = ids.shape[1]
         probe = Probe(model.config.indexer.topk, {*text, *range(prompt, prompt + max_new_tokens)})
         stop = {"stop_ids": processor.stop_ids, "max_new_tokens": max_new_tokens}
-        out = model.generate(inputs, attention=attention, backend=backend, observer=probe, **stop)
+        passes = model.config.text.layers * -(-prompt // CHUNK)
+        with Waiting(f"2 of 2: reading {prompt:,} tokens, answering", passes, probe) as watched:
+            out = model.generate(inputs, attention=attention, backend=backend, observer=watched, **stop)
         queries = queries_of(ids[0].tolist(), text, out.row(), frames, processor.tokenizer)
         small = None if thumbnails is None else shrink(thumbnails.cpu())
         answer = processor.tokenizer.decode(out.row())
-        made = cls(answer, probe, tuple(frames), queries, small, tuple(truth), subject)
+        made = cls(answer, probe, tuple(frames), queries, small, tuple(truth), subject, question, taught)
         made.select(made.queries[QUESTION][0], None, made.topk)  # complains about what does not fit
         return made
 
@@ -125,19 +137,22 @@ class Probed:
         checkpoint: str | Path | None = None,
         model: KeyeVL | None = None,
         processor: Processor | None = None,
+        device: str | torch.device | None = None,
         **options: Any,
     ) -> "Probed":
         """Ask `question` about a video file. insert_card: (digit, seconds), as in `ask.ask`.
 
-        checkpoint, model, processor: as `ask.model_and_processor` takes them. options: max_new_tokens, attention,
-        backend. Raises as these and `of` do.
+        checkpoint, model, processor, device: as `ask.model_and_processor` takes them. options: max_new_tokens,
+        attention, backend. Raises as these and `of` do.
         """
-        model, processor = model_and_processor(checkpoint, model, processor)
-        clip, truth = read_clip(processor, path, insert_card)
+        known = taught(checkpoint or CHECKPOINT) if model is None else ""
+        model, processor = model_and_processor(checkpoint, model, processor, device)
+        with Waiting(f"1 of 2: reading {Path(path).name}"):
+            clip, truth = read_clip(processor, path, insert_card)
         content = [{"type": "video", "video": clip}, {"type": "text", "text": question}]
         inputs = processor([{"role": "user", "content": content}]).to(model.device)
-        known = {"thumbnails": clip.frames, "truth": truth, "subject": "the card" if truth else ""}
-        return cls.of(model, processor, inputs, **known, **options)
+        shown = {"thumbnails": clip.frames, "truth": truth, "subject": "the card" if truth else ""}
+        return cls.of(model, processor, inputs, **shown, question=question, taught=known, **options)
 
     @property
     def heads(self) -> int:
@@ -153,7 +168,7 @@ class Probed:
 
     def select(self, query: Query, head: int | None = None, topk: int | None = None) -> FrameSelection:
         record = self.probe.record(query.position, head, topk)
-        known = {"thumbnails": self.thumbnails, "truth": self.truth, "subject": self.subject}
+        known = {name: getattr(self, name) for name in ("thumbnails", "truth", "subject", "question", "answer")}
         return FrameSelection.from_record(record, list(self.frames), length=self.probe.tokens, **known)
 
     def how(self, query: Query, layer: int, head: int | None, topk: int) -> str:
@@ -162,6 +177,27 @@ class Probed:
         gate = self.probe.gates(query.position)[layer, head].item()
         against = ", which counts against the keys it matches" if gate < 0 else ""
         return f"indexer head {head} alone (gate {gate:.2f}{against}), k = {topk}"
+
+
+class Waiting:
+    """A bar for somebody who waits. As an observer it moves on at every layer, and hands all it sees on to `probe`."""
+
+    def __init__(self, what: str, total: int = 1, probe: Probe | None = None):
+        self.probe, self._what, self._total = probe, what, total
+
+    def __enter__(self) -> "Waiting":
+        self._bar = tqdm(total=self._total, desc=self._what, leave=False, disable=not wanted(), bar_format=BAR)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def attention(self, layer: int, trace: AttentionTrace) -> None:
+        self.probe.attention(layer, trace)
+        self._bar.update(self._bar.n < self._total)
+
+    def routing(self, layer: int, probabilities: Tensor, chosen: Tensor) -> None:
+        self.probe.routing(layer, probabilities, chosen)
 
 
 def quoted(text: str) -> str:

@@ -48,7 +48,13 @@ def heading(s: FrameCounts, v: View) -> str:
 def sentence(s: FrameCounts, v: View) -> str:
     """The settings and what they show, with numbers. Raises ValueError where view and selection do not fit."""
     check(s, v)
-    return " ".join([f"{heading(s, v)}.", *_sight(s, v), _reads(s, v), *_truth(s, v), _kept(s, v)])
+    return " ".join([*asked(s), f"{heading(s, v)}.", *_sight(s, v), _reads(s, v), *_truth(s, v), _kept(s, v)])
+
+
+def asked(s: FrameCounts, longest: int = 200) -> list[str]:
+    """Question and answer as a sentence, each of at most `longest` characters; none where they are not known."""
+    question, answer = (z if len(z) <= longest else f"{z[: longest - 1].rstrip()}…" for z in (s.question, s.answer))
+    return [f"Asked “{question}”, the model answers “{answer}”."] if question else []
 
 
 def picture(s: FrameCounts, v: View) -> str:
@@ -57,7 +63,10 @@ def picture(s: FrameCounts, v: View) -> str:
     strip = "A strip of video frames over a heat map" if s.thumbnails is not None else "A heat map"
     size = f"{layers} layer{'s' * (layers > 1)} by {frames} frame{'s' * (frames > 1)}"
     bars = f"below, bars for layer {s.layers[v.layer]}: its keys upwards, its attention downwards"
-    return f"{strip} of {size}, lighter where more of a layer's keys lie; {bars}."
+    lighter = (
+        "lighter where more of a layer's attention goes" if s.reads_all else "lighter where more of a layer's keys lie"
+    )
+    return f"{strip} of {size}, {lighter}; {bars}."
 
 
 def _sight(s: FrameCounts, v: View) -> list[str]:
@@ -77,6 +86,13 @@ def _reads(s: FrameCounts, v: View) -> str:
     if not inside:
         return f"{f'None of its {total} keys lies' if total != 1 else 'Its only key does not lie'} in {place}."
     reads = f"{inside} of its {total} keys ({percent(inside / total)}) {'lies' if inside == 1 else 'lie'} in {place}"
+    if s.reads_all:
+        most = v.first + int(mass.argmax())
+        attention, every = (
+            percent(s.mass[v.layer, 0, most].item()),
+            "it reads every key that it sees, nothing is selected",
+        )
+        return f"{reads}: {every}. The frame at {when(s, most)} gets most attention: {attention}."
     tied = (counts == most).nonzero().flatten().tolist()
     top = max(tied, key=lambda n: mass[n].item())  # the first of equals
     if len(counts) == 1:
