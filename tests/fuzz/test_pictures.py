@@ -10,7 +10,7 @@ import pytest
 from mutations import COUNT, mutated
 from PIL import Image, features
 
-from minikeye.inputs.pixels import picture
+from minikeye.inputs.pixels import is_picture, picture
 
 FORMATS = {
     "JPEG": ("RGB", {}),
@@ -20,8 +20,6 @@ FORMATS = {
     "BMP": ("RGB", {}),
     "TIFF": ("RGB", {"compression": "tiff_lzw"}),
     "PPM": ("RGB", {}),
-    "TGA": ("RGB", {}),
-    "ICO": ("RGBA", {}),
 }
 SECONDS, MEGABYTES = 5.0, 2500  # the largest picture that is read takes 2 GB
 
@@ -46,6 +44,7 @@ def test_spoiled_pictures(tmp_path: Path, kind: str) -> None:
         path.write_bytes(data)
         begun, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         try:
+            is_picture(path)
             array = picture(path)
         except ValueError as error:
             assert str(path) in str(error), how
