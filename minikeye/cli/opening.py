@@ -75,8 +75,8 @@ class Opened:
         if over > 0 and planned:
             raise ValueError(f"{too_long(planned, tokens, self.arguments.max_new_tokens, most)}: {self._remedy(most)}")
         for plan in planned:
-            if lost := plan.losses():
-                remark("video", f"{plan.path} is seen with {lost}, to stay within {config.video.video_tokens:,} tokens")
+            for note in plan.sampling.notes:
+                remark("video", f"{plan.path}: {note}")
         return planned
 
     def _remedy(self, most: int) -> str:
@@ -142,6 +142,13 @@ def too_long(planned: Sequence[Plan], tokens: int, answer: int, most: int) -> st
         for plan in planned
     )
     return f"{seen} make a prompt of {tokens:,} tokens; with {answer} of answer that exceeds the context of {most:,}"
+
+
+def heed(notes: Sequence[str], planned: Sequence[Plan]) -> None:
+    """Tell what only reading the videos has shown: damage, times that had to be assumed."""
+    for note in notes:
+        if not any(note in plan.sampling.notes for plan in planned):
+            remark("video", note)
 
 
 def remark(what: str, text: str) -> None:

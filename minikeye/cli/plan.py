@@ -1,8 +1,7 @@
 """What the model will see of a video, worked out from the file's index before the minutes that decoding may take."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ import torch
 from minikeye.config import KeyeConfig
 from minikeye.inputs.pixels import is_picture
 from minikeye.inputs.processor import Clip, Processor
-from minikeye.inputs.sampling import fit_size, frame_count, frame_indices, smart_resize, video_budget
+from minikeye.inputs.sampling import Sampling, sample
 from minikeye.inputs.video import VideoInfo, probe
 
 
@@ -20,38 +19,29 @@ class Plan:
 
     path: str
     info: VideoInfo
-    frames: int  # that are sampled
-    asked: int  # frames at the config's rate, if the token budget were no limit
-    size: tuple[int, int]  # pixels, width and height of each
-    largest: tuple[int, int]  # the same, if the token budget were no limit
+    sampling: Sampling
 
     @classmethod
     def of(cls, path: str, info: VideoInfo, config: KeyeConfig, videos: int) -> "Plan":
         """By the rules that `read_video` samples by. videos: how many share the budget."""
-        video, side, native = config.video, config.token_pixels, (info.width, info.height)
-        count = frame_count(info.seconds, info.fps, info.frames, video, videos=videos)
-        free = replace(video, video_tokens=info.frames * video.max_frame_tokens * videos, adaptive="off")
-        return cls(
-            path,
-            info,
-            count,
-            frame_count(info.seconds, info.fps, info.frames, free, videos=videos),
-            fit_size(*native, count, video_budget(info.seconds, video, videos), video, side),
-            smart_resize(*native, video.min_frame_tokens, video.max_frame_tokens, side),
-        )
+        size, rules = (info.width, info.height), (config.video, config.token_pixels, videos)
+        return cls(path, info, sample(info.seconds, info.fps, info.frames, size, *rules))
+
+    @property
+    def frames(self) -> int:
+        """How many are sampled."""
+        return len(self.sampling.indices)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of each in pixels."""
+        return self.sampling.width, self.sampling.height
 
     def blank(self) -> Clip:
         """A clip of as many frames of this size, near their times, in the memory of one."""
         width, height = self.size
         frames = torch.zeros(1, 3, height, width, dtype=torch.uint8).expand(self.frames, -1, -1, -1)
-        return Clip(frames, [n / self.info.fps for n in frame_indices(self.info.frames, self.frames)])
-
-    def losses(self) -> str:
-        """In what the token budget makes the video sparser or smaller than asked; "" where in nothing."""
-        sparser, smaller = self.frames < self.asked, math.prod(self.size) < math.prod(self.largest)
-        seen = [f"{self.frames:,} of the {self.asked:,} frames that its length asks for"] * sparser
-        seen += ["{}x{} instead of {}x{} pixels".format(*self.size, *self.largest)] * smaller
-        return " and ".join(seen)
+        return Clip(frames, [n / self.info.fps for n in self.sampling.indices])
 
 
 def content(paths: Sequence[str]) -> list[dict[str, Any]]:

@@ -181,14 +181,14 @@ def read_clip(
     video = read_video(path, processor.config.video, processor.config.token_pixels)
     times = video.seconds.tolist()
     if insert_card is None:
-        return Clip(video.frames, times), ()
+        return Clip(video.frames, times, video.notes), ()
     digit, seconds = insert_card
     if not 0 <= seconds <= video.info.seconds:
         raise VideoError(
             f"the card must go between 0 and {video.info.seconds:.1f} s, where {path} ends; got {seconds} s"
         )
     nearest = min(range(len(times)), key=lambda n: abs(times[n] - seconds))
-    return Clip(needle.insert_card(video.frames, nearest, digit), times), (nearest,)
+    return Clip(needle.insert_card(video.frames, nearest, digit), times, video.notes), (nearest,)
 
 
 class _Stopwatch:

@@ -5,14 +5,14 @@ picture may come as two fields, a packet each. What is kept of each packet takes
 """
 
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 
-from minikeye.inputs.envelope import check_size, open_video
+from minikeye.inputs.envelope import check_size, open_video, packets_of
 from minikeye.inputs.pixels import Orientation
 from minikeye.inputs.sampling import VideoError, check_shape
 
@@ -38,6 +38,15 @@ class PacketIndex:
     def seconds(self, frame: int) -> float:
         """Time of a frame (position in order of presentation) after the first one, exact but for one rounding."""
         return float((self.pts[self.order[frame]] - self.pts[self.order[0]]) * self.time_base)
+
+    def only(self, came: set[int]) -> "PacketIndex":
+        """The index if of all packets only those that `came` hold frames."""
+        order = np.array([p for p in self.order if int(p) in came], dtype=np.int64)
+        pts = array("q", self.pts)
+        if not self.timed and self.last_duration:  # a raw stream, whose n-th frame is shown at n
+            for n, position in enumerate(order):
+                pts[position] = n
+        return replace(self, pts=pts, order=order)
 
 
 @dataclass
@@ -104,7 +113,7 @@ def _read_packets(
     fields = FieldPairs(stream.codec_context.extradata) if stream.codec_context.name == "h264" else None
     first, latest, duration, clock = None, None, 0, _NO_TIME
     stream.thread_type = "NONE"  # one frame is decoded here; threads would only delay it
-    for packet in container.demux(stream):
+    for packet in packets_of(container, stream):
         if packet.size:
             here = len(packets.pts)
             if packet.is_corrupt:
@@ -150,8 +159,10 @@ def _one_clock(packets: _Packets, shown: np.ndarray) -> tuple[array, int]:
             shown[part] &= times[part] >= times[key]
         if not shown[part].any():
             continue
-        begin, last = times[part][shown[part]].min(), times[part][shown[part]].max()
+        begin, last = int(times[part][shown[part]].min()), int(times[part][shown[part]].max())
         shift = 0 if end is None else end - begin
+        if max(abs(begin), abs(last), abs(shift)) > 2**60:
+            raise VideoError(f"expected times that fit a clock, got ticks {begin} to {last}: the file is damaged")
         times[part] += shift
         step = duration or (last - begin) // max(int(shown[part].sum()) - 1, 1)
         end = last + shift + step

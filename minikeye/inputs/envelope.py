@@ -6,7 +6,7 @@ that are one file are opened, through no other protocol than the file itself.
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -46,6 +46,8 @@ def open_video(path: str | Path) -> Iterator[tuple[av.container.InputContainer, 
                 if other.index != streams[0].index:
                     other.discard = av.stream.Discard.all
             decoder = streams[0].codec_context
+            if decoder is None:
+                raise VideoError(f"the video in {path} is coded in a way that FFmpeg does not know: re-encode it")
             check_size(path, decoder.width, decoder.height)
             decoder.options = {"max_pixels": str(MAX_PIXELS)}  # the header may lie, or the size change on the way
             yield container, streams[0]
@@ -56,6 +58,15 @@ def open_video(path: str | Path) -> Iterator[tuple[av.container.InputContainer, 
             f"{path} is not a video that can be read, or it is damaged ({error.strerror}): expected one file such as "
             f"MP4, Matroska, WebM, AVI or MPEG-TS. Playlists and lists of files are not opened; pass pictures as images"
         ) from error
+
+
+def packets_of(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
+    """The packets of a stream; the last one is empty and flushes the decoder.
+
+    PyAV fails on a stream that first comes up in the middle of a file, but not before it has given all of ours.
+    """
+    with suppress(IndexError):
+        yield from container.demux(stream)
 
 
 def check_size(path: str | Path, width: int, height: int) -> None:

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from minikeye.inputs.sampling import VideoError
 
-# Formats of Pillow that are pixels only. Left out above all: EPS, for which Pillow starts Ghostscript.
-PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "TGA")
-MAX_PICTURE_PIXELS = 89_478_485  # the size above which Pillow warns of a decompression bomb; takes 1.5 GB here
+# Formats of Pillow that are pixels only and begin with a mark of their own. Left out: EPS above all, for which Pillow
+# starts Ghostscript, and TGA, which has no mark and may be any file.
+PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+MAX_PICTURE_PIXELS = 89_478_485  # the size above which Pillow warns of a decompression bomb; takes 2 GB here
 
 
 def resize(frames: UInt8[Tensor, "f 3 _ _"], height: int, width: int) -> UInt8[Tensor, "f 3 height width"]:
@@ -48,7 +49,7 @@ def is_picture(path: str | Path) -> bool:
             return not getattr(image, "is_animated", False)
     except Image.DecompressionBombError:
         return True  # whoever opens it to read it says so
-    except OSError:
+    except Exception:  # Pillow raises many kinds for files that are none
         return False
 
 
@@ -86,7 +87,7 @@ def _as_seen(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ starts late stay exact. (The released code uses frame index / average rate.) Pix
 
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import av
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from minikeye.config import VideoConfig
 from minikeye.inputs.container import PacketIndex, index_packets
-from minikeye.inputs.envelope import open_video
+from minikeye.inputs.envelope import open_video, packets_of
 from minikeye.inputs.pixels import FrameResizer
 from minikeye.inputs.sampling import Sampling, VideoError, sample
 
@@ -119,8 +119,7 @@ def decode_video(plan: VideoPlan) -> Video:
         reading.all()
     if reading.missing and not reading.corrupt and len(reading.came) < len(index.order) and not reading.complains():
         # The decoder is content, so these packets hold no picture of their own: plan again without them.
-        shown = np.array([p for p in index.order if int(p) in reading.came], dtype=np.int64)
-        return decode_video(_planned(plan.path, replace(index, order=shown), plan.request))
+        return decode_video(_planned(plan.path, index.only(reading.came), plan.request))
     if reading.missing:
         lost = index.seconds(sampling.indices[min(reading.missing)])
         raise VideoError(
@@ -215,7 +214,7 @@ class _Reading:
             lean = wanted is not None and decoder.name == "h264"
             ranges = iter(plan)
             start, stop = next(ranges)
-            for position, packet in enumerate(p for p in container.demux(stream) if p.size):
+            for position, packet in enumerate(p for p in packets_of(container, stream) if p.size):
                 if position < start:
                     continue
                 if lean:

@@ -301,7 +301,7 @@ def small_budget(folder: Path, tmp_path: Path, **video) -> Path:
 
 def test_a_long_video_is_refused_before_it_is_decoded(capsys, folder, hour, monkeypatch, tmp_path):
     own = small_budget(folder, tmp_path, video_tokens=7200)
-    monkeypatch.setattr("minikeye.inputs.processor.read_video", None)
+    monkeypatch.setattr("minikeye.inputs.processor.decode_video", None)
     monkeypatch.setattr(KeyeVL, "from_pretrained", None)
     for command in (["answer", hour, "q"], ["frames", hour, "q", "--out", tmp_path / "out"], ["chat", hour]):
         status, out, err = run(capsys, *command, "--checkpoint", own)
@@ -318,7 +318,7 @@ def test_with_max_context_the_same_video_fits(capsys, folder, hour, tmp_path):
         opened_ = opening.Opened.of(parser().parse_args(asked), [str(hour)])
         [plan] = opened_.foresee(question)
         counts.append(plan.frames)
-        assert f"is seen with {plan.frames:,} of the 7,200 frames that its length asks for" in capsys.readouterr().err
+        assert f"the model sees {plan.frames:,} frames instead of 7,200" in capsys.readouterr().err
         parts = [{"type": "video", "video": str(hour)}, {"type": "text", "text": question}]
         inputs = opened_.processor([{"role": "user", "content": parts}])
         assert len(inputs["frames"][0]) == plan.frames and 500 < inputs["input_ids"].shape[1] + 32 - 1 <= 1024
@@ -335,9 +335,25 @@ def test_what_is_lost_is_told_as_it_is_then_seen(capsys, folder, video, tmp_path
     err, clip = capsys.readouterr().err, opened_.processor.clip({"video": str(video)})
     height, width = clip.frames.shape[-2:]
     sparser, smaller = len(clip.seconds) < 6, width * height < 56 * 56
-    assert (f"{len(clip.seconds)} of the 6 frames" in err) == sparser
-    assert (f"{width}x{height} instead of " in err) == smaller
+    assert (f"{len(clip.seconds)} frames instead of 6" in err) == sparser
+    assert (f"{width}x{height} pixels instead of " in err) == smaller
     assert (sparser, smaller) == {4: (True, True), 12: (False, True), 10_000: (False, False)}[budget]
+
+
+def test_what_reading_shows_is_told_once(capsys, folder, tmp_path):
+    """A raw stream has no times: said with the answer, once, and beside what the plan has said."""
+    path = tmp_path / "a.264"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for n in range(90):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((64, 64, 3), n, np.uint8), "rgb24")))
+        out.mux(stream.encode())
+    own = small_budget(folder, tmp_path, video_tokens=4, min_frame_tokens=1, max_frame_tokens=4)
+    for command in (["answer", path, "q"], ["frames", path, "q", "--out", tmp_path / "out"]):
+        status, _, err = run(capsys, *command, "--checkpoint", own, "--max-new-tokens", 2)
+        assert status == 0 and err.count("holds no times: taken as 30 frames per second") == 1
+        assert err.count("the model sees 4 frames instead of 6") == 1
 
 
 # --------------------------------------------------------------------------------------- how it is held, how it speaks
