@@ -191,7 +191,9 @@ class Waiting:
 
     def __exit__(self, *error: object) -> None:
         if error[0] is None:
-            self._bar.update(self._total - self._bar.n)  # in a notebook, a bar that is not full stays as one that failed
+            self._bar.update(
+                self._total - self._bar.n
+            )  # in a notebook, a bar that is not full stays as one that failed
         self._bar.close()
 
     def attention(self, layer: int, trace: AttentionTrace) -> None:
