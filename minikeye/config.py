@@ -4,10 +4,13 @@ Presets: `KeyeConfig.keye_vl_2_30b_a3b()` is the released model (report, section
 `mini` the shipped checkpoint, `nano` trains on a laptop CPU in minutes. Same code for all three: only numbers differ.
 """
 
-import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from minikeye import config_json as released
+from minikeye.config_json import check_numbers, require
+from minikeye.files import read_json
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,13 @@ class VisionConfig:
         return self.image_size // self.patch_size
 
     def __post_init__(self) -> None:
-        _require(self.width % self.heads == 0, f"vision width {self.width} must be a multiple of heads {self.heads}")
-        _require(self.head_width % 4 == 0, f"vision head width {self.head_width} must be a multiple of 4 for 2D RoPE")
+        check_numbers(self)
+        require(self.width % self.heads == 0, f"vision width {self.width} must be a multiple of heads {self.heads}")
+        require(self.head_width % 4 == 0, f"vision head width {self.head_width} must be a multiple of 4 for 2D RoPE")
+        require(
+            self.image_size >= self.patch_size,
+            f"image_size {self.image_size} must be at least one patch of {self.patch_size} pixels",
+        )
 
 
 @dataclass(frozen=True)
@@ -52,8 +60,8 @@ class IndexerConfig:
     norm_eps: float = 1e-6  # RMSNorm of q, LayerNorm of k
 
     def __post_init__(self) -> None:
-        _require(self.topk >= 1, f"topk must be at least 1, got {self.topk}")
-        _require(self.width % 2 == 0, f"indexer width {self.width} must be even for RoPE")
+        check_numbers(self)
+        require(self.width % 2 == 0, f"indexer width {self.width} must be even for RoPE")
 
 
 @dataclass(frozen=True)
@@ -80,12 +88,13 @@ class TextConfig:
         return self.heads // self.kv_heads
 
     def __post_init__(self) -> None:
-        _require(self.heads % self.kv_heads == 0, f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}")
-        _require(
+        check_numbers(self)
+        require(self.heads % self.kv_heads == 0, f"heads {self.heads} must be a multiple of kv_heads {self.kv_heads}")
+        require(
             2 * sum(self.mrope_section) == self.head_width,
             f"mrope_section {self.mrope_section} must sum to half of head_width {self.head_width}",
         )
-        _require(
+        require(
             1 <= self.experts_per_token <= self.experts,
             f"experts_per_token {self.experts_per_token} must lie in 1..{self.experts}",
         )
@@ -102,15 +111,17 @@ class VideoConfig:
     min_image_tokens: int = 4
     max_image_tokens: int = 20_480
     adaptive: Literal["off", "paper", "released"] = "off"  # scale the budget by duration; the two tables differ
+    frame_size: Literal["released", "fitting"] = "released"  # fitting: never below min_frame_tokens, for small models
 
     def __post_init__(self) -> None:
-        _require(
+        check_numbers(self)
+        require(
             1 <= self.min_frame_tokens <= self.max_frame_tokens,
             f"frame tokens must satisfy 1 <= min <= max, got {self.min_frame_tokens} and {self.max_frame_tokens}",
         )
-        _require(
-            self.adaptive in ("off", "paper", "released"),
-            f"adaptive must be 'off', 'paper' or 'released', got {self.adaptive!r}",
+        require(
+            self.min_image_tokens <= self.max_image_tokens,
+            f"image tokens must satisfy min <= max, got {self.min_image_tokens} and {self.max_image_tokens}",
         )
 
 
@@ -127,10 +138,15 @@ class KeyeConfig:
 
     def __post_init__(self) -> None:
         section, spare = self.indexer_section, self.indexer.width // 2
-        _require(
+        require(
             sum(section) == spare and min(section) > 0,
             f"mrope_section {self.text.mrope_section} scaled from head_width {self.text.head_width} to indexer width "
             f"{self.indexer.width} gives {section}, which must be positive and sum to {spare}",
+        )
+        ids = (self.image_token_id, self.video_token_id)
+        require(
+            ids[0] != ids[1] and min(ids) >= 0 and max(ids) < self.text.vocab,
+            f"image_token_id and video_token_id must be two tokens below vocab {self.text.vocab}, got {ids}",
         )
 
     @property
@@ -169,7 +185,9 @@ class KeyeConfig:
                 max_positions=16_384,
             ),
             indexer=IndexerConfig(heads=4, width=32, topk=256),
-            video=VideoConfig(min_frame_tokens=4, max_frame_tokens=8, video_tokens=8 * 1024, max_image_tokens=8),
+            video=VideoConfig(
+                min_frame_tokens=4, max_frame_tokens=8, video_tokens=8192, max_image_tokens=8, frame_size="fitting"
+            ),
             image_token_id=261,
             video_token_id=262,
         )
@@ -206,34 +224,32 @@ class KeyeConfig:
         A key that is absent takes the released model's value; keys minikeye does not use are ignored, and
         `unused_keys(d)` lists them. Raises ValueError for a value of the wrong kind or numbers that do not fit.
         """
-        for key in ("text_config", "vision_config", "video_config", "sa_config"):
-            if not isinstance(d, dict) or not isinstance(d.get(key, {}), dict):
-                raise ValueError(f"config and its {key} must be dictionaries, got {d!r:.200}")
-        vision, text = d.get("vision_config", {}), d.get("text_config", d)
-        rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
-        flat_text = {**text, "mrope_section": rope.get("mrope_section", TextConfig.mrope_section)}
-        flat_text.setdefault("rope_theta", rope.get("rope_theta", TextConfig.rope_theta))
+        require(isinstance(d, dict), f"a config must be an object, got {d!r:.200}")
+        text, prefix = released.text_of(d), "" if d.get("text_config") is None else "text_config."
+        flat_text = {**text, "mrope_section": TextConfig.mrope_section, **released.rope_of(text)}
+        vision, video = (released.object_at(d, f"{part}_config") or {} for part in ("vision", "video"))
         return cls(
-            vision=_read(VisionConfig, _VISION_KEYS, vision),
-            text=_read(TextConfig, _TEXT_KEYS, flat_text),
-            indexer=_read(IndexerConfig, _INDEXER_KEYS, text.get("sa_config", d.get("sa_config", {}))),
-            video=_read(VideoConfig, _VIDEO_KEYS, d.get("video_config", {})),
-            image_token_id=d.get("image_token_id", cls.image_token_id),
-            video_token_id=d.get("video_token_id", cls.video_token_id),
+            vision=released.read_part(VisionConfig, _VISION_KEYS, vision, "vision_config."),
+            text=released.read_part(TextConfig, _TEXT_KEYS, flat_text, prefix),
+            indexer=released.read_part(IndexerConfig, _INDEXER_KEYS, released.sparse_of(d), "sa_config."),
+            video=released.read_part(VideoConfig, _VIDEO_KEYS, video, "video_config."),
+            image_token_id=released.token_id(d, "image_token_id", cls.image_token_id),
+            video_token_id=released.token_id(d, "video_token_id", cls.video_token_id),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """The released `config.json`, text part nested. `KeyeConfig.from_dict(c.to_dict()) == c`."""
-        text = _write(_TEXT_KEYS, self.text)
+        text = released.write_part(_TEXT_KEYS, self.text)
+        sparse = released.write_part(_INDEXER_KEYS, self.indexer)
         text["rope_scaling"] = {"type": "default", "mrope_section": list(text.pop("mrope_section"))}
         return {
             "architectures": ["KeyeVL2MoeForConditionalGeneration"],
             "model_type": "KeyeVL2",
             "image_token_id": self.image_token_id,
             "video_token_id": self.video_token_id,
-            "vision_config": _write(_VISION_KEYS, self.vision),
-            "text_config": {**text, "sa_config": {**_write(_INDEXER_KEYS, self.indexer), "indexer_num_kv_heads": 1}},
-            "video_config": _write(_VIDEO_KEYS, self.video),
+            "vision_config": released.write_part(_VISION_KEYS, self.vision),
+            "text_config": {**text, "sa_config": {**sparse, "indexer_num_kv_heads": 1}},
+            "video_config": released.write_part(_VIDEO_KEYS, self.video),
         }
 
     @classmethod
@@ -242,15 +258,11 @@ class KeyeConfig:
         path = Path(folder) / "config.json"
         if not path.is_file():
             raise FileNotFoundError(f"expected a config.json in {folder}, found none: give the checkpoint's folder")
+        stated = read_json(path)
         try:
-            return cls.from_dict(json.loads(path.read_text()))
-        except (TypeError, ValueError) as error:
+            return cls.from_dict(stated)
+        except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-
-
-def _keys(kind: type, renamed: dict[str, str]) -> dict[str, str]:
-    """minikeye's field -> the key of the released config.json; a field that is not renamed keeps its name."""
-    return {f.name: renamed.get(f.name, f.name) for f in fields(kind)}
 
 
 _BOTH = {"width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_attention_heads"}
@@ -258,41 +270,20 @@ _TOWER = {"mlp_width": "intermediate_size", "merge": "spatial_merge_size", "norm
 _HEADS = {"kv_heads": "num_key_value_heads", "head_width": "head_dim", "norm_eps": "rms_norm_eps"}
 _SIZES = {"vocab": "vocab_size", "max_positions": "max_position_embeddings", "expert_width": "moe_intermediate_size"}
 _MIXTURE = {"experts": "num_experts", "experts_per_token": "num_experts_per_tok"}
-_VISION_KEYS = _keys(VisionConfig, _BOTH | _TOWER)
-_TEXT_KEYS = _keys(TextConfig, _BOTH | _HEADS | _SIZES | _MIXTURE)
-_INDEXER_KEYS = _keys(IndexerConfig, {"heads": "indexer_num_heads", "width": "indexer_head_dim"})
-_VIDEO_KEYS = _keys(VideoConfig, {})
-_OTHER_KEYS = {"architectures", "model_type", "image_token_id", "video_token_id", "vision_config", "text_config"}
-_OTHER_KEYS |= {"video_config", "sa_config", "rope_scaling", "rope_parameters", "indexer_num_kv_heads"}
+_VISION_KEYS = released.names(VisionConfig, _BOTH | _TOWER)
+_TEXT_KEYS = released.names(TextConfig, _BOTH | _HEADS | _SIZES | _MIXTURE)
+_INDEXER_KEYS = released.names(IndexerConfig, {"heads": "indexer_num_heads", "width": "indexer_head_dim"})
+_VIDEO_KEYS = released.names(VideoConfig, {})
+_TOP_KEYS = {"architectures", "image_token_id", "video_token_id", "vision_config", "text_config", "video_config"}
+_OF_TEXT = {*_TEXT_KEYS.values(), "rope_scaling", "rope_parameters", "sa_config"} - {"mrope_section"}
 
 
 def unused_keys(d: dict[str, Any]) -> list[str]:
     """Dotted names of the keys of a `config.json` that minikeye does not read, sorted."""
-    parts = [("", d, _TEXT_KEYS), ("text_config.", d.get("text_config", {}), _TEXT_KEYS)]
-    parts.append(("vision_config.", d.get("vision_config", {}), _VISION_KEYS))
-    sparse = d.get("text_config", d).get("sa_config", d.get("sa_config", {}))
-    parts += [("sa_config.", sparse, _INDEXER_KEYS), ("video_config.", d.get("video_config", {}), _VIDEO_KEYS)]
-    return sorted(p + k for p, part, keys in parts for k in part if k not in {*keys.values(), *_OTHER_KEYS})
-
-
-def _read(kind: type, keys: dict[str, str], d: dict[str, Any]) -> Any:
-    values = {name: d[key] for name, key in keys.items() if key in d}
-    for name, value in values.items():
-        default = getattr(kind, name)
-        fits = isinstance(value, (int, float)) if isinstance(default, float) else isinstance(value, type(default))
-        if isinstance(default, tuple):
-            fits = isinstance(value, (list, tuple)) and [type(n) for n in value] == [type(n) for n in default]
-        if not fits or isinstance(value, bool):
-            raise ValueError(f"config key {keys[name]!r} must be like {default!r}, got {value!r}")
-        values[name] = type(default)(value)  # JSON writes 1e7 as 10000000 and a tuple as a list
-    return kind(**values)
-
-
-def _write(keys: dict[str, str], config: Any) -> dict[str, Any]:
-    values = asdict(config)
-    return {key: list(v) if isinstance(v := values[name], tuple) else v for name, key in keys.items()}
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
+    text, nested = released.text_of(d), released.object_at(d, "text_config")
+    flat = _OF_TEXT if nested is None else {"sa_config"} if text.get("sa_config") is None else set()
+    parts = [("", d, _TOP_KEYS | flat), ("text_config.", nested or {}, _OF_TEXT)]
+    parts.append(("vision_config.", released.object_at(d, "vision_config") or {}, {*_VISION_KEYS.values()}))
+    parts.append(("sa_config.", released.sparse_of(d), {*_INDEXER_KEYS.values(), "indexer_num_kv_heads"}))
+    parts.append(("video_config.", released.object_at(d, "video_config") or {}, {*_VIDEO_KEYS.values()}))
+    return sorted(p + k for p, part, keys in parts for k in part if k not in keys | {"model_type"})

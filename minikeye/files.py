@@ -1,14 +1,18 @@
-"""Where files lie, and how they are written: whole or not at all."""
+"""Where files lie, how those of a checkpoint are read, and how files are written: whole or not at all."""
 
+import json
 import os
+import reprlib
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 # The checkpoint that comes with the repository. The installed package alone does not have it.
 CHECKPOINT = Path(__file__).resolve().parent.parent / "assets" / "checkpoints" / "mini"
+LARGEST_JSON = 2**27  # bytes
 
 
 def write_whole(path: str | Path, data: bytes) -> None:
@@ -89,3 +93,45 @@ def local_folder(name: str | Path, weights: bool = True) -> Path:
 
     patterns = ["*.json", "*.jinja", *(["*.safetensors"] if weights else [])]
     return Path(snapshot_download(str(name), allow_patterns=patterns))
+
+
+def file_in(folder: str | Path, name: Any) -> Path:
+    """A file of a checkpoint by its plain name, there or not. A folder from elsewhere must not open files elsewhere.
+
+    Raises ValueError for a name that leads to another folder, and for a link that does. (Those of a hub snapshot lead
+    to its repository's cache.)
+    """
+    folder = Path(folder)
+    if not isinstance(name, str) or not name.isprintable() or {"/", "\\"} & {*name} or name in ("", ".", ".."):
+        raise ValueError(f"expected the plain name of a file in {folder}, got {name!r:.100}")
+    path, home = folder / name, folder.resolve()
+    home = home.parent.parent if home.parent.name == "snapshots" else home
+    try:
+        there = path.resolve()
+        path.is_file()  # OSError for a name that is too long
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        raise ValueError(f"{folder} has no file {name!r:.100}: {error}") from error
+    if not there.is_relative_to(home):
+        raise ValueError(f"{path} is a link out of its folder, to {there}: put the file itself there")
+    return path
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The object in a JSON file of a checkpoint; empty where there is no such file.
+
+    Raises ValueError, naming the file, for anything else than one object in UTF-8, and as `file_in`.
+    """
+    path = file_in(Path(path).parent, Path(path).name)
+    if not path.is_file():
+        if path.exists() or path.is_symlink():
+            raise ValueError(f"{path} is no file: expected JSON there, or nothing")
+        return {}
+    if path.stat().st_size > LARGEST_JSON:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, settings have at most {LARGEST_JSON}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {reprlib.repr(content)}")
+    return content

@@ -2,10 +2,11 @@
 
     make notebooks                            all lessons and their solutions
     make notebooks NB=notebooks/03_moe.ipynb  one
+    .venv/bin/python notebooks/execute.py --links  only the lines that links into modules lead to
 
-What differs between two machines or two runs is left out of the file: timings, live widgets (their picture and words
-stay), tracebacks (the error's name and message stay), the kernel's exact version. A notebook that prints to stderr or
-fails is not saved.
+What differs between two machines or two runs is left out of the file: timings, live widgets (their
+picture and words stay), tracebacks (the error's name and message stay), the kernel's exact version.
+A notebook that prints to stderr or fails is not saved.
 """
 
 import argparse
@@ -19,8 +20,12 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
+from source_links import relink
+
 FOLDER = Path(__file__).resolve().parent
-CELL_SECONDS = 600  # stops a cell that hangs, not a slow machine; the same limit as in `make validate`
+CELL_SECONDS = (
+    600  # stops a cell that hangs, not a slow machine; the same limit as in `make validate`
+)
 WIDGET = "application/vnd.jupyter.widget-view+json"  # of use only while its kernel runs
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
@@ -36,7 +41,7 @@ def all_notebooks(folder: Path = FOLDER) -> list[Path]:
 
 
 def normalise(notebook: NotebookNode) -> NotebookNode:
-    """Return a copy of `notebook` without anything that differs between two runs of the same notebook."""
+    """A copy of `notebook` without anything that differs between two runs of it."""
     notebook = nbformat.from_dict(notebook)
     notebook.metadata = nbformat.from_dict(METADATA)
     notebook.nbformat, notebook.nbformat_minor = 4, 5
@@ -63,26 +68,36 @@ def stderr_of(notebook: NotebookNode) -> str:
     return "".join(o.text for o in outputs if o.output_type == "stream" and o.name == "stderr")
 
 
+def with_links(notebook: NotebookNode, path: Path) -> NotebookNode:
+    """`notebook`, which lies at `path`, its links leading to the lines of today; or ValueError."""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            cell.source = relink(cell.source, path.parent)
+    return notebook
+
+
 def run(path: Path) -> NotebookNode:
     """Run the notebook in a fresh kernel, in its own folder.
 
-    Raises CellExecutionError for an error in a cell that is not tagged raises-exception, and RuntimeError for anything
-    printed to stderr, warnings included.
+    Raises CellExecutionError for an error in a cell that is not tagged raises-exception,
+    RuntimeError for anything printed to stderr, warnings included, and ValueError for a link to
+    code that is not there.
     """
-    notebook = normalise(nbformat.read(path, as_version=4))
+    notebook = with_links(normalise(nbformat.read(path, as_version=4)), path)
     client = NotebookClient(
         notebook,
         timeout=CELL_SECONDS,
         kernel_name="python3",
         record_timing=False,
-        extra_arguments=["--IPKernelApp.log_level=40"],  # no remarks about its own transport; errors still show
+        extra_arguments=["--IPKernelApp.log_level=40"],  # errors, but no remarks on its transport
         coalesce_streams=True,  # how prints are cut into messages is a matter of timing
         resources={"metadata": {"path": str(path.parent)}},
     )
     client.execute()
     if text := stderr_of(notebook):
         raise RuntimeError(
-            f"{path.parent.name}/{path.name} writes to stderr; repair the cause of this message:\n{text}"
+            f"{path.parent.name}/{path.name} writes to stderr; repair the cause of this message:\n"
+            f"{text}"
         )
     return normalise(notebook)
 
@@ -100,17 +115,26 @@ def save(notebook: NotebookNode, path: Path) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run and save each notebook; return 0, or 1 if one of them failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("notebooks", nargs="*", type=Path, help="default: all lessons and solutions")
-    paths = parser.parse_args(arguments).notebooks or all_notebooks()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "notebooks", nargs="*", type=Path, help="default: all lessons and solutions"
+    )
+    parser.add_argument(
+        "--links", action="store_true", help="only write the lines that links lead to"
+    )
+    asked = parser.parse_args(arguments)
+    paths = asked.notebooks or all_notebooks()
     os.environ.update(ENVIRONMENT)
     failures = 0
     for path in (path.resolve() for path in paths):
         print(f"==> {path.parent.name}/{path.name} ...", end=" ", flush=True)
         start = time.perf_counter()
         try:
-            changed = save(run(path), path)
-        except (CellExecutionError, RuntimeError) as error:
+            read = nbformat.read(path, as_version=4)
+            changed = save(with_links(read, path) if asked.links else run(path), path)
+        except (CellExecutionError, RuntimeError, ValueError) as error:
             failures += 1
             print(f"FAILED, not saved\n{error}")
         else:

@@ -1,10 +1,13 @@
 """config.json in and out."""
 
 import json
+import math
 from dataclasses import replace
-from types import SimpleNamespace
 
+import hypothesis
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minikeye.config import IndexerConfig, KeyeConfig, TextConfig, VideoConfig, VisionConfig, unused_keys
 
@@ -57,7 +60,7 @@ def test_every_field_survives():
         | dict(expert_width=9, rope_theta=5.0, mrope_section=(4, 6, 6), norm_eps=1e-4, max_positions=77),
         IndexerConfig: dict(heads=3, width=16, topk=11, q_chunk_size=1, kv_chunk_size=2, norm_eps=1e-2),
         VideoConfig: dict(fps=1.5, min_frame_tokens=2, max_frame_tokens=3, video_tokens=9, min_image_tokens=1)
-        | dict(max_image_tokens=8, adaptive="paper"),
+        | dict(max_image_tokens=8, adaptive="paper", frame_size="fitting"),
     }
     parts = [kind(**values) for kind, values in changed.items()]
     for kind, part in zip(changed, parts, strict=True):
@@ -112,7 +115,7 @@ def test_unused_keys_are_listed():
 )
 def test_values_of_the_wrong_kind(key, value):
     name = "mrope_section" if key == "rope_scaling" else key
-    with pytest.raises(ValueError, match=f"config key '{name}' must be like"):
+    with pytest.raises(ValueError, match=rf"config key 'text_config\.{name}' must be like"):
         KeyeConfig.from_dict({"text_config": {**TEXT, key: value}})
 
 
@@ -121,28 +124,27 @@ def test_values_of_the_wrong_kind(key, value):
     [
         (lambda: TextConfig(kv_heads=5), "heads 32 must be a multiple of kv_heads 5"),
         (lambda: TextConfig(mrope_section=(16, 16, 16)), "must sum to half of head_width 128"),
-        (lambda: TextConfig(experts_per_token=0), r"experts_per_token 0 must lie in 1\.\.128"),
+        (lambda: TextConfig(experts_per_token=0), "experts_per_token must be like 8: a whole number from 1 to"),
         (lambda: TextConfig(experts_per_token=129), r"experts_per_token 129 must lie in 1\.\.128"),
         (lambda: VisionConfig(heads=7), "vision width 1152 must be a multiple of heads 7"),
         (lambda: VisionConfig(width=96), "head width 6 must be a multiple of 4"),
-        (lambda: IndexerConfig(topk=0), "topk must be at least 1, got 0"),
+        (lambda: IndexerConfig(topk=0), "topk must be like 2048: a whole number from 1 to 2147483648; got 0"),
         (lambda: IndexerConfig(width=7), "indexer width 7 must be even"),
         (lambda: KeyeConfig(indexer=IndexerConfig(width=6)), "which must be positive and sum to 3"),
         (lambda: VideoConfig(min_frame_tokens=9, max_frame_tokens=8), "1 <= min <= max, got 9 and 8"),
+        (lambda: VideoConfig(min_image_tokens=9, max_image_tokens=8), "min <= max, got 9 and 8"),
+        (lambda: VisionConfig(image_size=13), "image_size 13 must be at least one patch of 14 pixels"),
+        (lambda: KeyeConfig(image_token_id=151_656), "two tokens below vocab 151936, got .151656, 151656"),
+        (lambda: KeyeConfig(video_token_id=151_936), "two tokens below vocab 151936, got .151655, 151936"),
         (
-            lambda: VideoConfig.__post_init__(replace_unchecked(VideoConfig(), adaptive="on")),
-            "adaptive must be 'off', 'paper' or 'released', got 'on'",
+            lambda: KeyeConfig.from_dict({"video_config": {"adaptive": "on"}}),
+            "config key 'video_config.adaptive' must be one of off, paper, released; got 'on'",
         ),
     ],
 )
 def test_numbers_that_do_not_fit_together(make, message):
     with pytest.raises(ValueError, match=message):
         make()
-
-
-def replace_unchecked(config, **changes) -> SimpleNamespace:
-    """The config's numbers with changes that the type checks of the test session would not let into it."""
-    return SimpleNamespace(**{**vars(config), **changes})
 
 
 def test_derived_numbers():
@@ -158,9 +160,108 @@ def test_no_config_or_a_broken_one(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"expected a config\.json in .*give the checkpoint's folder"):
         KeyeConfig.from_folder(tmp_path)
     for text in ("{", "[1]", '{"text_config": {"hidden_size": "wide"}}', '{"text_config": 3}'):
-        (tmp_path / "config.json").write_text(text)
-        with pytest.raises(ValueError, match=r"config\.json: "):
+        (tmp_path / "config.json").write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=r"config\.json"):
             KeyeConfig.from_folder(tmp_path)
+
+
+def keys_of(d: dict, path: tuple = ()) -> list[tuple]:
+    """The paths of all values of a nested dictionary."""
+    return [p for k, v in d.items() for p in [(*path, k), *(keys_of(v, (*path, k)) if isinstance(v, dict) else [])]]
+
+
+STATED = KeyeConfig.nano().to_dict()
+STRANGE = st.one_of(
+    st.sampled_from(
+        [None, True, 0, -1, 2**63, 10**400, 1e308, -0.0, math.nan, math.inf, -math.inf, "", [], {}, "\ud800"]
+    ),
+    st.integers(),
+    st.floats(),
+    st.recursive(st.text(max_size=3), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner)),
+)
+
+
+@given(st.sampled_from(keys_of(STATED)), STRANGE)
+@hypothesis.settings(max_examples=200, phases=[hypothesis.Phase.generate])
+def test_any_value_of_any_key(path, value):
+    """A config whose numbers are all in their ranges, or one message. Never another error, and no number is lost."""
+    stated = json.loads(json.dumps(STATED))
+    place = stated
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    try:
+        config = KeyeConfig.from_dict(stated)
+    except ValueError as error:
+        assert str(error) and len(str(error)) < 400
+        return
+    assert KeyeConfig.from_dict(config.to_dict()) == config
+    numbers = [n for part in (config.vision, config.text, config.indexer, config.video) for n in vars(part).values()]
+    assert all(n > 0 and math.isfinite(n) for n in numbers if isinstance(n, int | float))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 0, -1e-6, 0.0, 2.0])
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [
+        ("text_config", "rms_norm_eps"),
+        ("text_config", "rope_theta"),
+        ("vision_config", "layer_norm_eps"),
+        ("vision_config", "rope_theta"),
+        ("sa_config", "norm_eps"),
+    ],
+)
+def test_numbers_that_would_make_nonsense(part, key, value):
+    """A variance plus nan is nan; a theta of 0 turns nothing. The message names the key and what came."""
+    if key == "rope_theta" and value == 2.0:
+        value = 0.5
+    stated = json.loads(json.dumps(STATED))
+    (stated["text_config"]["sa_config"] if part == "sa_config" else stated[part])[key] = value
+    with pytest.raises(ValueError, match=rf"config key '{part}\.{key}' must be like .*: a number from .*; got {value}"):
+        KeyeConfig.from_dict(stated)
+
+
+def test_null_is_absent():
+    """transformers writes null for a part that is not there."""
+    parts = ("text_config", "vision_config", "video_config", "sa_config", "rope_scaling")
+    assert KeyeConfig.from_dict(dict.fromkeys(parts)) == KeyeConfig()
+    assert KeyeConfig.from_dict({"text_config": {"sa_config": None}, "sa_config": {"topk": 7}}).indexer.topk == 7
+
+
+@pytest.mark.parametrize("rope", ["dynamic", [1, 2], 3])
+def test_rope_of_the_wrong_kind(rope):
+    with pytest.raises(ValueError, match="config key 'rope_scaling' must be an object; got"):
+        KeyeConfig.from_dict({"text_config": {"rope_scaling": rope}})
+
+
+def test_what_is_stated_twice_must_agree():
+    """RoPE under its older and its newer name, theta beside it, DSA's numbers in and beside the text part."""
+    for text in (
+        {"rope_theta": 1e6, "rope_parameters": {"rope_theta": 1e7}},
+        {"rope_scaling": {"mrope_section": [16, 24, 24]}, "rope_parameters": {"mrope_section": [24, 24, 16]}},
+    ):
+        with pytest.raises(ValueError, match=r"of RoPE is .* in one place, .* in another"):
+            KeyeConfig.from_dict({"text_config": text})
+    with pytest.raises(ValueError, match="'sa_config' stands in two places that disagree"):
+        KeyeConfig.from_dict({"text_config": {"sa_config": {"topk": 1}}, "sa_config": {"topk": 2}})
+
+
+def test_a_key_in_the_wrong_part_is_not_read():
+    """Beside a nested text part its keys are nobody's, and listed."""
+    stated = {
+        **STATED,
+        "hidden_size": 9,
+        "rope_scaling": {},
+        "vision_config": {**STATED["vision_config"], "rope_scaling": 1},
+    }
+    assert unused_keys(stated) == ["hidden_size", "rope_scaling", "vision_config.rope_scaling"]
+
+
+def test_a_name_in_any_script(tmp_path):
+    """UTF-8, whatever the locale is."""
+    stated = {**STATED, "_name_or_path": "模型/Keye"}
+    (tmp_path / "config.json").write_bytes(json.dumps(stated, ensure_ascii=False).encode())
+    assert KeyeConfig.from_folder(tmp_path) == KeyeConfig.nano()
 
 
 def test_frozen():

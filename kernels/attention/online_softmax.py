@@ -20,7 +20,8 @@ LOWEST = tl.constexpr(torch.finfo(torch.float32).min)  # first m: finite, so tha
 @triton.jit
 def begin(ROWS: tl.constexpr, E: tl.constexpr):
     """m, total and acc of no keys."""
-    return tl.full([ROWS], LOWEST, tl.float32), tl.zeros([ROWS], tl.float32), tl.zeros([ROWS, E], tl.float32)
+    m = tl.full([ROWS], LOWEST, tl.float32)
+    return m, tl.zeros([ROWS], tl.float32), tl.zeros([ROWS, E], tl.float32)
 
 
 @triton.jit
@@ -36,7 +37,7 @@ def absorb(m, total, acc, logits, values):
 
 @triton.jit
 def finish(m, total, acc):
-    """The weighted mean of the values [row, e] and the log-sum-exp of the logits [row], in units of 1."""
+    """Weighted mean of the values [row, e] and log-sum-exp of the logits [row], in units of 1."""
     empty = total == 0.0
     total = tl.where(empty, 1.0, total)
     return acc / total[:, None], tl.where(empty, float("-inf"), m * LN2 + tl.log(total))

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 from torch import Tensor
 
-from minikeye.checkpoint.tensors import INDEX, plan_shards
+from minikeye.checkpoint.tensors import INDEX, plan_shards, save_shard
 from minikeye.config import KeyeConfig
 from minikeye.files import whole_folder
 from minikeye.inputs.tokenizer import SPECIAL_TOKENS
@@ -81,10 +80,10 @@ means nothing.
 def fake_config(layers: int | None = None, vision_layers: int | None = None, small: bool = False) -> KeyeConfig:
     """The released numbers, at full width with fewer layers, or with small=True those of `KeyeConfig.nano`."""
     config = KeyeConfig.nano() if small else KeyeConfig.keye_vl_2_30b_a3b()
-    text = replace(config.text, layers=config.text.layers if layers is None else layers)
-    vision = replace(config.vision, layers=config.vision.layers if vision_layers is None else vision_layers)
-    if min(text.layers, vision.layers) < 1:
-        raise ValueError(f"expected at least one layer of each kind, got {text.layers} and {vision.layers}")
+    counts = [n if m is None else m for n, m in ((config.text.layers, layers), (config.vision.layers, vision_layers))]
+    if min(counts) < 1:
+        raise ValueError(f"expected at least one layer of each kind, got {counts[0]} and {counts[1]}")
+    text, vision = replace(config.text, layers=counts[0]), replace(config.vision, layers=counts[1])
     return replace(config, text=text, vision=vision)
 
 
@@ -136,7 +135,7 @@ def tensor_shapes(config: KeyeConfig) -> dict[str, torch.Size]:
 def _write_shard(path: Path, shapes: dict[str, torch.Size], layers: int, seed: int, dtype: torch.dtype) -> None:
     """A function of its own, so that a shard's tensors are gone before the next one's are drawn."""
     tensors = {name: draw(name, shape, layers, seed, dtype) for name, shape in shapes.items()}
-    save_file(tensors, path, metadata={"format": "pt"})
+    save_shard(tensors, path)
 
 
 def draw(name: str, shape: torch.Size, layers: int, seed: int, dtype: torch.dtype) -> Tensor:

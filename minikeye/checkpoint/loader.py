@@ -7,11 +7,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from minikeye.checkpoint.tensors import IGNORED, STORED, check, open_shard, tensor_files
+from minikeye.checkpoint.tensors import IGNORED, STORED, check, open_shard, require_finite, tensor_files
 from minikeye.config import KeyeConfig
 from minikeye.cost.memory import free_bytes, needs, require
-from minikeye.files import local_folder
-from minikeye.inputs.settings import check_function, read_json
+from minikeye.files import local_folder, read_json
+from minikeye.inputs.settings import check_function
 from minikeye.model.keye import KeyeModel
 
 Model = TypeVar("Model", bound=KeyeModel)
@@ -34,7 +34,8 @@ def load(
 
     kind: the class to build; `KeyeVL.from_pretrained` gives its own. dtype: of the weights in memory; default float32
     on a CPU, as stored elsewhere. Raises FileNotFoundError where there is no checkpoint, CheckpointError listing all
-    tensors that are missing, extra, misshapen or not float, ValueError for a device that is not there or a config.json
+    tensors that are missing, extra, misshapen or not float, or that hold nan or infinite numbers (when streaming: at
+    their first use), ValueError for a device that is not there or a config.json
     of another function, NotEnoughMemory where the weights will not fit, with what would.
     """
     if dtype is not None and not isinstance(dtype, torch.dtype):
@@ -58,11 +59,15 @@ def load(
     if len(devices) > 1:
         from minikeye.checkpoint.split import split
 
-        return split(model, folder, dtype)
+        model = split(model, folder, dtype)
+        require_finite(folder, dict(model.named_parameters()))
+        return model
     tensors: dict[str, Tensor] = {}
     for file in sorted(set(files.values())):
         with safe_open(folder / file, "pt", device=devices[0]) as shard:
-            tensors |= {name: shard.get_tensor(name).to(dtype) for name in shard.keys() if name in files}  # noqa: SIM118
+            held = [name for name in shard.keys() if files.get(name) == file]  # noqa: SIM118 (not a dict)
+            tensors |= {name: shard.get_tensor(name).to(dtype) for name in held}
+    require_finite(folder, tensors)
     model.load_state_dict(tensors, assign=True)
     return model.eval()
 

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from minikeye.checkpoint.tensors import require_finite
 from minikeye.config import KeyeConfig
 from minikeye.model.decoder import DecoderLayer
 from minikeye.model.keye import KeyeModel
@@ -31,6 +32,7 @@ from minikeye.progress import progress
 
 __all__ = ["ReadLog", "stream"]
 Model = TypeVar("Model", bound=KeyeModel)
+EXPERTS = ("gate_up_proj", "down_proj")
 PAGE = 4096  # bytes, the smallest page of memory in use
 
 
@@ -66,6 +68,7 @@ class WeightFiles:
     dtype: torch.dtype | None  # None: as stored
     log: ReadLog = field(default_factory=ReadLog)
     stamps: dict[str, tuple[int, ...]] = field(default_factory=dict)  # file name -> which file, how large, how old
+    checked: set[str] = field(default_factory=set)  # names of what is known to be finite
 
     def __post_init__(self) -> None:
         self.stamps.update({file: self.stamp(file) for file in set(self.files.values())})
@@ -91,10 +94,17 @@ class WeightFiles:
                 tensors |= {name: shard.get_tensor(name) for name in names if self.files[name] == file}
         return tensors
 
-    def take(self, tensor: Tensor) -> Tensor:
-        """A mapped tensor where and as what it is wanted, read now."""
+    def take(self, name: str, tensor: Tensor) -> Tensor:
+        """A mapped tensor where and as what it is wanted, read now. Raises CheckpointError as `require_finite`."""
         taken = tensor.to(self.device, self.dtype or tensor.dtype)
+        self.check(name, taken)
         return touched(tensor) if taken is tensor else taken
+
+    def check(self, name: str, tensor: Tensor) -> None:
+        """Look for nan and infinite numbers, the first time that a tensor of this name comes."""
+        if name not in self.checked:
+            require_finite(self.folder, {name: tensor})
+            self.checked.add(name)
 
 
 def touched(tensor: Tensor) -> Tensor:
@@ -118,7 +128,7 @@ def stream(model: Model, folder: Path, files: dict[str, str], device: torch.devi
     del decoder.layers
     decoder.layers = FetchedLayers(source, config)
     (norm,) = source.mapped(["model.norm.weight"]).values()
-    decoder.norm.load_state_dict({"weight": source.take(norm)}, assign=True)
+    decoder.norm.load_state_dict({"weight": source.take("model.norm.weight", norm)}, assign=True)
     model.read_log = source.log
     return model.requires_grad_(False).eval()
 
@@ -135,7 +145,7 @@ class Fetched(nn.Module):
         self.source.log.other_bytes += sum(t.nbytes for t in mapped.values())
         with torch.device("meta"):
             module = self.build().requires_grad_(False).eval()
-        tensors = {name.removeprefix(self.prefix): self.source.take(t) for name, t in mapped.items()}
+        tensors = {name.removeprefix(self.prefix): self.source.take(name, t) for name, t in mapped.items()}
         module.load_state_dict(tensors, assign=True)
         return module(*inputs)
 
@@ -154,8 +164,9 @@ class FetchedRows(nn.Module):
         (table,) = self.source.mapped([self.name]).values()
         rows, place = ids.cpu().unique(return_inverse=True)
         found = table[rows]
+        require_finite(self.source.folder, {self.name: found})  # other rows may be nobody's
         self.source.log.other_bytes += found.nbytes
-        return F.embedding(place.to(self.source.device), self.source.take(found))
+        return F.embedding(place.to(self.source.device), found.to(self.source.device, self.source.dtype or found.dtype))
 
 
 class FetchedLayers:
@@ -184,12 +195,12 @@ class FetchedLayers:
         """Layer n with all its weights but the experts', which are only mapped."""
         prefix = f"model.layers.{n}."
         mapped = self.source.mapped(self.source.under(prefix))
-        pair = [mapped.pop(f"{prefix}mlp.experts.{name}") for name in ("gate_up_proj", "down_proj")]
+        pair = [mapped.pop(f"{prefix}mlp.experts.{name}") for name in EXPERTS]
         self.source.log.add(self.source.log.dense_bytes, n, mapped.values())
         with torch.device("meta"):
             layer = DecoderLayer(self.config).requires_grad_(False).eval()
         layer.mlp.experts = FetchedExperts(self.source, n, pair, reader)
-        tensors = {name.removeprefix(prefix): self.source.take(t) for name, t in mapped.items()}
+        tensors = {name.removeprefix(prefix): self.source.take(name, t) for name, t in mapped.items()}
         layer.load_state_dict(tensors, assign=True)
         return layer
 
@@ -200,7 +211,9 @@ class FetchedExperts(Experts):
     def __init__(self, source: WeightFiles, layer: int, pair: list[Tensor], reader: ThreadPoolExecutor):
         nn.Module.__init__(self)  # no parameters
         self.log, self.layer = source.log, layer
-        self.gate_up_proj, self.down_proj = (Shelf(source, layer, tensor, reader) for tensor in pair)
+        self.gate_up_proj, self.down_proj = (
+            Shelf(source, layer, name, tensor, reader) for name, tensor in zip(EXPERTS, pair, strict=True)
+        )
 
     def mix(
         self, x: Float[Tensor, "n d"], weights: Float[Tensor, "n c"], chosen: Int[Tensor, "n c"]
@@ -218,8 +231,11 @@ class FetchedExperts(Experts):
 class Shelf:
     """One tensor [x d m] of a layer's experts, fetched expert by expert by a second thread, in the order of use."""
 
-    def __init__(self, source: WeightFiles, layer: int, tensor: Float[Tensor, "x d m"], reader: ThreadPoolExecutor):
+    def __init__(
+        self, source: WeightFiles, layer: int, name: str, tensor: Float[Tensor, "x d m"], reader: ThreadPoolExecutor
+    ):
         self.source, self.layer, self.tensor, self.reader = source, layer, tensor, reader
+        self.name = f"model.layers.{layer}.mlp.experts.{name}"
         self._fetched: dict[int, Future[Tensor]] = {}
 
     def __len__(self) -> int:
@@ -237,4 +253,5 @@ class Shelf:
     def _fetch(self, i: int) -> Float[Tensor, "d m"]:
         self.source.log.add(self.source.log.expert_bytes, self.layer, [self.tensor[i]])
         there = self.tensor[i].to(self.source.device)  # in the stored dtype: half the memory; converted when multiplied
+        self.source.check(f"expert {i} of {self.name}", there)
         return touched(there) if there.device.type == "cpu" else there

@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
-from minikeye.files import whole_folder
+from minikeye.files import file_in, read_json, whole_folder
 from minikeye.model.keye import KeyeModel
 
 INDEX = "model.safetensors.index.json"
@@ -48,13 +49,19 @@ def save(
         where = {}
         for n, names in enumerate(shards, 1):
             file = f"model-{n:05d}-of-{len(shards):05d}.safetensors"
-            save_file({name: tensors[name] for name in names}, new / file, metadata={"format": "pt"})
+            save_shard({name: tensors[name] for name in names}, new / file)
             where |= dict.fromkeys(names, file)
         size = sum(t.numel() * t.element_size() for t in tensors.values())
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(where.items()))}
-        (new / INDEX).write_text(json.dumps(index, indent=1) + "\n")
-        (new / "config.json").write_text(json.dumps(model.config.to_dict(), indent=2) + "\n")
+        (new / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+        (new / "config.json").write_text(json.dumps(model.config.to_dict(), indent=2) + "\n", encoding="utf-8")
         _keep_other_files(target, new)
+
+
+def save_shard(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file, as readable for others as the folder it lies in (the library makes it 0600)."""
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def plan_shards(sizes: dict[str, int], limit: int) -> list[list[str]]:
@@ -81,31 +88,39 @@ def _keep_other_files(old: Path, new: Path) -> None:
 
 
 def tensor_files(folder: Path) -> dict[str, str]:
-    """Which file holds which tensor, from the index or the single file."""
+    """Which file of the folder holds which tensor, from the index or the single file.
+
+    Raises FileNotFoundError where there is neither or a named file is absent, CheckpointError for an index that is none
+    or names files in other places.
+    """
     if (folder / INDEX).is_file():
         try:
-            files = dict(json.loads((folder / INDEX).read_text())["weight_map"].items())
-            absent = sorted({file for file in files.values() if not (folder / file).is_file()})
+            files = read_json(folder / INDEX)["weight_map"]
+            absent = sorted({file for file in files.values() if not file_in(folder, file).is_file()})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{folder / INDEX} is not a safetensors index: {error}") from error
         if absent:
             raise FileNotFoundError(f"{folder / INDEX} names files that are not there: {', '.join(absent)}")
         return files
     if (folder / SINGLE).is_file():
-        with open_shard(folder / SINGLE) as shard:
+        with open_shard(file_in(folder, SINGLE)) as shard:
             return dict.fromkeys(shard.keys(), SINGLE)
     raise FileNotFoundError(f"{folder} holds neither {INDEX} nor {SINGLE}: minikeye reads safetensors only")
 
 
 def check(folder: Path, files: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> None:
-    """Compare what the shards hold with what the model needs; one error for all differences. Reads headers only."""
+    """Compare what the shards hold with what the model needs; one error for all differences. Reads headers only.
+
+    A tensor counts where the index says that it is; a copy of it in another shard is nobody's.
+    """
     problems = []
-    held = {}
+    held: dict[str, tuple[tuple[int, ...], str, str]] = {}  # name -> shape, dtype, file
     for file in sorted(set(files.values())):
         with open_shard(folder / file) as shard:
             for name in shard.keys():  # noqa: SIM118 (not a dict)
-                tensor = shard.get_slice(name)
-                held[name] = tuple(tensor.get_shape()), tensor.get_dtype(), file
+                if name not in held or files.get(name) == file:
+                    tensor = shard.get_slice(name)
+                    held[name] = tuple(tensor.get_shape()), tensor.get_dtype(), file
     for name, shape in shapes.items():
         if name not in held:
             problems.append(f"missing: {name} {list(shape)}")
@@ -116,9 +131,29 @@ def check(folder: Path, files: dict[str, str], shapes: dict[str, tuple[int, ...]
         elif files.get(name) != held[name][2]:
             problems.append(f"misplaced: {name} is in {held[name][2]}, the index says {files.get(name)}")
     problems += [f"extra: {n} {list(s)}" for n, (s, *_) in held.items() if n not in shapes and not IGNORED.search(n)]
+    strangers = sorted(files.keys() - held.keys() - shapes.keys())
+    problems += [f"nowhere: {name:.200} is in no file, the index says {files[name]}" for name in strangers]
     if problems:
         shown = "\n  ".join(problems[:40]) + (f"\n  ... and {len(problems) - 40} more" if len(problems) > 40 else "")
         raise CheckpointError(f"{folder} does not hold this model; differences: {len(problems)}:\n  {shown}")
+
+
+def require_finite(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Raise CheckpointError for weights with nan or an infinite number, which would answer all the same.
+
+    One pass over each tensor and no copy of it: a fraction of what reading it from a disk takes.
+    """
+    if broken := [name for name, tensor in tensors.items() if not finite(tensor)]:
+        dtype, more = tensors[broken[0]].dtype, f" and {len(broken) - 5} more" if len(broken) > 5 else ""
+        raise CheckpointError(
+            f"{folder} holds weights that are nan or not finite as {dtype}: {', '.join(broken[:5])}{more}; "
+            f"it is damaged, or needs a dtype with a larger range"
+        )
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether all numbers of a tensor are: its least and largest are, which both are nan where one number is."""
+    return not tensor.numel() or all(bool(end.isfinite()) for end in tensor.aminmax())
 
 
 def open_shard(path: Path):

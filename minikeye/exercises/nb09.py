@@ -1,4 +1,7 @@
-"""Checkers of notebook 09, from equations to Triton. They need neither Triton nor a GPU."""
+"""Checkers of notebook 09, from equations to Triton.
+
+They need neither Triton nor a GPU: a kernel is anything that can be launched by kernel[grid](...).
+"""
 
 import torch
 from torch import Tensor
@@ -110,6 +113,41 @@ def check_combine(answer):
         assert torch.allclose(result[0], expected_m), f"{name}: m must be the larger of the two in every row"
         for part, wanted in zip(result[1:], (expected_total, expected_acc), strict=True):
             assert torch.allclose(part, wanted), f"{name}: total and acc must refer to the larger m, in either order"
+
+
+@checker
+def check_scores_kernel(answer):
+    """answer: a kernel (q [j i], k [s i], w [j], out [s], S, HEADS, WIDTH, BLOCK) for the index scores of one query."""
+    for s, j, i, block in ((21, 4, 16, 8), (5, 2, 32, 16)):  # in the last program 3, then 11 keys too many
+        draw = torch.Generator().manual_seed(s)
+        q, k, w = (torch.randn(*size, generator=draw) for size in ((j, i), (s, i), (j,)))
+        room = torch.full((s + 2 * block,), torch.nan)  # out, and behind it what belongs to somebody else
+        answer[(-(-s // block),)](q, k, w, room[:s], s, HEADS=j, WIDTH=i, BLOCK=block)
+        out, dots, scale = room[:s], k @ q.T, i**-0.5
+        right = scale * dots.relu() @ w
+        assert not bool(out.isnan().all()), "scores_kernel wrote nothing: write its body, then run this cell again"
+        assert bool(room[s:].isnan().all()), (
+            f"the last program wrote behind the {s} scores: it has keys too many, mask the store with s < S"
+        )
+        missing = out.isnan().nonzero().flatten().tolist()
+        assert not missing, (
+            f"keys {missing} got no number: program n has the keys n * BLOCK to n * BLOCK + BLOCK - 1, below S"
+        )
+        wrong = {
+            "the ReLU is missing": scale * dots @ w,
+            "the ReLU stands before the sum over heads, not after it": scale * (dots @ w).relu(),
+            "the gates w are missing": scale * dots.relu().sum(dim=1),
+            "the ReLU is of the dot product alone: a gate may be negative": scale * (dots * w).relu().sum(dim=1),
+            "divide by the root of WIDTH": dots.relu() @ w,
+            "divide by the root of WIDTH, not by WIDTH": dots.relu() @ w / i,
+        }
+        for reason, scores in wrong.items():
+            assert not torch.allclose(out, scores, atol=1e-4), reason
+        first = int((out - right).abs().argmax())
+        assert torch.allclose(out, right, atol=1e-4), (
+            f"score of key {first} of {s} is {right[first]:.3f}, got {out[first]:.3f}: "
+            "channel c of key s lies at s * WIDTH + c"
+        )
 
 
 def _state(logits: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,11 +1,13 @@
 """How this project shows figures: one palette, one style, and never a picture without words.
 
-A figure reaches the reader three ways at once. The PNG carries its alt text in the output's metadata, where nbconvert
-and static sites pick it up. The text/plain of the output is the same sentence, so a reader without pictures gets it and
-the notebook check compares it. And the sentence is printed below the picture, because JupyterLab and GitHub give the
-pictures in outputs no alt attribute.
+A figure reaches the reader as HTML: the picture with its alt text, and below it the same words for all. JupyterLab and
+nbconvert's default template give a bare PNG no alt text, whatever its metadata say; HTML they take first, as GitHub
+does. The PNG is there too, for PDF and other formats without HTML. The text/plain of the output is the same sentence,
+so that terminals show it and the notebook check compares it.
 """
 
+from base64 import b64encode
+from html import escape
 from io import BytesIO
 
 import matplotlib.pyplot as plt
@@ -47,8 +49,15 @@ STYLE = {
 }
 
 
+def bundle(png: bytes, words: str) -> dict[str, bytes | str]:
+    """One output in its forms: a picture that says `words` to those who do not see it, and below it to all."""
+    said, code = escape(words), b64encode(png).decode()
+    html = f'<p><img alt="{said}" src="data:image/png;base64,{code}"></p>\n<p>{said}</p>'
+    return {"text/html": html, "image/png": png, "text/plain": words}
+
+
 def show(figure: Figure, alt: str) -> None:
-    """Display `figure` as PNG with alt text, print the text below it, and close the figure.
+    """Display `figure` as a picture with alt text, the same text below it, and close the figure.
 
     alt: one or two full sentences that say what the figure shows, with the number that matters.
     Raises ValueError when `alt` is not a sentence.
@@ -64,8 +73,4 @@ def show(figure: Figure, alt: str) -> None:
     # The Software entry would put matplotlib's version into every picture.
     figure.savefig(png, format="png", bbox_inches="tight", metadata={"Software": None})
     plt.close(figure)  # otherwise the inline backend shows it a second time, without words
-    publish_display_data(
-        {"image/png": png.getvalue(), "text/plain": alt},
-        {"image/png": {"alt": alt}},
-    )
-    print(alt)
+    publish_display_data(bundle(png.getvalue(), alt), {"image/png": {"alt": alt}})

@@ -40,7 +40,7 @@ class Generation:
         return [token for token in self.ids[n].tolist() if token >= 0]
 
     def drawn(self, n: int = 0) -> tuple[list[int], list[float]]:
-        """Every token of one row with its log-probability, the stop token included: what learning by reward needs."""
+        """Every token of row n with its log-probability, the stop token included: what learning by reward needs."""
         ids, stop = self.row(n), int(self.stops[n])
         logprobs = self.logprobs[n, : len(ids)].tolist()
         return (ids, logprobs) if stop < 0 else ([*ids, stop], [*logprobs, float(self.stop_logprobs[n])])
@@ -52,6 +52,7 @@ class _Answers:
     def __init__(self, rows: int, stop_ids: tuple[int, ...], device: torch.device):
         self.stop = torch.tensor(stop_ids, dtype=torch.long, device=device)
         self.done = torch.zeros(rows, dtype=torch.bool, device=device)
+        self.ended = 0  # rows
         self.stops = torch.full((rows,), -1, dtype=torch.long, device=device)
         self.stop_logprobs = torch.zeros(rows, device=device)
         self.steps: list[tuple[Int[Tensor, " b"], Float[Tensor, " b"]]] = []
@@ -62,7 +63,8 @@ class _Answers:
         self.stops = torch.where(ends, token, self.stops)
         self.stop_logprobs = torch.where(ends, logprob, self.stop_logprobs)
         self.done = self.done | ends
-        if bool(self.done.all()):
+        self.ended = int(self.done.sum())
+        if self.ended == len(self.done):
             return False
         self.steps.append((token.masked_fill(self.done, -1), logprob.masked_fill(self.done, 0.0)))
         return True
@@ -102,8 +104,21 @@ def log_probabilities(
     """log softmax(logits / temperature) of one token each, nats; temperature 0 counts as 1.
 
     The whole softmax, also where top_k and top_p draw from a part of it, so that the ratio of two models' probabilities
-    is one of the same function (our choice). `generate` leaves out placeholders of pixels, which cannot be said.
+    is one of the same function (our choice). logits: as `sayable` gives them, where the tokens were generated. Raises
+    ValueError for tokens that do not fit, filling (-1) among them, and a temperature below 0.
     """
+    if logits.shape[:-1] != tokens.shape or not 0 <= temperature < math.inf:
+        raise ValueError(
+            f"expected one token for each row of logits {list(logits.shape)} and 0 <= temperature < inf, got "
+            f"{list(tokens.shape)} and {temperature}"
+        )
+    if bool((tokens < 0).any()) or bool((tokens >= logits.shape[-1]).any()):
+        raise ValueError(f"tokens must lie in 0..{logits.shape[-1] - 1}: leave out the filling of rows that ended")
+    return _picked(logits, tokens, temperature)
+
+
+def _picked(logits: Float[Tensor, "*n v"], tokens: Int[Tensor, "*n"], temperature: float) -> Float[Tensor, "*n"]:
+    """`log_probabilities` of tokens that are known to fit: a GPU need not wait for a check."""
     scaled = logits.float() / (temperature or 1.0)
     return scaled.log_softmax(dim=-1).gather(-1, tokens[..., None]).squeeze(-1)
 
@@ -132,7 +147,8 @@ def generate(
 
     inputs: as a Processor makes them. cache: what earlier calls have read; `inputs` then hold what is new, without a
     Processor's positions, which count from 0. After a call the cache holds the prompt and every token drawn but the
-    last: to go on, give the tokens from `cache.length` on. Rows that stopped at different steps cannot go on together;
+    last: to go on, give the tokens from `cache.length` on; after an error or Ctrl-C it is what it was before. Rows that
+    stopped at different steps cannot go on together;
     for conversations there is `chat.Chat`, for many answers to one prompt `Cache.repeat`. chunk: tokens of the prompt
     that pass through a layer at a time; None: all at once. stop_ids: tokens that end a row; they are told in `stops`.
     Greedy unless told otherwise: at temperature 0, top_k, top_p and seed change nothing; `processor.generation` has the
@@ -144,11 +160,14 @@ def generate(
     FloatingPointError where the logits are not finite, NotEnoughMemory before anything is read where cache and
     activations will not fit, RuntimeError for graphs=True where there is an obstacle.
     """
-    if max_new_tokens < 1 or not 0 <= temperature < math.inf or top_k < 0 or not 0 < top_p <= 1:
+    whole = isinstance(max_new_tokens, int) and isinstance(top_k, int)
+    if not whole or max_new_tokens < 1 or not 0 <= temperature < math.inf or top_k < 0 or not 0 < top_p <= 1:
         raise ValueError(
-            f"expected max_new_tokens >= 1, 0 <= temperature < inf, top_k >= 0, 0 < top_p <= 1; got {max_new_tokens}, "
-            f"{temperature}, {top_k}, {top_p}"
+            f"expected whole max_new_tokens >= 1, 0 <= temperature < inf, whole top_k >= 0, 0 < top_p <= 1; got "
+            f"{max_new_tokens}, {temperature}, {top_k}, {top_p}"
         )
+    if beyond := [token for token in stop_ids if not 0 <= token < model.config.text.vocab]:
+        raise ValueError(f"stop_ids must lie in 0..{model.config.text.vocab - 1}, got {beyond}")
     if not isinstance(inputs, Mapping):
         raise ValueError(f"inputs must be what a Processor returns, or {{'input_ids': int [b t]}}; got {inputs!r:.100}")
     ids = token_ids(inputs, model.config, cache)
@@ -157,23 +176,27 @@ def generate(
     cache = model.new_cache() if cache is None else cache
     room = _room(model.config, cache.length + ids.shape[1], max_new_tokens)
     _require_memory(model, ids, cache, room, chunk)
-    cache.reserve(room)
     options = {"attention": attention, "backend": backend, "record": int(record), "observer": observer}
     step = _decoder(model, cache, options, max_new_tokens, graphs)
-    answers, history = _Answers(len(ids), stop_ids, device), None
-    out = model(inputs, cache, last=1, chunk=chunk, **options)
-    while True:
-        logits = _sayable(out.logits[:, -1].to(device), model.config)
-        token = sample(logits, temperature, top_k, top_p, generator)
-        if not answers.add(token, log_probabilities(logits, token, temperature)):
-            break
-        if record:
-            history = out.record if history is None else history.extend(out.record)
-        if on_token is not None:
-            on_token(answers.steps[-1][0])
-        if len(answers.steps) == max_new_tokens:
-            break
-        out = step(token)
+    answers, history, spoilt_from = _Answers(len(ids), stop_ids, device), None, None
+    with cache.all_or_nothing():
+        cache.reserve(room)
+        out = model(inputs, cache, last=1, chunk=chunk, **options)
+        while True:
+            logits = sayable(out.logits[:, -1].to(device), model.config)
+            token = sample(logits, temperature, top_k, top_p, generator)
+            if not answers.add(token, _picked(logits, token, temperature)):
+                break
+            if record:
+                history = out.record if history is None else history.extend(out.record)
+            if on_token is not None:
+                on_token(answers.steps[-1][0])
+            if len(answers.steps) == max_new_tokens:
+                break
+            if spoilt_from is None and answers.ended:  # those rows read on beside the others
+                spoilt_from = cache.length
+            out = step(token)
+        cache.spoilt_from = spoilt_from
     return answers.generation(history, cache)
 
 
@@ -204,13 +227,14 @@ def _require_memory(model, ids: Int[Tensor, "b t"], cache: Cache, room: int, chu
     require(bill, free, " + ".join(map(str, devices)), PARTS if streamed else PARTS[1:])
 
 
-def _sayable(logits: Float[Tensor, "b v"], config: KeyeConfig) -> Float[Tensor, "b v"]:
-    """The logits, checked; pixels cannot be said."""
+def sayable(logits: Float[Tensor, "*n v"], config: KeyeConfig) -> Float[Tensor, "*n v"]:
+    """The logits, -inf at placeholders of pixels, which cannot be said. FloatingPointError where one is not finite."""
     if not bool(logits.isfinite().all()):
-        raise FloatingPointError("the model's logits are not finite: check the checkpoint's dtype and the weights")
+        raise FloatingPointError(
+            "the model's logits are not finite: check the checkpoint's dtype and weights, and the pixels"
+        )
     placeholders = [n for n in (config.image_token_id, config.video_token_id) if n < config.text.vocab]
-    logits[:, placeholders] = -torch.inf
-    return logits
+    return logits.index_fill(-1, torch.tensor(placeholders, dtype=torch.long, device=logits.device), -torch.inf)
 
 
 def _decoder(model, cache: Cache, options: dict[str, Any], tokens: int, graphs: bool | None) -> Callable:

@@ -8,7 +8,7 @@ Report, section 2.2, and the released processor: every sampled frame is an image
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,12 @@ from torch import Tensor
 
 from minikeye.config import KeyeConfig
 from minikeye.files import local_folder
-from minikeye.inputs.pixels import patchify, resize
-from minikeye.inputs.prompt import Prompt, Turn, Visual, chatml, pad
-from minikeye.inputs.sampling import VideoError, fit_size, frame_count, frame_indices, image_size, video_budget
+from minikeye.inputs.pixels import patchify, picture, resize
+from minikeye.inputs.prompt import FrameSpan, Prompt, Turn, Visual, chatml, pad
+from minikeye.inputs.sampling import Sampling, VideoError, image_size, sample
 from minikeye.inputs.settings import default_generation, read_folder
 from minikeye.inputs.tokenizer import load_tokenizer
-from minikeye.inputs.video import read_video
+from minikeye.inputs.video import decode_video, plan_video
 
 Message = Mapping[str, Any]
 
@@ -33,10 +33,14 @@ Message = Mapping[str, Any]
 class Inputs(dict[str, Any]):
     """What the model reads, by name: input_ids, positions, attention_mask, frames; for pixels patches and grids."""
 
+    notes: tuple[str, ...] = ()  # sentences for the user about its videos: `Video.notes`
+
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> "Inputs":
         """The same with every tensor on `device`: `processor(messages).to(model.device)`."""
         move = lambda x: x.to(device, non_blocking=non_blocking) if isinstance(x, Tensor) else x  # noqa: E731
-        return Inputs({name: move(value) for name, value in self.items()})
+        moved = Inputs({name: move(value) for name, value in self.items()})
+        moved.notes = self.notes
+        return moved
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Clip:
 
     frames: UInt8[Tensor, "f 3 height width"]  # RGB, sides multiples of one visual token
     seconds: list[float]  # time of each frame
+    notes: tuple[str, ...] = ()  # sentences for the user: `Video.notes`
 
 
 class Processor:
@@ -85,8 +90,10 @@ class Processor:
             raise ValueError("expected at least one conversation, got none")
         prompts, pixels = zip(*(self.build(messages, thinking) for messages in conversations), strict=True)
         inputs = Inputs(pad(list(prompts), "left"))
+        inputs.notes = tuple(note for prompt in prompts for note in prompt.notes)
         inputs.pop("answer")
-        inputs["frames"] = [prompt.frames for prompt in prompts]
+        longest = inputs["input_ids"].shape[1]
+        inputs["frames"] = [_moved(prompt.frames, longest - len(prompt.ids)) for prompt in prompts]
         if frames := [f for group in pixels for f in group]:
             size = self.config.vision.patch_size
             inputs["patches"] = torch.cat([patchify(f, size) for f in frames])
@@ -107,16 +114,17 @@ class Processor:
             raise ValueError("expected at least one message, got an empty conversation")
         videos = sum(part["type"] == "video" for _, content in parts for part in content)
         pixels: list[Tensor] = []
+        notes: list[str] = []
         conversation: list[Turn] = [
-            (role, [self._read(part, videos, pixels) for part in content]) for role, content in parts
+            (role, [self._read(part, videos, pixels, notes) for part in content]) for role, content in parts
         ]
-        prompt = Prompt(self.tokenizer, self.config.vision.merge)
+        prompt = Prompt(self.tokenizer, self.config.vision.merge, notes=notes)
         write = chatml if self.template is None else self.template.write
         write(prompt, conversation, thinking)
         return prompt, pixels
 
-    def _read(self, part: Mapping[str, Any], videos: int, pixels: list[Tensor]) -> str | Visual:
-        """A part of a message as the prompt takes it; its frames are appended to `pixels`."""
+    def _read(self, part: Mapping[str, Any], videos: int, pixels: list[Tensor], notes: list[str]) -> str | Visual:
+        """A part of a message as the prompt takes it; its frames are appended to `pixels`, what to say to `notes`."""
         if part["type"] == "text":
             return part["text"]
         if part["type"] == "image":
@@ -124,6 +132,7 @@ class Processor:
         else:
             clip = self.clip(part, videos)
             frames, seconds = clip.frames, list(clip.seconds)
+            notes += clip.notes
         pixels.append(frames)
         return Visual(self.grid(frames), seconds)
 
@@ -139,41 +148,57 @@ class Processor:
     def image(self, source: Any) -> UInt8[Tensor, "1 3 height width"]:
         """An image at the size the model reads: sides near the original's, in whole visual tokens.
 
-        A tensor is what this function gave before, and stays as it is.
+        A file or PIL image is read by `pixels.picture`. A tensor is what this function gave before, and stays as it is.
         """
         if isinstance(source, Tensor):
             return source
-        if isinstance(source, str | Path):
-            try:
-                source = Image.open(source).convert("RGB")
-            except OSError as error:
-                raise ValueError(f"{source} is not a readable image: {error}") from error
-        array = np.array(source.convert("RGB")) if isinstance(source, Image.Image) else np.asarray(source)
+        array = picture(source) if isinstance(source, str | Path | Image.Image) else np.asarray(source)
         frames = _channels_first(array[None], "an image", "[height width 3]")
         width, height = image_size(frames.shape[3], frames.shape[2], self.config.video, self.config.token_pixels)
         return resize(frames, height, width)
 
     def clip(self, part: Mapping[str, Any], videos: int = 1) -> Clip:
-        """The sampled frames of one video of a message; `videos` of them share the budget."""
+        """The sampled frames of one video of a message; `videos` of them share the budget.
+
+        Raises VideoError, before anything is decoded, for a video that does not fit the model's context.
+        """
         source, config, side = part["video"], self.config.video, self.config.token_pixels
         if isinstance(source, Clip):
             if len(source.seconds) != len(source.frames):
                 raise ValueError(f"a Clip needs one time per frame, got {len(source.seconds)} for {len(source.frames)}")
             return source
+        limits = {"fps": part.get("fps"), "max_frames": part.get("max_frames")}
         if isinstance(source, str | Path):
-            video = read_video(source, config, side, videos, fps=part.get("fps"), max_frames=part.get("max_frames"))
-            return Clip(video.frames, video.seconds.tolist())
+            plan = plan_video(source, config, side, videos, **limits)
+            self.check_room(plan.sampling, plan.seconds, str(source))
+            video = decode_video(plan)
+            return Clip(video.frames, video.seconds.tolist(), video.notes)
         frames, rate = _channels_first(np.asarray(source), "a video", "[f height width 3]"), part.get("fps")
         if not rate or not rate > 0:
             raise VideoError(
                 f"frames in memory need their rate: add 'fps' (frames per second) to the message, got {rate!r}"
             )
-        seconds = len(frames) / rate
-        count = frame_count(seconds, rate, len(frames), config, videos=videos, max_frames=part.get("max_frames"))
-        at = frame_indices(len(frames), count)
-        budget = video_budget(seconds, config, videos)
-        width, height = fit_size(frames.shape[3], frames.shape[2], count, budget, config, side)
-        return Clip(resize(frames[at], height, width), [n / rate for n in at])
+        size, total = (frames.shape[3], frames.shape[2]), len(frames)
+        plan = sample(total / rate, rate, total, size, config, side, videos, max_frames=part.get("max_frames"))
+        seconds = [n / rate for n in plan.indices]
+        self.check_room(plan, seconds, "the video")
+        return Clip(resize(frames[list(plan.indices)], plan.height, plan.width), seconds, plan.notes)
+
+    def check_room(self, sampling: Sampling, seconds: list[float], name: str) -> None:
+        """Raise VideoError where the tokens of a video's frames and times exceed the context: before it is decoded."""
+        words = sum(len(self.tokenizer.encode(format(time, ".1f"))) + 1 for time in seconds)
+        tokens, context = len(seconds) * sampling.frame_tokens + words, self.config.text.max_positions
+        if tokens >= context:
+            raise VideoError(
+                f"{name} takes {tokens:,} tokens ({len(seconds):,} frames of {sampling.frame_tokens} and their times), "
+                f"the context holds {context:,}: lower fps or set max_frames in the message; on the command line, "
+                f"--max-context {context} plans fewer frames"
+            )
+
+
+def _moved(spans: list[FrameSpan], by: int) -> list[FrameSpan]:
+    """Spans of a prompt as they lie behind `by` tokens of padding."""
+    return [replace(span, start=span.start + by, stop=span.stop + by) for span in spans]
 
 
 def _channels_first(array: np.ndarray, what: str, shape: str) -> UInt8[Tensor, "f 3 height width"]:

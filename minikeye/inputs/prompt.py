@@ -59,6 +59,7 @@ class Prompt:
     grids: list[Grid] = field(default_factory=list)
     frames: list[FrameSpan] = field(default_factory=list)
     videos: int = 0
+    notes: list[str] = field(default_factory=list)  # sentences for the user about its videos
     _run: tuple[int, str] = (0, "")  # first token and words of the text that the prompt ends with
 
     def begin(self, role: str) -> None:
@@ -104,12 +105,14 @@ class Prompt:
     def drawn(self, ids: Sequence[int], learn: bool | Sequence[bool] = True) -> None:
         """Tokens that a model drew, as they are: text that is encoded again need not give the same tokens.
 
-        learn: which of them count as answer, all or none of them, or one mark a token: not what a tool wrote. Raises
-        ValueError for marks of another length, and for placeholders of images and frames, which nobody can say.
+        learn: which of them count as answer, all or none, or one mark a token: not what a tool wrote. Where they end
+        with the mark of the turn's end, as `Generation.drawn` gives them, go on with text("\\n"), not with `end`.
+        Raises ValueError for marks of another length, and for placeholders of pixels, which nobody can say.
         """
         ids, marks = list(ids), [learn] * len(ids) if isinstance(learn, bool) else list(learn)
         pixels = {self.tokenizer.token_id(name) for name in ("<|image_pad|>", "<|video_pad|>")}
-        if len(marks) != len(ids) or any(token < 0 or token in pixels for token in ids):
+        whole = all(type(token) is int and token >= 0 for token in ids) and all(type(mark) is bool for mark in marks)
+        if not whole or len(marks) != len(ids) or pixels & set(ids):
             raise ValueError(
                 f"expected tokens from 0 on that stand for no pixels, and one mark for each or one for all; got "
                 f"{ids!r:.100} and {len(marks)} marks"

@@ -5,7 +5,6 @@ state some of the same things. Where two of them disagree, or one asks for what 
 error that names the files. What is stated and not read is listed in `Released.unused`.
 """
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from minikeye.config import KeyeConfig, VideoConfig, unused_keys
+from minikeye.config_json import object_at, rope_of, shown, sparse_of, text_of
+from minikeye.files import file_in, read_json
 from minikeye.inputs.template import ChatTemplate
 from minikeye.inputs.tokenizer import Tokenizer, load_tokenizer
 
@@ -27,24 +28,53 @@ TOKEN_KEYS = {
     "eos_token_id": ("<|im_end|>", "<|endoftext|>"),
     "pad_token_id": ("<|endoftext|>", "<|im_end|>", "<|vision_pad|>"),
 }
-# Keys that would make it another function, and the only value that minikeye computes.
+# Keys that would make it another function, and the only value that minikeye computes; null says nothing.
 TEXT_FIXED: dict[str, Any] = {
-    "attention_bias": False,
+    **dict.fromkeys(("attention_bias", "mlp_bias", "tie_word_embeddings", "use_sliding_window"), False),
+    **dict.fromkeys(("n_shared_experts", "num_shared_experts", "shared_expert_intermediate_size"), 0),
+    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping", "quantization_config"), None),
+    **dict.fromkeys(("embedding_multiplier", "residual_multiplier", "logits_scaling", "routed_scaling_factor"), 1.0),
+    "partial_rotary_factor": 1.0,
     "decoder_sparse_step": 1,
+    "first_k_dense_replace": 0,
     "hidden_act": "silu",
     "mlp_only_layers": [],
     "norm_topk_prob": True,
-    "tie_word_embeddings": False,
-    "use_sliding_window": False,
+    "scoring_func": "softmax",
 }
-VISION_FIXED: dict[str, Any] = {"hidden_act": "gelu_pytorch_tanh", "num_channels": 3}
+# Of RoPE every key counts: one that is neither here nor read is refused. ("mrope": an older name of the default kind.)
+ROPE_FIXED: dict[str, Any] = {
+    **dict.fromkeys(("type", "rope_type"), "default"),
+    **dict.fromkeys(("attention_factor", "factor", "partial_rotary_factor"), 1.0),
+    "mrope_interleaved": False,
+}
+VISION_FIXED: dict[str, Any] = {"hidden_act": "gelu_pytorch_tanh", "num_channels": 3, "temporal_patch_size": 1}
 PIXELS_FIXED: dict[str, Any] = {
-    "do_normalize": True,
-    "do_rescale": True,
-    "do_resize": True,
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_std": [0.5, 0.5, 0.5],
+    **dict.fromkeys(("do_convert_rgb", "do_normalize", "do_rescale", "do_resize"), True),
+    **dict.fromkeys(("do_center_crop", "do_pad"), False),
+    **{key: [0.5, 0.5, 0.5] for key in ("image_mean", "image_std")},
+    "temporal_patch_size": 1,
 }
+TOKENIZER_FIXED: dict[str, Any] = dict.fromkeys(
+    ("add_bos_token", "add_eos_token", "add_prefix_space", "clean_up_tokenization_spaces", "split_special_tokens"),
+    False,
+)
+# What else is read, or checked, of the files beside config.json.
+READ = {
+    "preprocessor_config.json": {
+        *PIXELS_FIXED,
+        *("patch_size", "merge_size", "min_pixels", "max_pixels", "size", "rescale_factor"),
+    },
+    "generation_config.json": {*TOKEN_KEYS, "do_sample", "temperature", "top_k", "top_p"},
+    "tokenizer_config.json": {
+        *TOKENIZER_FIXED,
+        *("added_tokens_decoder", "chat_template", "bos_token", "eos_token", "pad_token", "unk_token"),
+    },
+    "chat_template.json": {"chat_template"},
+}
+
+
+LARGEST_IMAGE = 2**20  # visual tokens
 
 
 class FolderError(ValueError):
@@ -83,34 +113,29 @@ def read_folder(folder: str | Path) -> Released:
     config = replace(config, video=pixel_limits(folder, pixels, config))
     tokenizer = load_tokenizer(config, folder)
     check_tokens(folder, stated, tokenizer, config.text.vocab)
+    _agree(folder / "tokenizer_config.json", "", read_json(folder / "tokenizer_config.json"), TOKENIZER_FIXED)
     generation = read_generation(folder, tokenizer)
     return Released(folder, config, tokenizer, read_template(folder), generation, unread_keys(folder))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise FolderError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise FolderError(f"{path} must hold a JSON object, got {content!r:.200}")
-    return content
-
-
 def check_function(folder: Path, stated: dict[str, Any]) -> None:
-    """Raise FolderError for keys of a config.json that ask for another function than minikeye computes."""
-    path, text = folder / "config.json", stated.get("text_config", stated)
-    rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
-    for prefix, part in (("", stated), ("text_config.", text)):  # tie_word_embeddings may stand at the top
+    """Raise FolderError for keys of a config.json that ask for another function than minikeye computes.
+
+    stated: what `KeyeConfig.from_dict` has read already.
+    """
+    path, text, nested = folder / "config.json", text_of(stated), object_at(stated, "text_config")
+    for prefix, part in (("", stated), ("text_config.", nested or {})):  # tie_word_embeddings may stand at the top
         _agree(path, prefix, part, TEXT_FIXED)
-    # "mrope" is how older Qwen-VL configs call the same.
-    kinds = {key: kind for key, kind in rope.items() if key in ("type", "rope_type") and kind != "mrope"}
-    _agree(path, "rope_scaling.", kinds, {"type": "default", "rope_type": "default"})
-    _agree(path, "vision_config.", stated.get("vision_config", {}), VISION_FIXED)
-    _agree(path, "sa_config.", text.get("sa_config", stated.get("sa_config", {})), {"indexer_num_kv_heads": 1})
+        layers = part.get("layer_types")
+        if layers is not None and (not isinstance(layers, list) or any(kind != "full_attention" for kind in layers)):
+            raise FolderError(f"{path} states layer_types {shown(layers)}; minikeye computes 'full_attention' only")
+    rope = {key: value for key, value in rope_of(text).items() if value is not None}
+    if unknown := sorted(rope.keys() - {*ROPE_FIXED, "mrope_section", "rope_theta"}):
+        raise FolderError(f"{path} states {unknown[0]} {shown(rope[unknown[0]])} of RoPE; minikeye knows no such key")
+    older = {key for key in ("type", "rope_type") if rope.get(key) == "mrope"}
+    _agree(path, "rope_scaling.", {key: value for key, value in rope.items() if key not in older}, ROPE_FIXED)
+    _agree(path, "vision_config.", object_at(stated, "vision_config") or {}, VISION_FIXED)
+    _agree(path, "sa_config.", sparse_of(stated), {"indexer_num_kv_heads": 1})
 
 
 def pixel_limits(folder: Path, pixels: dict[str, Any], config: KeyeConfig) -> VideoConfig:
@@ -120,17 +145,20 @@ def pixel_limits(folder: Path, pixels: dict[str, Any], config: KeyeConfig) -> Vi
     """
     path, vision = folder / "preprocessor_config.json", config.vision
     _agree(path, "", pixels, {**PIXELS_FIXED, "patch_size": vision.patch_size, "merge_size": vision.merge})
-    scale = pixels.get("rescale_factor", 1 / 255)
+    scale = 1 / 255 if pixels.get("rescale_factor") is None else pixels["rescale_factor"]
     if not isinstance(scale, float) or not math.isclose(scale, 1 / 255, rel_tol=1e-6):
-        raise FolderError(f"{path} states rescale_factor {scale!r}; minikeye computes 1/255 only")
+        raise FolderError(f"{path} states rescale_factor {shown(scale)}; minikeye computes 1/255 only")
     size = pixels.get("size") if isinstance(pixels.get("size"), dict) else {}
     area = config.token_pixels**2
     least = pixels.get("min_pixels", size.get("min_pixels", size.get("shortest_edge")))
     most = pixels.get("max_pixels", size.get("max_pixels", size.get("longest_edge")))
     least = area * config.video.min_image_tokens if least is None else least
     most = area * config.video.max_image_tokens if most is None else most
-    if not all(isinstance(n, int) for n in (least, most)) or not 0 < least <= most or most < area:
-        raise FolderError(f"{path} needs whole numbers 0 < min_pixels <= max_pixels >= {area}, got {least!r}, {most!r}")
+    if {type(least), type(most)} != {int} or not 0 < least <= most or not area <= most < area * LARGEST_IMAGE:
+        limits = f"0 < min_pixels <= max_pixels >= {area}, at most {LARGEST_IMAGE} tokens of {area}"
+        raise FolderError(f"{path} needs whole numbers {limits}; got {shown(least)}, {shown(most)}")
+    if math.ceil(least / area) > most // area:
+        raise FolderError(f"{path} allows images of {least} to {most} pixels: no multiple of {area} lies between")
     return replace(config.video, min_image_tokens=math.ceil(least / area), max_image_tokens=most // area)
 
 
@@ -144,14 +172,14 @@ def check_tokens(folder: Path, stated: dict[str, Any], tokenizer: Tokenizer, row
         known = {name: tokenizer.marks[name] for name in TOKEN_KEYS[key] if name in tokenizer.marks}
         if not known and key == "fast_video_token_id":  # nobody reads it: no reason to refuse the folder
             continue
-        if stated_id not in known.values():
+        if isinstance(stated_id, bool) or stated_id not in [*known.values()]:
             have = " and ".join(f"{name} token {n}" for name, n in known.items()) or f"no {TOKEN_KEYS[key][0]}"
-            raise FolderError(f"{folder / 'config.json'} states {key} {stated_id!r}, {path} has {have}")
-    listed = read_json(folder / "tokenizer_config.json").get("added_tokens_decoder", {})
-    for n, token in listed.items():
-        name = token["content"] if isinstance(token, dict) else token
+            raise FolderError(f"{folder / 'config.json'} states {key} {shown(stated_id)}, {path} has {have}")
+    settings = folder / "tokenizer_config.json"
+    for n, token in _object(settings, "added_tokens_decoder").items():
+        name = _token(settings, f"added_tokens_decoder.{n}", token)
         if str(here := tokenizer.marks.get(name, "absent")) != n:
-            raise FolderError(f"{name} is {n} in {folder / 'tokenizer_config.json'} but {here} in {path}")
+            raise FolderError(f"{name} is {n} in {settings} but {here} in {path}")
     if tokenizer.largest_id >= rows:
         raise FolderError(f"{path} goes up to token {tokenizer.largest_id}, the model has rows 0 to {rows - 1}")
 
@@ -170,45 +198,65 @@ def read_generation(folder: Path, tokenizer: Tokenizer) -> GenerationDefaults:
     path, default = folder / "generation_config.json", default_generation(tokenizer)
     stated = {key: value for key, value in read_json(path).items() if value is not None}
     stop = stated.get("eos_token_id", list(default.stop_ids))
-    stop_ids = tuple(stop) if isinstance(stop, list) else (stop,)
-    temperature = stated.get("temperature", 1.0) if stated.get("do_sample", False) else 0.0
+    stop_ids = stop if isinstance(stop, list) else [stop]
+    sample, temperature = stated.get("do_sample", False), stated.get("temperature", 1.0)
     top_k, top_p = stated.get("top_k", 0), stated.get("top_p", 1.0)
     top_k = 0 if top_k == -1 else top_k  # how serving code says "all"
-    numbers = [temperature, top_p, top_k, *stop_ids]
     if (
-        not all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers)
-        or not set(stop_ids) <= set(tokenizer.marks.values())
-        or not (isinstance(top_k, int) and temperature >= 0 and top_k >= 0 and 0 < top_p <= 1 and stop_ids)
+        any(type(n) not in (int, float) for n in (temperature, top_p, top_k, *stop_ids))
+        or not (stop_ids and set(stop_ids) <= set(tokenizer.marks.values()))
+        or not (type(top_k) is int and 0 <= temperature <= 1e3 and 0 <= top_k < 2**31 and 0 < top_p <= 1)
+        or type(sample) is not bool
     ):
+        given = ", ".join(map(shown, (stop, temperature, top_k, top_p, sample)))
         raise FolderError(
-            f"{path} needs special tokens of the tokenizer as eos_token_id, temperature >= 0, top_k >= 0 and "
-            f"0 < top_p <= 1; got {stop!r}, {temperature!r}, {top_k!r}, {top_p!r}"
+            f"{path} needs special tokens of the tokenizer as eos_token_id, temperature >= 0, top_k >= 0, "
+            f"0 < top_p <= 1 and do_sample true or false; got {given}"
         )
-    return GenerationDefaults(stop_ids, float(temperature), top_k, float(top_p))
+    return GenerationDefaults(tuple(stop_ids), float(temperature) if sample else 0.0, top_k, float(top_p))
 
 
 def read_template(folder: Path) -> ChatTemplate | None:
     """The chat template: chat_template.jinja, else in tokenizer_config.json, else in chat_template.json, else None."""
-    settings = read_json(folder / "tokenizer_config.json")
-    names = {key: settings[key] for key in ("bos_token", "eos_token", "pad_token", "unk_token") if settings.get(key)}
-    tokens = {key: token["content"] if isinstance(token, dict) else token for key, token in names.items()}
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return ChatTemplate(path.read_text(encoding="utf-8"), str(path), tokens)
+    path = folder / "tokenizer_config.json"
+    settings = read_json(path)
+    named = [key for key in ("bos_token", "eos_token", "pad_token", "unk_token") if settings.get(key)]
+    tokens = {key: _token(path, key, settings[key]) for key in named}
+    if (own := file_in(folder, "chat_template.jinja")).is_file():
+        try:
+            return ChatTemplate(own.read_text(encoding="utf-8"), str(own), tokens)
+        except UnicodeDecodeError as error:
+            raise FolderError(f"{own} is not text in UTF-8: {error}") from error
     for path in (folder / "tokenizer_config.json", folder / "chat_template.json"):
         source = read_json(path).get("chat_template")
-        if isinstance(source, list):  # several, by name
+        if isinstance(source, list) and all(isinstance(entry, dict) for entry in source):  # several, by name
             source = next((entry.get("template") for entry in source if entry.get("name") == "default"), None)
         if not isinstance(source, str | None):
-            raise FolderError(f"{path} must hold its chat_template as text, got {source!r:.200}")
+            raise FolderError(f"{path} must hold its chat_template as text, got {shown(source)}")
         if source is not None:
             return ChatTemplate(source, f"chat_template in {path}", tokens)
     return None
 
 
+def _object(path: Path, key: str) -> dict[str, Any]:
+    """An object of a settings file by its key; empty where there is none."""
+    value = read_json(path).get(key)
+    if not isinstance(value, dict | None):
+        raise FolderError(f"{path} must hold {key} as an object, got {shown(value)}")
+    return value or {}
+
+
+def _token(path: Path, key: str, token: Any) -> str:
+    """A token's text, which is stated as text or with its properties."""
+    text = token.get("content") if isinstance(token, dict) else token
+    if not isinstance(text, str):
+        raise FolderError(f"{path} must hold {key} as text, got {shown(token)}")
+    return text
+
+
 def _stated_ids(stated: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Every (key, id) of special tokens in a config.json; a list gives one pair for each of its ids."""
-    for part in (stated, stated.get("text_config", {})):
+    for part in (stated, object_at(stated, "text_config") or {}):
         for key in TOKEN_KEYS.keys() & part.keys():
             ids = part[key] if isinstance(part[key], list) else [part[key]]
             yield from ((key, n) for n in ids if n is not None)
@@ -217,19 +265,13 @@ def _stated_ids(stated: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 def _agree(path: Path, prefix: str, stated: dict[str, Any], fixed: dict[str, Any]) -> None:
     for key, value in fixed.items():
         if key in stated and stated[key] is not None and stated[key] != value:
-            raise FolderError(f"{path} states {prefix}{key} {stated[key]!r}; minikeye computes {value!r} only")
+            raise FolderError(f"{path} states {prefix}{key} {shown(stated[key])}; minikeye computes {value!r} only")
 
 
 def unread_keys(folder: Path) -> list[str]:
-    """Keys of config.json and preprocessor_config.json that nobody reads or checks, as "FILE: key"."""
-    checked = {*TOKEN_KEYS, *(f"text_config.{key}" for key in (*TOKEN_KEYS, *TEXT_FIXED))}
-    checked |= {*TEXT_FIXED, *(f"vision_config.{key}" for key in VISION_FIXED)}  # at the top where the text part is
-    read = {*PIXELS_FIXED, "patch_size", "merge_size", "min_pixels", "max_pixels", "size", "rescale_factor"}
-    unused = unused_keys(read_json(folder / "config.json"))
-    return [
-        *(f"config.json: {key}" for key in unused if key not in checked),
-        *(
-            f"preprocessor_config.json: {key}"
-            for key in sorted(read_json(folder / "preprocessor_config.json").keys() - read)
-        ),
-    ]
+    """Keys of the settings files that nobody reads or checks, as "FILE: key"."""
+    checked = {*TOKEN_KEYS, *TEXT_FIXED, "layer_types"}
+    checked |= {f"text_config.{key}" for key in checked} | {f"vision_config.{key}" for key in VISION_FIXED}
+    unused = [f"config.json: {key}" for key in unused_keys(read_json(folder / "config.json")) if key not in checked]
+    others = [(name, sorted(read_json(folder / name).keys() - known)) for name, known in READ.items()]
+    return unused + [f"{name}: {key}" for name, keys in others for key in keys]

@@ -1,24 +1,26 @@
 """A video file becomes a few small RGB frames and their exact times.
 
-Each kept frame is resized as soon as it is decoded, so memory holds the result, one decoder and 17 bytes per packet.
+Each kept frame is resized as soon as it is decoded, so memory holds the result, one decoder and 18 bytes per packet.
 Times come from the presentation timestamps and count from the first frame shown: variable frame rate and a stream that
 starts late stay exact. (The released code uses frame index / average rate.) Pixel aspect ratio is ignored, as released.
 """
 
+from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import av
 import numpy as np
 import torch
-from av.video.reformatter import Interpolation, VideoReformatter
 from jaxtyping import Float64, UInt8
 from torch import Tensor
 
 from minikeye.config import VideoConfig
-from minikeye.inputs.container import Orientation, PacketIndex, index_packets, open_video, plan_decode
-from minikeye.inputs.sampling import VideoError, fit_size, frame_count, frame_indices, video_budget
+from minikeye.inputs.container import PacketIndex, index_packets
+from minikeye.inputs.envelope import open_video
+from minikeye.inputs.pixels import FrameResizer
+from minikeye.inputs.sampling import Sampling, VideoError, sample
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,48 @@ class Video:
     seconds: Float64[Tensor, " f"]  # time of each frame after the first frame of the file
     indices: tuple[int, ...]  # position of each frame in the file, in order of presentation
     info: VideoInfo  # the file: native size, rate, duration
+    notes: tuple[str, ...] = ()  # for the user: assumed times, fewer or smaller frames than asked, concealed damage
+
+
+@dataclass(frozen=True)
+class VideoPlan:
+    """What will be read of a video, known before it is decoded."""
+
+    path: str | Path
+    index: PacketIndex
+    info: VideoInfo
+    request: dict[str, object]  # what `sample` was asked for besides the file: config, factor, videos, fps, max_frames
+    sampling: Sampling
+
+    @property
+    def seconds(self) -> list[float]:
+        """Time of each frame after the first frame of the file."""
+        return [self.index.seconds(i) for i in self.sampling.indices]
 
 
 def probe(path: str | Path) -> VideoInfo:
     """Count the frames of a video and read its size. Decodes one frame. Raises VideoError if it is no whole video."""
     return _info(index_packets(path))
+
+
+def plan_video(
+    path: str | Path,
+    config: VideoConfig,
+    factor: int = 28,
+    videos: int = 1,
+    *,
+    fps: float | int | None = None,
+    max_frames: int | None = None,
+) -> VideoPlan:
+    """The frames and their size that `read_video` gives, from the packets alone. Raises VideoError as it does."""
+    request = {"config": config, "factor": factor, "videos": videos, "fps": fps, "max_frames": max_frames}
+    return _planned(path, index_packets(path), request)
+
+
+def _planned(path: str | Path, index: PacketIndex, request: dict[str, object]) -> VideoPlan:
+    info = _info(index)
+    sampling = sample(info.seconds, info.fps, info.frames, (info.width, info.height), **request)
+    return VideoPlan(path, index, info, request, sampling)
 
 
 def read_video(
@@ -64,31 +103,35 @@ def read_video(
     budget, `fps` replaces `config.fps`, `max_frames` limits the frames. Frames lie at round(linspace(0, N - 1, n)) of
     the N frames of the file. Raises VideoError, naming the file and the remedy, for anything that cannot be read whole.
     """
-    index = index_packets(path)
-    info = _info(index)
-    count = frame_count(info.seconds, info.fps, info.frames, config, videos=videos, fps=fps, max_frames=max_frames)
-    indices = frame_indices(info.frames, count)
-    budget = video_budget(info.seconds, config, videos)
-    width, height = fit_size(info.width, info.height, count, budget, config, factor)
-    frames = np.empty((count, 3, height, width), dtype=np.uint8)  # a torch copy would wake threads that then spin
-    rows = {int(index.order[i]): row for row, i in enumerate(indices)}  # decoding position -> row of `frames`
-    readings = [([(0, len(index.pts))], False)]  # decode everything
+    return decode_video(plan_video(path, config, factor, videos, fps=fps, max_frames=max_frames))
+
+
+def decode_video(plan: VideoPlan) -> Video:
+    """Decode what was planned. Raises VideoError where a frame cannot be decoded."""
+    index, sampling = plan.index, plan.sampling
+    count = len(sampling.indices)
+    frames = np.empty((count, 3, sampling.height, sampling.width), dtype=np.uint8)  # torch would wake threads that spin
+    rows = {int(index.order[i]): row for row, i in enumerate(sampling.indices)}  # decoding position -> row of `frames`
+    reading = _Reading(plan, rows, frames)
     if index.timed:
-        readings.insert(0, (plan_decode(index.pts, index.keyframes, list(rows)), True))
-    for plan, lean in readings:  # keyframe flags can be wrong (intra refresh): then, and only then, decode everything
-        missing = set(rows.values())
-        for row, frame in _decode(path, index, rows, plan, lean, (width, height)):
-            frames[row] = frame
-            missing.discard(row)
-        if not missing:
-            break
-    else:
-        lost = index.seconds(indices[min(missing)])
+        reading.some()
+    if reading.missing or reading.corrupt:  # or keyframe flags are wrong (intra refresh): then decode everything
+        reading.all()
+    if reading.missing and not reading.corrupt and len(reading.came) < len(index.order) and not reading.complains():
+        # The decoder is content, so these packets hold no picture of their own: plan again without them.
+        shown = np.array([p for p in index.order if int(p) in reading.came], dtype=np.int64)
+        return decode_video(_planned(plan.path, replace(index, order=shown), plan.request))
+    if reading.missing:
+        lost = index.seconds(sampling.indices[min(reading.missing)])
         raise VideoError(
-            f"{path} is damaged: {len(missing)} of {count} frames cannot be decoded, first at {lost:.3f} s"
+            f"{plan.path} is damaged: {len(reading.missing)} of {count} frames cannot be decoded, first at {lost:.3f} s"
         )
-    seconds = torch.tensor([index.seconds(i) for i in indices], dtype=torch.float64)
-    return Video(torch.from_numpy(frames), seconds, tuple(indices), info)
+    seconds = torch.tensor(plan.seconds, dtype=torch.float64)
+    notes = index.notes + sampling.notes
+    if doubtful := [f"{seconds[row]:.1f}" for position, row in rows.items() if reading.doubts(position)]:
+        times = ", ".join(doubtful[:6]) + (f" and {len(doubtful) - 6} more" if len(doubtful) > 6 else "")
+        notes += (f"{plan.path} is damaged: the frames at {times} s build on pictures that could not be decoded",)
+    return Video(torch.from_numpy(frames), seconds, sampling.indices, plan.info, notes)
 
 
 def _info(index: PacketIndex) -> VideoInfo:
@@ -105,74 +148,106 @@ def _info(index: PacketIndex) -> VideoInfo:
     return VideoInfo(frames, frames / seconds, seconds, width, height, index.orientation.degrees, start)
 
 
-def _decode(
-    path: str | Path,
-    index: PacketIndex,
-    rows: dict[int, int],
-    plan: list[tuple[int, int]],
-    lean: bool,
-    size: tuple[int, int],
-) -> Iterator[tuple[int, UInt8[np.ndarray, "3 height width"]]]:
-    """Decode the packets of `plan` and yield (row, frame) for the wanted ones, resized and upright."""
-    # A frame is named by its time, or by its place among all frames where packets carry no time.
-    row_of = {index.pts[position] if index.timed else position: row for position, row in rows.items()}
-    resize = _Resizer(size, index.orientation)
-    for place, frame in enumerate(_frames(path, plan, rows if lean else None)):
-        row = row_of.get(frame.pts if index.timed else place)
-        if row is not None and not frame.is_corrupt:
-            yield row, resize(frame)
+class _Reading:
+    """Decodes the wanted frames of a plan into rows of `frames`; knows which ones are still missing, and why.
 
-
-def _frames(path: str | Path, plan: list[tuple[int, int]], wanted: dict[int, int] | None) -> Iterator[av.VideoFrame]:
-    """Decode the ranges of `plan` in one pass over the file. Packets between them are read but not decoded.
-
-    Given `wanted` decoding positions, H.264 frames that are neither wanted nor a reference for others are left out.
-    """
-    with open_video(path) as (container, stream):
-        stream.thread_type = "AUTO"
-        decoder = stream.codec_context
-        lean = wanted is not None and decoder.name == "h264"
-        ranges = iter(plan)
-        start, stop = next(ranges)
-        for position, packet in enumerate(p for p in container.demux(stream) if p.size):
-            if position < start:
-                continue
-            if lean:
-                decoder.skip_frame = "DEFAULT" if position in wanted else "NONREF"
-            yield from decoder.decode(packet)
-            if position + 1 == stop:
-                yield from decoder.decode(None)  # hands out what is still in the pipeline
-                decoder.flush_buffers()
-                start, stop = next(ranges, (stop, 0))
-                if stop == 0:
-                    return
-
-
-# Accurate rounding costs nothing measurable and keeps libswscale off a short cut for unscaled pictures that left the
-# last columns of 84x56 frames unwritten.
-_BILINEAR = int(Interpolation.BILINEAR | Interpolation.ACCURATE_RND)
-
-
-class _Resizer:
-    """Decoded frame -> RGB uint8 [3 height width], upright.
-
-    libswscale converts and resizes in one step (a triangle filter widened by the scale, i.e. bilinear with antialias):
-    about 1 ms for 1280x720 -> 588x336 on one core. torch's antialiased uint8 interpolation takes as long, but needs the
-    full-size RGB picture first. Planar "gbrp" takes half the time of "rgb24", which is also up to 2 grey levels off.
+    A decoder hands a packet's time on to the frame that begins in it. So every packet is given its own number for a
+    time, and the frame says which packet it came from, whatever the file's clock does.
     """
 
-    def __init__(self, size: tuple[int, int], orientation: Orientation):
-        self.size = size[::-1] if orientation.transpose else size  # as stored
-        self.orientation = orientation
-        self._flips = orientation.flip_rows, orientation.flip_columns
-        self.reformatter = VideoReformatter()
+    def __init__(self, plan: VideoPlan, rows: dict[int, int], frames: UInt8[np.ndarray, "f 3 height width"]):
+        self._path, self._index, self._rows, self._frames = plan.path, plan.index, rows, frames
+        self._resize = FrameResizer((plan.sampling.width, plan.sampling.height), plan.index.orientation)
+        self.missing = set(rows.values())
+        self.corrupt: set[int] = set()  # packets of pictures that the decoder marked as damaged
+        self.came: set[int] = set()  # packets of the frames that came out when everything was decoded
 
-    def __call__(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "3 height width"]:
-        width, height = self.size
-        planar = self.reformatter.reformat(frame, width, height, "gbrp", interpolation=_BILINEAR, threads=1)
-        green, blue, red = (np.frombuffer(p, np.uint8).reshape(height, p.line_size)[:, :width] for p in planar.planes)
-        picture = np.stack([red, green, blue])
-        if self.orientation.transpose:
-            picture = picture.transpose(0, 2, 1)
-        rows, columns = (slice(None, None, -1 if flip else 1) for flip in self._flips)
-        return picture[:, rows, columns]
+    def some(self) -> None:
+        """Decode from the keyframes before the wanted frames."""
+        index = self._index
+        wanted = [p + n for p in self._rows for n in (0, 1) if n == 0 or index.second[p + 1 : p + 2] == b"\1"]
+        for frame in self._decoded(plan_decode(index.pts, index.keyframes, wanted), set(wanted)):
+            self._keep(self._rows.get(frame.pts), frame)
+
+    def all(self) -> None:
+        """Decode everything. Where packets state no times, the n-th frame that comes out is the n-th that is shown."""
+        numbers = {int(position): n for n, position in enumerate(self._index.order)}
+        by_number = {numbers[position]: row for position, row in self._rows.items()}
+        self.corrupt.clear()
+        for n, frame in enumerate(self._decoded([(0, len(self._index.pts))])):
+            self.came.add(frame.pts)
+            self._keep(self._rows.get(frame.pts) if self._index.timed else by_number.get(n), frame)
+
+    def complains(self) -> bool:
+        """Whether a decoder that stops at errors, instead of going on as it can, stops anywhere."""
+        try:
+            return any(frame.is_corrupt for frame in self._decoded([(0, len(self._index.pts))], errors="explode"))
+        except VideoError:
+            return True
+
+    def doubts(self, position: int) -> bool:
+        """Whether a damaged picture lies between a frame and the keyframe that its decoding starts from."""
+        index = self._index
+        start = max(0, index.keyframes.rfind(1, 0, position + 1))
+        return any(start <= p < position and index.pts[p] >= index.pts[start] for p in self.corrupt)
+
+    def _keep(self, row: int | None, frame: av.VideoFrame) -> None:
+        if frame.is_corrupt:
+            self.corrupt.add(frame.pts)
+        elif row is not None and row in self.missing:
+            self._frames[row] = self._resize(frame)
+            self.missing.discard(row)
+
+    def _decoded(
+        self, plan: list[tuple[int, int]], wanted: set[int] | None = None, errors: str = ""
+    ) -> Iterator[av.VideoFrame]:
+        """Decode the ranges of `plan` in one pass over the file; `pts` of a frame is the position of its packet.
+
+        Packets between the ranges are read but not decoded. Given `wanted` positions, H.264 frames that are neither
+        wanted nor a reference for others are left out. errors: libavcodec's err_detect.
+        """
+        with open_video(self._path) as (container, stream):
+            # Threads that decode whole frames mark pictures as damaged whose second field is still to come.
+            stream.thread_type = "SLICE" if any(self._index.second) else "AUTO"
+            decoder = stream.codec_context
+            if errors:
+                decoder.options = {**decoder.options, "err_detect": errors}
+            lean = wanted is not None and decoder.name == "h264"
+            ranges = iter(plan)
+            start, stop = next(ranges)
+            for position, packet in enumerate(p for p in container.demux(stream) if p.size):
+                if position < start:
+                    continue
+                if lean:
+                    decoder.skip_frame = "DEFAULT" if position in wanted else "NONREF"
+                packet.pts = position
+                yield from decoder.decode(packet)
+                if position + 1 == stop:
+                    yield from decoder.decode(None)  # hands out what is still in the pipeline
+                    decoder.flush_buffers()
+                    start, stop = next(ranges, (stop, 0))
+                    if stop == 0:
+                        return
+
+
+def plan_decode(
+    pts: array | list[int], keyframes: bytearray | list[bool], wanted: list[int], restart: int = 8
+) -> list[tuple[int, int]]:
+    """Packets to decode, as ascending [start, stop) ranges of decoding positions, so that `wanted` ones come out.
+
+    A range begins at the last keyframe that is neither decoded nor shown after the wanted frame (frames shown before an
+    open group's keyframe lean on the group before it). Ranges closer than `restart` packets are joined: emptying the
+    decoder costs about as much (our choice). One range from 0 is plain sequential decoding.
+    """
+    plan: list[tuple[int, int]] = []
+    key = [i for i, flag in enumerate(keyframes) if flag]
+    last = -1  # the last of `key` at or before the wanted packet
+    for position in sorted(wanted):
+        while last + 1 < len(key) and key[last + 1] <= position:
+            last += 1
+        start = next((key[i] for i in range(last, -1, -1) if pts[key[i]] <= pts[position]), 0)
+        if plan and start < plan[-1][1] + restart:
+            plan[-1] = (plan[-1][0], position + 1)
+        else:
+            plan.append((start, position + 1))
+    return plan

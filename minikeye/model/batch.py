@@ -48,15 +48,20 @@ class Batch:
         if (patches is None) != (grids is None) or (patches is not None and visual is not None):
             got = [name for name in ("patches", "grids", "visual") if inputs.get(name) is not None]
             raise ValueError(f"expected pixels or visual tokens, got {got}: pass patches and grids, or visual alone")
-        if visual is not None and (visual.ndim != 2 or visual.shape[1] != config.text.width):
+        if patches is not None and not patches.is_floating_point():
             raise ValueError(
-                f"inputs['visual'] must be [n, {config.text.width}], one row a placeholder, as `visual_tokens` gives "
-                f"them; got {list(visual.shape)}"
+                f"inputs['patches'] must be float in [-1, 1], got {patches.dtype}: pixels.patchify makes it"
+            )
+        if visual is not None and not (
+            visual.is_floating_point() and visual.ndim == 2 and visual.shape[1] == config.text.width
+        ):
+            raise ValueError(
+                f"inputs['visual'] must be [n, {config.text.width}] float, one row a placeholder, as `visual_tokens` "
+                f"gives them; got {list(visual.shape)} {visual.dtype}"
             )
         if patches is None and visual is None and readable(ids) and bool(placeholders.any()):
-            raise ValueError(
-                f"{int(placeholders.sum())} image or video placeholders but no patches: pass patches and grids"
-            )
+            count = int(placeholders.sum())
+            raise ValueError(f"{count} image or video placeholders but no patches: pass patches and grids, or visual")
         return cls(ids, positions, offset, start, placeholders, patches, grids, visual)
 
 
@@ -76,8 +81,8 @@ def check_options(
     learning: bool,
 ) -> None:
     """Raise ValueError for options that do not exist or exclude each other. learning: gradients are wanted."""
-    if (chunk is not None and chunk < 1) or (last is not None and last < 1):
-        raise ValueError(f"chunk and last must be at least 1 token, got {chunk} and {last}")
+    if (chunk is not None and chunk < 1) or (last is not None and last < 1) or record < 0:
+        raise ValueError(f"chunk, last and record must be at least 1 token, got {chunk}, {last} and {record}")
     if chunk is not None and learning:
         raise ValueError("chunks cannot be learnt from, later ones read a cache: use torch.no_grad(), or no chunk")
     if recompute and (cache is not None or chunk is not None):
@@ -103,11 +108,18 @@ def token_ids(inputs: Mapping[str, Any], config: KeyeConfig, cache: Cache | None
         )
     if cache is not None and cache.length and cache.batch != len(ids):
         raise ValueError(f"the cache holds a batch of {cache.batch}, got {len(ids)}: start a new cache")
+    if cache is not None and cache.spoilt_from is not None:
+        raise ValueError(
+            f"rows of this cache ended at different steps and cannot go on together: cut it to {cache.spoilt_from} "
+            f"tokens with truncate, or start a new cache"
+        )
     return ids
 
 
 def first_tokens(mask: Tensor | None, ids: Tensor, cache: Cache | None) -> Int[Tensor, " b"] | None:
     """Position of each row's first real token; None where no row is padded. Padding must be on the left."""
+    if mask is not None and (mask.shape != ids.shape or mask.is_floating_point() or mask.is_complex()):
+        raise ValueError(f"attention_mask must be bool or int {list(ids.shape)}, got {mask.dtype} {list(mask.shape)}")
     if cache is not None and cache.length:
         if mask is not None and not bool(mask.all()):
             raise ValueError(
@@ -120,10 +132,10 @@ def first_tokens(mask: Tensor | None, ids: Tensor, cache: Cache | None) -> Int[T
     mask = mask.to(ids.device).bool()
     start = (~mask).sum(dim=1)
     padded_left = torch.arange(ids.shape[1], device=ids.device) >= start[:, None]
-    if mask.shape != ids.shape or not torch.equal(mask, padded_left) or not bool(mask[:, -1].all()):
+    if not torch.equal(mask, padded_left) or not bool(mask[:, -1].all()):
         raise ValueError(
-            f"attention_mask must be {list(ids.shape)} with False only on the left and at least one True a row, "
-            f"got {list(mask.shape)}: pad with Processor.batch"
+            "attention_mask must be with False only on the left and at least one True a row, got rows that are padded "
+            "elsewhere or empty: pad with Processor.batch; rows padded on the right, as for learning, need no mask"
         )
     return start
 
@@ -139,7 +151,7 @@ def _positions(
         )
     if positions is None and (inputs.get("patches") is not None or inputs.get("visual") is not None):
         raise ValueError(
-            "inputs with patches need 3D positions [3 b t]: Processor and positions.position_ids make them"
+            "inputs with patches or visual need 3D positions [3 b t]: Processor and positions.position_ids make them"
         )
     if positions is None:
         first = cache.next_position if held else torch.zeros(len(ids), dtype=torch.long)

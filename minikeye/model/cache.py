@@ -74,7 +74,7 @@ class LayerCache:
 
     def truncate(self, length: int) -> None:
         """Forget every token from position `length` on. Raises ValueError where fewer are held."""
-        if not 0 <= length <= self.length:
+        if not isinstance(length, int) or not 0 <= length <= self.length:
             raise ValueError(f"the cache holds {self.length} tokens, cannot keep {length}")
         self.length = length
 
@@ -86,6 +86,7 @@ class Cache:
     layers: list[LayerCache]
     start: Int[Tensor, " b"] | None = None  # first real token of each row (left padding); None: 0 everywhere
     next_position: Int[Tensor, " b"] | None = None  # 3D position of the next text token: largest so far + 1
+    spoilt_from: int | None = None  # from here on a row that had ended holds tokens it did not say; None: none does
 
     @classmethod
     def empty(cls, layers: int, capacity: int = 0) -> "Cache":
@@ -109,8 +110,9 @@ class Cache:
     def repeat(self, times: int, capacity: int = 0) -> "Cache":
         """A copy in which each row stands `times` times, one beside the other: one prompt, read once, many answers.
 
-        capacity: tokens to make room for, answers included. Read all of the prompt but its last token, repeat, and go
-        on with that token in every row. Raises ValueError where nothing is held, or times < 1.
+        capacity: tokens to make room for, answers included. `model(inputs, cache, last=1)` reads all of the prompt but
+        its last token into `cache = model.new_cache()`; repeat it, and go on with that token in every row. Raises
+        ValueError where nothing is held, or times < 1.
         """
         if times < 1 or not self.length:
             raise ValueError(
@@ -118,7 +120,7 @@ class Cache:
             )
         again = lambda x: None if x is None else x.repeat_interleave(times, dim=0)  # noqa: E731
         layers = [layer.repeat(times, capacity) for layer in self.layers]
-        return Cache(layers, again(self.start), again(self.next_position))
+        return Cache(layers, again(self.start), again(self.next_position), self.spoilt_from)
 
     def truncate(self, length: int, next_position: Int[Tensor, " b"] | None = None) -> None:
         """Forget every token from position `length` on.
@@ -129,13 +131,15 @@ class Cache:
         forgets = length < self.length
         for layer in self.layers:
             layer.truncate(length)
+        if self.spoilt_from is not None and length <= self.spoilt_from:
+            self.spoilt_from = None
         if forgets or next_position is not None:
             self.next_position = next_position
 
     @contextmanager
     def all_or_nothing(self) -> Iterator[None]:
         """Whatever ends the block early, an error or Ctrl-C: layers that have stored new tokens forget them."""
-        before, start, next_position = self.length, self.start, self.next_position
+        before, start, next_position, spoilt_from = self.length, self.start, self.next_position, self.spoilt_from
         try:
             yield
         except BaseException:
@@ -143,7 +147,7 @@ class Cache:
                 layer.length = before
                 if not before:  # the next batch may be of another size
                     layer._stores = []
-            self.start, self.next_position = start, next_position
+            self.start, self.next_position, self.spoilt_from = start, next_position, spoilt_from
             raise
 
     def room_bytes(self) -> int:

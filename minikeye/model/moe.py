@@ -25,9 +25,10 @@ class Router(nn.Module):
     def forward(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n x"], Float[Tensor, "n c"], Int[Tensor, "n c"]]:
         """Probabilities of all experts, weights of the chosen ones (they sum to 1), and their numbers.
 
-        float32 throughout: a rounded probability changes which expert is chosen.
+        float32 throughout, under autocast too: a rounded probability changes which expert is chosen.
         """
-        probabilities = F.linear(x.float(), self.weight.float()).softmax(dim=-1)
+        with torch.autocast(x.device.type, enabled=False):
+            probabilities = F.linear(x.float(), self.weight.float()).softmax(dim=-1)
         weights, chosen = probabilities.topk(self.chosen, dim=-1)
         return probabilities, weights / weights.sum(dim=-1, keepdim=True), chosen
 

@@ -108,13 +108,14 @@ def selection_mass(
         slab = slice(first, first + rows)
         queries, at = q[:, slab].float(), indices[:, slab]
         grouped = rearrange(queries, "b t (g r) e -> b t g r e", g=k.shape[2])
-        logits = torch.einsum("btgre,bsge->btgrs", grouped, k.float()).flatten(2, 3) * q.shape[-1] ** -0.5
+        batch = torch.arange(len(k), device=k.device)[:, None, None]
+        with torch.autocast(q.device.type, enabled=False):  # float32 also where training and reports run in bfloat16
+            logits = torch.einsum("btgre,bsge->btgrs", grouped, k.float()).flatten(2, 3) * q.shape[-1] ** -0.5
+            p = selected_probabilities(queries, k.float()[batch, at.clamp(min=0).long()], at)
         valid = ops.valid_keys(queries.shape[1], k.shape[1], offset + first, start, q.device)[:, :, None]
         dense = logits.masked_fill(~valid, -torch.inf).logsumexp(dim=-1)  # [b t h]
         spread = at.clamp(min=0).long()[:, :, None].expand(-1, -1, q.shape[2], -1)
         inside = logits.gather(-1, spread).masked_fill((at < 0)[:, :, None], -torch.inf).logsumexp(dim=-1)
-        batch = torch.arange(len(k), device=k.device)[:, None, None]
-        p = selected_probabilities(queries, k.float()[batch, at.clamp(min=0).long()], at)
         weights.append(p.mean(dim=2))
         kept.append((inside - dense).exp().nan_to_num(0.0).mean(dim=2))
     return torch.cat(weights, dim=1), torch.cat(kept, dim=1)

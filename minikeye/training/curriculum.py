@@ -44,6 +44,14 @@ class Curriculum:
     sizes: tuple[tuple[int, int, int, int, float], ...] = SIZES
     growing: bool = False  # whether the cap grows from 4 frames, as in CAPS
 
+    def __post_init__(self) -> None:
+        shortest = min((size[0] for size in self.sizes), default=0)
+        if self.frames < 1 or not 1 <= shortest <= self.longest:
+            raise ValueError(
+                f"expected frames >= 1 and a size of 1 to longest frames, got frames = {self.frames}, longest = "
+                f"{self.longest} and a shortest size of {shortest}"
+            )
+
     def size_at(self, step: int, steps: int) -> Size:
         """The size of the batch of that step of `steps`; it depends on nothing else."""
         rng = random.Random(f"size {step}")

@@ -32,6 +32,8 @@ class IndexerTeacher:
     def __init__(self, rows: Int[Tensor, " n"] | None):
         if rows is not None and rows.numel() == 0:
             raise ValueError("expected at least one row, or None to teach nothing; got an empty tensor")
+        if rows is not None and ops.readable(rows) and int(rows.min()) < 0:
+            raise ValueError(f"expected rows from 0 on, got {int(rows.min())}: they are numbers of queries")
         self.rows = rows
         self.indexer: list[Float[Tensor, ""]] = []  # mean KL of a row, one entry a layer
         self.balance: list[Float[Tensor, ""]] = []

@@ -38,6 +38,8 @@ class LoopConfig:
     def __post_init__(self) -> None:
         if min(self.steps, self.log_every) < 1 or min(self.warmup, self.save_every) < 0:
             raise ValueError(f"expected steps and log_every >= 1, warmup and save_every >= 0, got {self}")
+        if not (0 < self.lr < math.inf and self.clip > 0 and self.weight_decay >= 0 and 0 <= self.final_lr <= 1):
+            raise ValueError(f"expected lr and clip above 0, weight_decay >= 0, final_lr in 0..1, got {self}")
 
     def scaled(self, share: float) -> "LoopConfig":
         """The same in fewer steps, each of them logged and none saved: for a smoke test."""

@@ -15,8 +15,12 @@ def answer_loss(
 ) -> Float[Tensor, ""]:
     """Mean cross-entropy of the answer tokens, each predicted from the token before it (report: L_NTP).
 
-    answer: True on the tokens to learn, as `prompt.pad` gives them. A batch without any gives nan.
+    answer: True on the tokens to learn, as `prompt.pad` gives them. Raises ValueError for shapes that do not fit. A
+    batch without any token to learn gives nan.
     """
+    if logits.shape[:2] != ids.shape or ids.shape != answer.shape:
+        shapes = [list(x.shape) for x in (logits, ids, answer)]
+        raise ValueError(f"expected logits [b t v] with ids and answer [b t], got {shapes}")
     wanted = ids.masked_fill(~answer, IGNORED)[:, 1:]
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), wanted.flatten(), ignore_index=IGNORED)
 

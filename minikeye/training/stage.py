@@ -93,7 +93,8 @@ def teach(
     def backward_at(step: int) -> tuple[Tensor, dict[str, float | int | Tensor]]:
         nonlocal lessons
         lessons = lessons_from(step) if lessons is None else lessons  # only now it is known where a run goes on
-        lesson = next(lessons)
+        if (lesson := next(lessons, None)) is None:
+            raise ValueError(f"expected lessons up to step {config.steps - 1}, got none for step {step}")
         count = max(16, min(128, 3072 // lesson.size.videos))  # rows to teach the indexer from
         rows = draw_rows(lesson.tokens["answer"], count, torch.Generator().manual_seed(step))
         device = model.device

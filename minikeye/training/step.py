@@ -86,7 +86,7 @@ def on(device: torch.device | str) -> torch.device:
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= gpus:
             raise ValueError(f"device {device} was asked for, but torch sees {gpus or 'no'} GPU: use --device cpu")
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(device.index or 0)
     return device
 
 

@@ -48,8 +48,8 @@ def teach_tower(model: KeyeVL, config: LoopConfig, stills: int, folder: Path | N
     def loss(inputs: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         with autocast(device):
             features = model.visual(inputs["patches"], inputs["grids"])
-            features = features.unflatten(0, (len(inputs["digit"]), -1)).float()
-            return head.loss(features, inputs["digit"], inputs["things"])
+        features = features.unflatten(0, (len(inputs["digit"]), -1)).float()
+        return head.loss(features, inputs["digit"], inputs["things"])  # in float32
 
     run = stepper(device)(loss, list(parameters.values()))
 

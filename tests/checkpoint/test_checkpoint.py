@@ -2,6 +2,9 @@
 
 import inspect
 import json
+import math
+import os
+import stat
 import struct
 from pathlib import Path
 
@@ -350,3 +353,115 @@ def test_an_index_that_names_the_wrong_shard(folder):
     (folder / INDEX).write_text(json.dumps(index))
     with pytest.raises(CheckpointError, match=f"misplaced: model.norm.weight is in {right}, the index says {wrong}"):
         KeyeVL.from_pretrained(folder)
+
+
+# ------------------------------------------------------------------------------------------- what is not what it claims
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    "name", ["model.layers.1.self_attn.sa_indexer.k_proj.weight", "model.norm.weight", "visual.vision_model.encoder"]
+)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_number_that_is_none(single, name, value, streaming):
+    """One in one tensor of any kind, an indexer's above all: it would choose arbitrary keys and answer all the same."""
+    held = load_file(single / SINGLE)
+    name = next(n for n in held if n.startswith(name))
+    held[name].view(-1)[-1] = value
+    save_file(held, single / SINGLE)
+    with pytest.raises(CheckpointError, match=rf"holds weights that are nan or not finite as torch.float32: {name}; "):
+        model = KeyeVL.from_pretrained(single, streaming=streaming)
+        pixels = {"patches": torch.zeros(4, 3, 14, 14), "grids": torch.tensor([[1, 2, 2]])}
+        positions = torch.arange(3).expand(3, 1, 3)
+        model({"input_ids": torch.tensor([[261, 1, 2]]), "positions": positions, **pixels})
+
+
+def test_a_streamed_expert_that_is_none(single):
+    """Checked when a token comes to it."""
+    held = load_file(single / SINGLE)
+    held["model.layers.0.mlp.experts.down_proj"][2] = math.nan
+    save_file(held, single / SINGLE)
+    model = KeyeVL.from_pretrained(single, streaming=True)
+    with pytest.raises(CheckpointError, match=r"expert 2 of model\.layers\.0\.mlp\.experts\.down_proj"):
+        model({"input_ids": torch.arange(200)[None]})
+
+
+def test_numbers_beyond_the_range_of_a_dtype(single):
+    """100,000 is a number in bfloat16 and none in float16."""
+    change(single, model__norm__weight=torch.full((64,), 1e5))
+    assert KeyeVL.from_pretrained(single, dtype=torch.bfloat16)
+    with pytest.raises(CheckpointError, match=r"not finite as torch\.float16: model\.norm\.weight; .* a larger range"):
+        KeyeVL.from_pretrained(single, dtype=torch.float16)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("file", ["../{}", "{}/../{}", "/etc/hostname", "sub/{}", "", "..", 7, None])
+def test_an_index_that_leads_elsewhere(folder, file, streaming):
+    """Even where the file there is the very shard: names in an index are plain."""
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    shard = index["weight_map"]["model.norm.weight"]
+    for place in (folder.parent / shard, folder / "sub" / shard):
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes((folder / shard).read_bytes())
+    index["weight_map"]["model.norm.weight"] = file.format(shard, shard) if isinstance(file, str) else file
+    (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="is not a safetensors index: expected the plain name of a file in"):
+        KeyeVL.from_pretrained(folder, streaming=streaming)
+
+
+def test_a_shard_that_is_a_link_elsewhere(folder, tmp_path):
+    shard = sorted(folder.glob("*.safetensors"))[0]
+    shard.rename(tmp_path / "elsewhere")
+    shard.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match=f"{shard.name} is a link out of its folder"):
+        KeyeVL.from_pretrained(folder)
+
+
+def test_a_hub_snapshot(model, folder, tmp_path):
+    """As huggingface_hub lays one out: every file is a link to the cache of its repository."""
+    blobs = tmp_path / "models--a--b" / "blobs"
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "c0ffee"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for n, path in enumerate(sorted(folder.iterdir())):
+        path.rename(blobs / str(n))
+        (snapshot / path.name).symlink_to(f"../../blobs/{n}")
+    assert same(model, KeyeVL.from_pretrained(snapshot))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_entry_that_no_file_holds(folder, streaming):
+    """Whole and streamed alike: the folder is not what its index says."""
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    index["weight_map"]["model.surplus"] = index["weight_map"]["model.norm.weight"]
+    (folder / INDEX).write_text(json.dumps(index), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"nowhere: model\.surplus is in no file, the index says model-0"):
+        KeyeVL.from_pretrained(folder, streaming=streaming)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_copy_in_another_shard(model, folder, streaming):
+    """The one that the index names is read, whatever the other holds."""
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    where = index["weight_map"]["model.norm.weight"]
+    for shard in sorted(folder.glob("*.safetensors")):
+        if shard.name != where:
+            save_file({**load_file(shard), "model.norm.weight": torch.full((64,), 9.0)}, shard)
+    ids = {"input_ids": torch.arange(20)[None]}
+    assert torch.equal(KeyeVL.from_pretrained(folder, streaming=streaming)(ids).logits, model(ids).logits)
+
+
+@pytest.mark.parametrize(("mask", "modes"), [(0o022, (0o755, 0o644)), (0o077, (0o700, 0o600)), (0o002, (0o775, 0o664))])
+def test_who_may_read_it(model, tmp_path, mask, modes):
+    """As the umask has it, also over a folder that is there."""
+    before = os.umask(mask)
+    try:
+        for _ in range(2):
+            save(model, tmp_path / "m", LIMIT)
+    finally:
+        os.umask(before)
+    paths = [tmp_path / "m", *(tmp_path / "m").iterdir()]
+    assert {(path.is_dir(), stat.S_IMODE(path.stat().st_mode)) for path in paths} == {
+        (True, modes[0]),
+        (False, modes[1]),
+    }

@@ -230,7 +230,7 @@ def test_words_in_the_page_are_text_not_html(tiny):
 def test_static_bundle(explorer):
     """What GitHub and nbconvert show, and what JupyterLab shows while the kernel runs."""
     data, metadata = explorer._repr_mimebundle_()
-    assert set(data) == {"image/png", "text/plain", "application/vnd.jupyter.widget-view+json"}
+    assert set(data) == {"image/png", "text/html", "text/plain", "application/vnd.jupyter.widget-view+json"}
     assert data["text/plain"].endswith(explorer.sentence) and len(data["text/plain"].split()) > 20
     assert metadata == {"image/png": {"alt": data["text/plain"]}}
     before = np.array(Image.open(io.BytesIO(data["image/png"])).convert("RGB"))

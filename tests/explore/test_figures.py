@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from minikeye.explore.figures import _LINE_COLOURS, PALETTE, STYLE, show
+from minikeye.explore.figures import _LINE_COLOURS, PALETTE, STYLE, bundle, show
 
 ALT = "One line that rises from zero to one."
 
@@ -21,16 +21,24 @@ def published(monkeypatch):
     return pairs
 
 
-def test_show(published, capsys):
+def test_show(published):
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots()
         axes.plot([0, 1])
         show(figure, ALT)
     [(data, metadata)] = published
     assert data["text/plain"] == ALT == metadata["image/png"]["alt"]
-    assert capsys.readouterr().out == ALT + "\n"
+    assert data["text/html"].startswith(f'<p><img alt="{ALT}" src="data:image/png;base64,iVBOR')
+    assert data["text/html"].endswith(f"<p>{ALT}</p>")
     assert data["image/png"].startswith(b"\x89PNG")
     assert not plt.fignum_exists(figure.number)
+
+
+def test_words_cannot_end_the_alt_text():
+    """A label of a reader's own video may hold quotes and brackets."""
+    html = bundle(b"png", 'The card says "7" < 8 & more.')["text/html"]
+    said = "The card says &quot;7&quot; &lt; 8 &amp; more."
+    assert html == f'<p><img alt="{said}" src="data:image/png;base64,cG5n"></p>\n<p>{said}</p>'
 
 
 @pytest.mark.parametrize("alt", ["", "a line", "a line that rises without a stop"])

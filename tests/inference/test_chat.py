@@ -155,8 +155,8 @@ def test_one_conversation_at_a_time(model, monkeypatch):
 
 def test_a_video_file_is_read_once(model, monkeypatch, tmp_path):
     """And an image file: afterwards both may be gone. Later turns change nothing about a video's frames."""
-    reads, read_video = [], minikeye.inputs.processor.read_video
-    monkeypatch.setattr(minikeye.inputs.processor, "read_video", lambda *a, **m: reads.append(a) or read_video(*a, **m))
+    reads, decode = [], minikeye.inputs.processor.decode_video
+    monkeypatch.setattr(minikeye.inputs.processor, "decode_video", lambda plan: reads.append(plan) or decode(plan))
     (tmp_path / "clip.mp4").write_bytes(CLIP.read_bytes())
     Image.fromarray(noise(56, 56, 3)).save(tmp_path / "image.png")
     chat = Chat(model, NANO)

@@ -1,9 +1,11 @@
 """Generation against an argmax loop without a cache; sampling against brute force."""
 
+import inspect
+
 import pytest
 import torch
 
-from minikeye.inference.generate import Generation, sample
+from minikeye.inference.generate import Generation, generate, log_probabilities, sample, sayable
 from minikeye.keye import KeyeVL
 
 PROMPT = torch.tensor([[72, 105, 32, 116, 104, 101, 114, 101]])
@@ -97,7 +99,7 @@ def test_logits_that_are_not_finite(model):
     "option", [dict(max_new_tokens=0), dict(temperature=-1.0), dict(top_k=-1), dict(top_p=0.0), dict(top_p=1.1)]
 )
 def test_numbers_out_of_range(model, option):
-    with pytest.raises(ValueError, match="expected max_new_tokens >= 1, 0 <= temperature < inf"):
+    with pytest.raises(ValueError, match="expected whole max_new_tokens >= 1, 0 <= temperature < inf"):
         model.generate({"input_ids": PROMPT}, **option)
 
 
@@ -323,3 +325,84 @@ def test_a_cache_is_repeated_once_at_least(model, times):
         cache.repeat(times)
     with pytest.raises(ValueError, match="holds tokens"):
         model.new_cache().repeat(2)
+
+
+# ---------------------------------------------------------------------------- what callers who read docstrings only met
+
+
+def test_rows_that_ended_apart_cannot_go_on_together(model):
+    """While the others went on, a row that had ended read tokens it did not say. Cut to before that, all may go on."""
+    rows = torch.cat([PROMPT, PROMPT.flip(1)])
+    free = model.generate({"input_ids": rows}, max_new_tokens=8)
+    stop = next(token for token in free.row(0) if token not in free.row(1))
+    out = model.generate({"input_ids": rows}, max_new_tokens=8, stop_ids=(stop,))
+    more = {"input_ids": torch.full((2, 1), 7)}
+    for cache in (out.cache, out.cache.repeat(2)):
+        ids = {"input_ids": torch.full((cache.batch, 1), 7)}
+        with pytest.raises(ValueError, match="ended at different steps and cannot go on together: cut it to"):
+            model.generate(ids, max_new_tokens=1, cache=cache)
+        with torch.no_grad(), pytest.raises(ValueError, match="ended at different steps"):
+            model(ids, cache)
+    ended = len(PROMPT[0]) + len(out.row(0))
+    out.cache.truncate(ended, out.cache.next_position - (out.cache.length - ended))
+    got = model.generate(more, max_new_tokens=3, cache=out.cache)
+    for n in range(2):
+        whole = torch.cat([rows[n], free.ids[n, : len(out.row(0))], torch.tensor([7])])[None]
+        assert got.row(n) == model.generate({"input_ids": whole}, max_new_tokens=3).row()
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_an_interrupted_generation_leaves_the_cache_as_it_was(model, at):
+    first = model.generate({"input_ids": PROMPT}, max_new_tokens=3)
+    before, steps = (first.cache.length, first.cache.next_position.clone()), []
+
+    def stop(token):
+        steps.append(token)
+        if len(steps) == at:
+            raise KeyboardInterrupt
+
+    more = {"input_ids": torch.tensor([[first.row()[-1], 65, 66]])}
+    with pytest.raises(KeyboardInterrupt):
+        model.generate(more, max_new_tokens=9, cache=first.cache, on_token=stop)
+    assert first.cache.length == before[0] and torch.equal(first.cache.next_position, before[1])
+    whole = torch.tensor([[*PROMPT[0].tolist(), *first.row(), 65, 66]])
+    got = model.generate(more, max_new_tokens=4, cache=first.cache)
+    assert got.row() == model.generate({"input_ids": whole}, max_new_tokens=4).row()
+
+
+def test_a_ratio_needs_the_function_that_was_drawn_from(model):
+    """`sayable` leaves out what `generate` cannot say, copies, and lets gradients through."""
+    out = model.generate({"input_ids": PROMPT}, max_new_tokens=5)
+    whole = torch.cat([PROMPT, out.ids], dim=1)
+    logits = model({"input_ids": whole}).logits[:, len(PROMPT[0]) - 1 : -1]
+    again = log_probabilities(sayable(logits, model.config), out.ids)
+    torch.testing.assert_close(again.detach(), out.logprobs, atol=1e-5, rtol=0)
+    assert again.requires_grad and logits.isfinite().all()
+    assert (log_probabilities(logits, out.ids) < again - 1e-4).any()  # without it the ratio would be of two functions
+
+
+@pytest.mark.parametrize(
+    ("tokens", "temperature", "message"),
+    [
+        (torch.zeros(2, 2), 1.0, r"one token for each row of logits \[2, 3, 5\]"),
+        (torch.zeros(2, 3), -1.0, "0 <= temperature"),
+        (torch.zeros(2, 3), float("nan"), "0 <= temperature"),
+        (torch.full((2, 3), -1), 1.0, "leave out the filling"),
+        (torch.full((2, 3), 5), 1.0, r"lie in 0\.\.4"),
+    ],
+)
+def test_log_probabilities_of_what_does_not_fit(tokens, temperature, message):
+    with pytest.raises(ValueError, match=message):
+        inspect.unwrap(log_probabilities)(torch.zeros(2, 3, 5), tokens.long(), temperature)
+
+
+@pytest.mark.parametrize("option", [{"max_new_tokens": 2.5}, {"top_k": 1.5}])
+def test_half_a_token(model, option):
+    with pytest.raises(ValueError, match="whole max_new_tokens"):
+        inspect.unwrap(generate)(model, {"input_ids": PROMPT}, **option)
+
+
+@pytest.mark.parametrize("stop", [320, -1])
+def test_a_stop_token_that_there_is_not(model, stop):
+    with pytest.raises(ValueError, match=r"stop_ids must lie in 0\.\.319"):
+        model.generate({"input_ids": PROMPT}, stop_ids=(stop,))

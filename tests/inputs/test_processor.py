@@ -1,5 +1,6 @@
 """Messages in, model inputs out: every kind of content, both padding and pixels, and each message of complaint."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,45 @@ def test_batches_are_padded_on_the_left():
     assert torch.equal(batch["patches"], patches)
 
 
+def test_spans_count_the_padding():
+    """Frames of a padded row lie where its placeholders do."""
+    video = {"type": "video", "video": noise(8, 28, 28, 3), "fps": 2.0}
+    batch = NANO.batch([user(video, text("?")), user(video, text("Which digit is it, then?")), user(text("Hi"))])
+    padding = (~batch["attention_mask"]).sum(dim=1).tolist()
+    assert padding[0] > 0 == padding[1]
+    for row, spans in enumerate(batch["frames"]):
+        inside = torch.zeros_like(batch["input_ids"][row], dtype=torch.bool)
+        for span in spans:
+            inside[span.start : span.stop] = True
+        assert torch.equal(inside, batch["input_ids"][row] == NANO.config.video_token_id)
+    alone = NANO(user(video, text("?")))["frames"][0]
+    assert [s.start - a.start for s, a in zip(batch["frames"][0], alone, strict=True)] == padding[:1] * 8
+
+
+def test_a_video_too_long_is_refused_before_it_is_decoded(monkeypatch):
+    """From the file's index alone, with what to do; the same for frames in memory."""
+    short = replace(MINI.config, text=replace(MINI.config.text, max_positions=400))
+    processor = Processor(short)
+    monkeypatch.setattr("minikeye.inputs.processor.decode_video", lambda plan: pytest.fail("decoded"))
+    named = r"takes 9\d\d tokens \(84 frames of 6 and their times\), the context holds 400: lower fps or set max_frames"
+    with pytest.raises(VideoError, match=named) as error:
+        processor(user({"type": "video", "video": CLIP}))
+    assert "--max-context 400" in str(error.value)
+    with pytest.raises(VideoError, match="the video takes"):
+        processor(user({"type": "video", "video": noise(100, 56, 84, 3), "fps": 2}))
+
+
+def test_notes_reach_the_caller():
+    """What `sample` has to say about a video comes with the inputs, in a batch and on another device too."""
+    tight = Processor(replace(MINI.config, video=replace(MINI.config.video, video_tokens=40)))
+    video = {"type": "video", "video": CLIP}
+    inputs = tight.batch([user(video), user(text("Hi"))])
+    assert len(inputs.notes) == 1 and inputs.notes[0].startswith("the model sees 10 frames instead of 84")
+    assert inputs.to("cpu").notes == inputs.notes and MINI(user(video)).notes == ()
+    assert tight.clip(video).notes == inputs.notes
+    assert tight(user({"type": "video", "video": tight.clip(video)})).notes == inputs.notes
+
+
 def test_without_thinking():
     """The prompt goes on with an empty thought; in a batch too."""
     with_, without = NANO(user(text("Hi"))), NANO(user(text("Hi")), thinking=False)
@@ -210,7 +250,7 @@ def test_stop_ids_end_an_answer():
             user({"type": "video", "video": np.zeros((0, 4, 4, 3), np.uint8), "fps": 1}),
             "uint8 array [f height width 3]",
         ),
-        (user({"type": "video", "video": np.zeros((2, 4, 900, 3), np.uint8), "fps": 1}), "aspect ratio below 200"),
+        (user({"type": "video", "video": np.zeros((2, 4, 900, 3), np.uint8), "fps": 1}), "aspect ratio of up to 200"),
     ],
 )
 def test_complaints(messages, complaint):

@@ -1,21 +1,35 @@
 """What ships besides the weights: read, held against each other, and each disagreement named."""
 
 import json
+import math
+import re
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from minikeye import KeyeConfig, Processor
+from minikeye import KeyeConfig, KeyeVL, Processor
 from minikeye.checkpoint.fake import TEMPLATE, fake_config, fake_tokenizer, write_fake_checkpoint
 from minikeye.files import CHECKPOINT
-from minikeye.inputs.settings import FolderError, GenerationDefaults, read_folder, read_json
+from minikeye.inputs.settings import (
+    READ,
+    ROPE_FIXED,
+    TEXT_FIXED,
+    TOKEN_KEYS,
+    FolderError,
+    GenerationDefaults,
+    read_folder,
+)
 from minikeye.inputs.template import TemplateError
 from minikeye.inputs.tokenizer import ByteTokenizer, ReleasedTokenizer
 
 SMALL = fake_config(small=True)
+UNREAD = ["config.json: torch_dtype", *(f"tokenizer_config.json: {k}" for k in ("model_max_length", "tokenizer_class"))]
 HI = [{"role": "user", "content": "Hi"}]
 
 
@@ -58,7 +72,7 @@ def change(path: Path, **keys) -> None:
 def test_a_whole_folder(folder):
     released = read_folder(folder)
     assert released.folder == folder and released.config == SMALL and released.template is not None
-    assert isinstance(released.tokenizer, ReleasedTokenizer) and released.unused == ["config.json: torch_dtype"]
+    assert isinstance(released.tokenizer, ReleasedTokenizer) and released.unused == UNREAD
     assert released.generation == GenerationDefaults((258, 256), 0.6, 20, 0.95)
 
 
@@ -158,6 +172,24 @@ def test_two_tokenizer_files_that_disagree(folder):
         ("config", "text_config__rope_scaling__type", "yarn", "rope_scaling.type 'yarn'; minikeye computes 'default'"),
         ("config", "vision_config__hidden_act", "gelu", "vision_config.hidden_act 'gelu'"),
         ("config", "text_config__sa_config__indexer_num_kv_heads", 2, "sa_config.indexer_num_kv_heads 2"),
+        (
+            "config",
+            "text_config__layer_types",
+            ["full_attention", "sliding_attention"],
+            "layer_types .*'full_attention'",
+        ),
+        ("config", "text_config__partial_rotary_factor", 0.5, "partial_rotary_factor 0.5; minikeye computes 1.0 only"),
+        ("config", "text_config__num_shared_experts", 1, "num_shared_experts 1; minikeye computes 0 only"),
+        ("config", "quantization_config", {"bits": 4}, "quantization_config {'bits': 4}; minikeye computes None only"),
+        ("config", "vision_config__temporal_patch_size", 2, "temporal_patch_size 2; minikeye computes 1 only"),
+        ("preprocessor_config", "temporal_patch_size", 2, "temporal_patch_size 2; minikeye computes 1 only"),
+        ("preprocessor_config", "do_center_crop", True, "do_center_crop True"),
+        ("preprocessor_config", "min_pixels", 3137, "got 3137, 3136"),
+        ("generation_config", "do_sample", "yes", "do_sample true or false; got .*'yes'"),
+        ("tokenizer_config", "clean_up_tokenization_spaces", True, "clean_up_tokenization_spaces True"),
+        ("tokenizer_config", "added_tokens_decoder", [1], "must hold added_tokens_decoder as an object, got .1."),
+        ("tokenizer_config", "added_tokens_decoder", {"1": 5}, "must hold added_tokens_decoder.1 as text, got 5"),
+        ("tokenizer_config", "eos_token", 5, "must hold eos_token as text, got 5"),
         ("preprocessor_config", "patch_size", 16, "patch_size 16; minikeye computes 14 only"),
         ("preprocessor_config", "merge_size", 1, "merge_size 1; minikeye computes 2 only"),
         ("preprocessor_config", "image_mean", [0.48, 0.45, 0.4], "image_mean .0.48, 0.45, 0.4.; minikeye computes"),
@@ -168,7 +200,7 @@ def test_two_tokenizer_files_that_disagree(folder):
             "preprocessor_config",
             "min_pixels",
             10**9,
-            "whole numbers 0 < min_pixels <= max_pixels >= 784, got 1000000000",
+            "whole numbers 0 < min_pixels <= max_pixels >= 784, .*; got 1000000000",
         ),
         ("preprocessor_config", "max_pixels", 100, "got 3136, 100"),
         ("preprocessor_config", "max_pixels", "many", "got 3136, 'many'"),
@@ -201,11 +233,69 @@ def test_files_that_are_no_objects(folder, name, text):
 
 def test_keys_that_nobody_reads_are_listed(folder):
     change(folder / "config.json", text_config__aux_loss=1, use_cache=True, video_config__codec="x")
-    change(folder / "preprocessor_config.json", resample=3, temporal_patch_size=1)
-    names = ["text_config.aux_loss", "torch_dtype", "use_cache", "video_config.codec"]
-    pixels = [f"preprocessor_config.json: {key}" for key in ("resample", "temporal_patch_size")]
-    assert read_folder(folder).unused == [*(f"config.json: {name}" for name in names), *pixels]
+    change(folder / "preprocessor_config.json", resample=3)
+    change(folder / "generation_config.json", repetition_penalty=1.05)
+    change(folder / "chat_template.json", note="x")
+    config = [
+        f"config.json: {key}" for key in ("text_config.aux_loss", "torch_dtype", "use_cache", "video_config.codec")
+    ]
+    others = ["preprocessor_config.json: resample", "generation_config.json: repetition_penalty", *UNREAD[1:]]
+    assert read_folder(folder).unused == [*config, *others, "chat_template.json: note"]
     assert Processor(folder).unused == read_folder(folder).unused
+
+
+ROPE = [{"mrope_interleaved": True}, {"partial_rotary_factor": 0.5}, {"attention_factor": 2.0}, {"factor": 4.0}]
+ROPE += [{"original_max_position_embeddings": 4096}, {"short_factor": [1.0]}, {"full_attention": {"rope_theta": 1.0}}]
+
+
+@pytest.mark.parametrize("place", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize("more", ROPE, ids=lambda more: next(iter(more)))
+def test_a_key_of_rope_changes_the_function(folder, place, more):
+    """Each of them turns keys by other angles: refused by name, where the folder is read and where it is loaded."""
+    change(folder / "config.json", **{f"text_config__{place}": {"mrope_section": [4, 6, 6], **more}})
+    ((key, value),) = more.items()
+    for read in (read_folder, KeyeVL.from_pretrained):
+        with pytest.raises(FolderError, match=rf"config\.json states .*{key} {re.escape(repr(value))}.*; minikeye"):
+            read(folder)
+
+
+def test_keys_of_rope_that_say_nothing(folder):
+    """What other software writes for "plain"."""
+    neutral = {"mrope_interleaved": False, "partial_rotary_factor": 1.0, "factor": 1.0, "attention_factor": None}
+    change(
+        folder / "config.json",
+        text_config__rope_scaling={"rope_type": "default", "mrope_section": [4, 6, 6], **neutral},
+    )
+    assert read_folder(folder).config == SMALL and read_folder(folder).unused == UNREAD
+
+
+STRANGE = st.one_of(
+    st.sampled_from(
+        [None, True, 0, -1, 2**63, 10**400, 1e308, math.nan, math.inf, "", "x" * 1000, [], {}, [[]], {"a": {}}]
+    ),
+    st.integers(),
+    st.floats(),
+    st.recursive(st.text(max_size=3), lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner)),
+)
+FILES = ("config", "generation_config", "preprocessor_config", "tokenizer_config")
+
+
+@given(st.sampled_from(FILES), st.data())
+@hypothesis.settings(max_examples=60, phases=[hypothesis.Phase.generate])
+def test_any_value_of_any_key(written, file, data):
+    """Every settings file: a folder that is read, or one message that names a file."""
+    path = written / f"{file}.json"
+    whole = path.read_text(encoding="utf-8")
+    stated = json.loads(whole)
+    others = {"config": {**TEXT_FIXED, **ROPE_FIXED, **TOKEN_KEYS}}.get(file, READ.get(path.name, {}))
+    stated[data.draw(st.sampled_from(sorted({*stated, *others})))] = data.draw(STRANGE)
+    path.write_text(json.dumps(stated), encoding="utf-8")
+    try:
+        read_folder(written)
+    except ValueError as error:
+        assert ".json" in str(error) and len(str(error)) < 600
+    finally:
+        path.write_text(whole, encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -299,9 +389,3 @@ def test_a_broken_template_is_said_when_the_folder_is_opened(folder):
     (folder / "chat_template.jinja").write_text("{% for %}")
     with pytest.raises(TemplateError, match=r"chat_template\.jinja is not a template that jinja can run"):
         Processor(folder)
-
-
-def test_read_json(tmp_path):
-    assert read_json(tmp_path / "absent.json") == {}
-    (tmp_path / "a.json").write_text('{"a": 1}')
-    assert read_json(tmp_path / "a.json") == {"a": 1}

@@ -8,6 +8,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -20,10 +21,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
-from minikeye.config import VideoConfig
-from minikeye.inputs import container as container_module
+from minikeye.config import KeyeConfig, VideoConfig
 from minikeye.inputs import sampling, video
-from minikeye.inputs.container import plan_decode, stated_size
+from minikeye.inputs.envelope import MAX_SIDE, stated_size
+from minikeye.inputs.pixels import BILINEAR
 from minikeye.inputs.sampling import (
     VideoError,
     fit_size,
@@ -32,10 +33,11 @@ from minikeye.inputs.sampling import (
     frame_tokens,
     image_size,
     largest_frame_tokens,
+    sample,
     smart_resize,
     video_budget,
 )
-from minikeye.inputs.video import probe, read_video
+from minikeye.inputs.video import plan_decode, probe, read_video
 
 ROOT = Path(__file__).resolve().parents[2]
 RELEASED = VideoConfig()
@@ -115,7 +117,7 @@ def decode_all(path: Path) -> tuple[list[np.ndarray], list[Fraction]]:
         stream.thread_type = "NONE"
         frames = list(file.decode(stream))
         # The same colour conversion as the reader's; test_colours_follow_the_standard checks that one.
-        planes = [f.reformat(format="gbrp", interpolation=video._BILINEAR).to_ndarray() for f in frames]
+        planes = [f.reformat(format="gbrp", interpolation=BILINEAR).to_ndarray() for f in frames]
         return planes, [f.pts * f.time_base for f in frames if f.pts is not None]
 
 
@@ -211,11 +213,63 @@ def test_three_by_two_tokens_need_a_budget_of_eight() -> None:
     assert fit_size(84, 56, 64, 6 * 1024, six) == (84, 56) and fit_size(1280, 720, 64, 6 * 1024, six) == (84, 28)
 
 
+MINI = KeyeConfig.mini().video
+
+
+def test_fitting_frames_keep_what_a_small_model_reads() -> None:
+    """mini reads frames of 4 to 8 tokens: 16:9 stays 84x56 while 6 tokens fit the budget, and never falls below 4."""
+    assert (MINI.frame_size, RELEASED.frame_size) == ("fitting", "released")
+    for frames in (1, 720, 1024, 1172, 1365):
+        assert fit_size(1280, 720, frames, 8192, MINI) == (84, 56), frames
+    assert fit_size(1280, 720, 1366, 8192, MINI) == (56, 56) == fit_size(1280, 720, 2048, 8192, MINI)
+    released = replace(MINI, frame_size="released")
+    assert fit_size(1280, 720, 1172, 8192, released) == (84, 28)  # 3 tokens, below the 4 asked for
+    assert fit_size(1280, 720, 1000, 4 * 1000, released) == (56, 28)  # 2: what a small --max-context led to
+    assert fit_size(1280, 720, 1000, 4 * 1000, MINI) == (56, 56)
+
+
+@given(
+    st.integers(1, 4000), st.integers(1, 4000), st.integers(1, 20), st.integers(0, 30), st.integers(1, 300), st.data()
+)
+def test_fitting_frames_keep_minimum_and_budget(width, height, low, more, frames, data) -> None:
+    if max(width, height) / min(width, height) > 200:
+        return
+    budget = data.draw(st.integers(low * frames, (low + more + 5) * frames))
+    config = VideoConfig(min_frame_tokens=low, max_frame_tokens=low + more, frame_size="fitting")
+    new_width, new_height = fit_size(width, height, frames, budget, config)
+    tokens = new_width * new_height // 28**2
+    assert new_width % 28 == new_height % 28 == 0
+    assert low <= tokens <= low + more and tokens * frames <= budget
+
+
+def test_what_is_seen_smaller_or_sparser_is_said() -> None:
+    """One sentence with both, nothing where the video is seen as asked."""
+    ask = lambda seconds, config, **m: sample(seconds, 25, round(25 * seconds), (1280, 720), config, **m)  # noqa: E731
+    for seconds, config in ((42, MINI), (586, MINI), (682, MINI), (360, RELEASED)):
+        assert ask(seconds, config).notes == (), seconds
+    assert ask(700, MINI).notes == (
+        "the model sees frames of 56x56 pixels instead of 84x56, because a video may use 8,192 tokens",
+    )
+    assert ask(2048, MINI).notes == (
+        "the model sees 2,048 frames instead of 4,096, one every 1 s, frames of 56x56 pixels instead of 84x56, because "
+        "a video may use 8,192 tokens",
+    )
+    assert "2,880 frames instead of 7,200, one every 1.2 s, frames of 280x168" in ask(3600, RELEASED).notes[0]
+    assert ask(3600, RELEASED, max_frames=10).notes == ()  # fewer because the caller wants fewer
+
+
+def test_two_hundred_to_one_is_not_too_long() -> None:
+    """The released rule refuses what is longer than that only."""
+    assert smart_resize(14, 2800, 4, 20_480) == (28, 2800)
+    with pytest.raises(VideoError, match="aspect ratio of up to 200, got 14x2801"):
+        smart_resize(14, 2801, 4, 20_480)
+
+
 @given(
     st.integers(1, 4000), st.integers(1, 4000), st.integers(1, 64), st.integers(0, 1000), st.sampled_from([14, 28, 32])
 )
 def test_smart_resize_keeps_its_promises(width: int, height: int, low: int, more: int, factor: int) -> None:
-    if max(width, height) / min(width, height) >= 200:
+    if max(width, height) / min(width, height) > 200:
         with pytest.raises(VideoError, match="aspect ratio"):
             smart_resize(width, height, low, low + more, factor)
         return
@@ -323,8 +377,10 @@ def test_sampled_frames_equal_plain_decoding(tmp_path: Path, name: str, monkeypa
 def test_few_frames_need_few_packets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.mp4", 200, options={"g": "20", "bf": "0"})
     decoded = []
-    frames = video._frames
-    monkeypatch.setattr(video, "_frames", lambda *a: (decoded.append(f.pts) or f for f in frames(*a)))
+    frames = video._Reading._decoded
+    monkeypatch.setattr(
+        video._Reading, "_decoded", lambda *a, **m: (decoded.append(f.pts) or f for f in frames(*a, **m))
+    )
     clip = read_video(path, SMALL, max_frames=3)
     assert numbers(clip) == [i % 20 for i in (0, 100, 199)]  # round(99.5) is 100
     assert len(decoded) <= 1 + 1 + 20
@@ -452,7 +508,7 @@ def test_memory_does_not_grow_with_length(tmp_path: Path) -> None:
     program = (
         "import json, resource, sys\n"
         "from minikeye.inputs.video import read_video\n"
-        "from minikeye.config import VideoConfig\n"
+        "from minikeye.config import KeyeConfig, VideoConfig\n"
         "small, large = sys.argv[1:]\n"
         "peaks = []\n"
         "for path in (small, large):\n"
@@ -512,6 +568,25 @@ def test_damaged_stream_is_reported(tmp_path: Path) -> None:
         read_video(path, SMALL)
 
 
+def test_frames_that_build_on_damage_are_named(tmp_path: Path) -> None:
+    """A damaged picture between a frame and its keyframe: the video is read, and the seconds concerned are said."""
+    options = {"g": "20", "bf": "0", "sc_threshold": "0"}
+    path = write(tmp_path / "a.mp4", 60, size=(84, 56), options=options, picture=noisy_picture)
+    whole = read_video(path, SMALL, max_frames=7)  # frames 0, 10, 20, 30, 39, 49, 59
+    assert whole.notes == ()
+    with av.open(str(path)) as file:
+        packets = [(p.pos, p.size) for p in file.demux(video=0) if p.size]
+    data = bytearray(path.read_bytes())
+    begin, size = packets[25]
+    data[begin + size // 2 : begin + size // 2 + 40] = bytes(40)
+    path.write_bytes(data)
+    clip = read_video(path, SMALL, max_frames=7)
+    assert clip.seconds.tolist() == whole.seconds.tolist()
+    assert clip.notes == (f"{path} is damaged: the frames at 3.0, 3.9 s build on pictures that could not be decoded",)
+    wrong = (clip.frames.float() - whole.frames.float()).abs().mean((1, 2, 3))
+    assert (wrong[[3, 4]] > 1).all() and (wrong[[0, 1, 2, 5, 6]] == 0).all()
+
+
 def test_what_is_not_a_video(tmp_path: Path) -> None:
     text = tmp_path / "notes.txt"
     text.write_text("not a video\n" * 100)
@@ -549,17 +624,17 @@ def test_no_frames(tmp_path: Path) -> None:
 
 
 def test_shapes_out_of_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    thin = write(tmp_path / "thin.mkv", 2, "ffv1", size=(3200, 16))
+    thin = write(tmp_path / "thin.mkv", 2, "ffv1", size=(3216, 16))
     with pytest.raises(VideoError, match="aspect ratio"):
         probe(thin)
-    assert probe(write(tmp_path / "wide.mkv", 2, "ffv1", size=(3184, 16))).width == 3184
+    assert probe(write(tmp_path / "wide.mkv", 2, "ffv1", size=(3200, 16))).width == 3200
     huge = write(tmp_path / "huge.mkv", 1, "ffv1", size=(16_386, 128))
     with pytest.raises(VideoError, match="sides up to 16384"):
         probe(huge)
     for width, height in ((0, 10), (10, 0), (-1, 5)):
         with pytest.raises(VideoError, match="at least 1 pixel"):
             sampling.check_shape(width, height)
-    assert container_module.MAX_SIDE == 16_384
+    assert MAX_SIDE == 16_384
 
 
 def test_budget_errors_name_the_remedy(tmp_path: Path) -> None:

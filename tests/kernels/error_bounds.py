@@ -227,7 +227,7 @@ def assert_within(got: Tensor, truth: Tensor, error: Tensor, name: str = "result
     assert got[~finite].equal(truth[~finite].double()), f"{name}: not infinite where it must be"
     off, most = (got - truth).abs()[finite], error.expand(truth.shape)[finite]
     if not (off <= most).all():
-        worst = int((off / most).nan_to_num(math.inf).argmax())
+        worst = int(torch.where(off <= most, 0.0, off / most).nan_to_num(math.inf).argmax())
         raise AssertionError(
             f"{name}: off by {off.flatten()[worst]:.3g} where its arithmetic allows {most.flatten()[worst]:.3g}"
         )

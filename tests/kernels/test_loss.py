@@ -82,7 +82,7 @@ def test_as_near_to_float64_as_one_rounding(stage):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     from minikeye import ops
-    from minikeye.model import indexer
+    from minikeye.ops import torch_losses
     from minikeye.ops.torch_attention import gather_index_rows
 
     tensors, positions, indices = on_gpu()
@@ -90,13 +90,13 @@ def test_as_near_to_float64_as_one_rounding(stage):
 
     def truth(index_q, index_k, index_w, q, k):
         if stage == "sparse":
-            targets = indexer.selected_targets(q, ops.gather_rows(k, indices), indices)
-            scores = indexer.selected_scores(index_q, gather_index_rows(index_k, indices), index_w, indices)
-            return indexer.kl_loss(scores, targets)
+            targets = torch_losses.selected_targets(q, ops.gather_rows(k, indices), indices)
+            scores = torch_losses.selected_scores(index_q, gather_index_rows(index_k, indices), index_w, indices)
+            return torch_losses.kl_loss(scores, targets)
         valid = (torch.arange(k.shape[1], device="cuda") <= positions[:, None])[None]
         scores = torch.einsum("btji,bsi->btjs", index_q, index_k).relu()
         scores = torch.einsum("btj,btjs->bts", index_w, scores) / 8
-        return indexer.kl_loss(scores.masked_fill(~valid, -torch.inf), indexer.dense_targets(q, k, valid))
+        return torch_losses.kl_loss(scores.masked_fill(~valid, -torch.inf), torch_losses.dense_targets(q, k, valid))
 
     def run(function, inputs, *rest):
         learners = [x.detach().requires_grad_() for x in inputs[:3]]

@@ -216,6 +216,18 @@ def test_int32_ids_and_bfloat16_weights(model):
     assert out.dtype == torch.float32 and out.isfinite().all()
 
 
+@pytest.mark.parametrize("attention", MODES)
+@torch.no_grad()
+def test_every_mode_runs_under_autocast(lively, attention):
+    """Where products are bfloat16 and sums and choices are float32: near the float32 logits, also on a CPU."""
+    ids = {"input_ids": torch.randint(0, 256, (2, 40))}
+    expected = lively(ids, attention=attention).logits
+    with torch.autocast("cpu", torch.bfloat16):
+        got = lively(ids, attention=attention).logits
+    assert got.dtype == torch.float32
+    assert float((got - expected).norm() / expected.norm()) < 0.1
+
+
 # -------------------------------------------------------------------------------------------------------------- record
 
 
@@ -421,7 +433,10 @@ POSITIONS = torch.arange(6).expand(3, 1, 6)
         ({"input_ids": VISUAL}, "4 image or video placeholders but no patches"),
         ({"input_ids": VISUAL, **pixels(2, 4)}, "2 visual tokens for 4 placeholders"),
         ({"input_ids": VISUAL[:, 1:], **pixels(), "positions": torch.zeros(3, 1, 5).long()}, "4 visual tokens for 3"),
-        ({"input_ids": VISUAL, **pixels(), "positions": None}, "inputs with patches need 3D positions"),
+        (
+            {"input_ids": VISUAL, **pixels(), "positions": None},
+            "inputs with patches or visual need 3D positions",
+        ),
         ({"input_ids": VISUAL, **pixels(), "positions": torch.zeros(3, 1, 5).long()}, r"positions must be \[3, 1, 6\]"),
         ({"input_ids": VISUAL, **pixels(), "patches": torch.zeros(15, 3, 14, 14)}, "grids describe 16 patches, got 15"),
         ({"input_ids": VISUAL, **pixels(), "grids": None}, "pass patches and grids"),
@@ -431,7 +446,7 @@ POSITIONS = torch.arange(6).expand(3, 1, 6)
         ),
         (
             {"input_ids": text(1, 3), "attention_mask": torch.tensor([[False, True]])},
-            r"attention_mask must be \[1, 3\].*got \[1, 2\]",
+            r"attention_mask must be bool or int \[1, 3\].*got torch.bool \[1, 2\]",
         ),
         ({"input_ids": text(1, 3), "attention_mask": torch.tensor([[False] * 3])}, "at least one True a row"),
     ],
@@ -492,7 +507,7 @@ def test_any_chunk_gives_the_same(lively, attention, chunk):
 
 
 def test_a_chunk_below_one_token(lively):
-    with pytest.raises(ValueError, match="chunk and last must be at least 1 token, got 0 and None"):
+    with pytest.raises(ValueError, match="chunk, last and record must be at least 1 token, got 0, None"):
         lively({"input_ids": torch.ones(1, 3, dtype=torch.long)}, chunk=0)
 
 
@@ -568,7 +583,7 @@ def test_chunks_are_for_reading(lively):
     ids = {"input_ids": torch.randint(0, 250, (1, 8))}
     with pytest.raises(ValueError, match=r"chunks cannot be learnt from.*torch\.no_grad"):
         lively(ids, chunk=4)
-    with pytest.raises(ValueError, match="chunk and last must be at least 1 token, got None and 0"):
+    with pytest.raises(ValueError, match="chunk, last and record must be at least 1 token, got None, 0"):
         lively(ids, last=0)
 
 
@@ -692,3 +707,27 @@ def test_recomputing_excludes_a_cache(model, option):
     option = {"cache": model.new_cache()} if "cache" in option else option
     with torch.no_grad(), pytest.raises(ValueError, match="recompute runs layers twice"):
         model({"input_ids": torch.randint(256, (1, 9))}, recompute=True, **option)
+
+
+# ---------------------------------------------------------------------------- what callers who read docstrings only met
+
+
+@pytest.mark.parametrize("mask", [torch.ones(2, 3), torch.ones(1), torch.ones(7, 99).long(), torch.full((2, 9), 0.5)])
+def test_a_mask_of_another_shape_or_kind_is_refused_though_all_of_it_is_true(model, mask):
+    with torch.no_grad(), pytest.raises(ValueError, match=r"attention_mask must be bool or int \[2, 9\]"):
+        model({"input_ids": text(2, 9), "attention_mask": mask})
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.bool])
+def test_pixels_and_visual_tokens_are_floats(model, dtype):
+    """Bytes in place of [-1, 1] gave another answer in silence."""
+    seen = pixels()
+    with pytest.raises(ValueError, match=r"must be float in \[-1, 1\]"):
+        model({"input_ids": VISUAL, **seen, "patches": seen["patches"].to(dtype)})
+    with pytest.raises(ValueError, match=r"must be \[n, 64\] float"):
+        model({"input_ids": VISUAL, "positions": POSITIONS, "visual": torch.zeros(4, 64).to(dtype)})
+
+
+def test_a_record_of_less_than_nothing(model):
+    with pytest.raises(ValueError, match="record must be at least 1"):
+        model({"input_ids": text(1, 9)}, record=-1)

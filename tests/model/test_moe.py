@@ -75,6 +75,16 @@ def test_router_works_in_float32():
     assert_close(gate(x)[0].double(), expected, atol=1e-6, rtol=0.0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_router_works_in_float32_under_autocast(dtype):
+    """Training routes under autocast, `generate` without: bit for bit the same experts and weights."""
+    gate, x = moe.Router(TextConfig(width=256, experts=128)).to(dtype), torch.randn(500, 256, dtype=dtype)
+    expected = gate(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = gate(x)
+    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(got, expected, strict=True))
+
+
 def test_shapes_and_choices():
     y, probabilities, chosen = mixture()(torch.randn(2, 3, 16))
     assert [tuple(z.shape) for z in (y, probabilities, chosen)] == [(2, 3, 16), (2, 3, EXPERTS), (2, 3, CHOSEN)]

@@ -7,6 +7,7 @@ not know what a lesson looks like.
 import re
 import statistics
 from collections.abc import Iterator
+from html import escape
 from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote
@@ -14,10 +15,13 @@ from urllib.parse import unquote
 import execute
 import nbformat
 from nbformat import NotebookNode
+from source_links import LINK, relink
 
 MAX_BYTES = 1_500_000
-MAX_CODE_LINES = 25  # any cell
-MAX_MEDIAN_LINES = 10  # half of the cells are no longer than this
+MAX_WIDTH = 100  # characters of a line of code or of a printed line: longer ones scroll, or break inside words
+MAX_CODE_LINES = 30  # any cell
+MAX_MEDIAN_LINES = 13  # half of the cells are no longer than this
+MIN_OPENING = 30  # words of the paragraph under the title
 MAX_WORDS = 3000
 MIN_TEXT_PER_CODE = 1.2  # text cells per code cell
 MAX_UNCOMPARED = 3  # cells whose output is ignored, the environment report included
@@ -80,6 +84,8 @@ def outputs(notebook: NotebookNode, path: Path) -> Iterator[str]:
                 yield f"code cell {number}: writes to stderr: {output.text[:80]!r}"
             if re.search(r"/(home|root|Users|tmp)/", str(output.get("text", "")) + str(output.get("data", {}))):
                 yield f"code cell {number}: an output contains a path of the machine it ran on"
+            if long := [line for line in output.get("text", "").splitlines() if len(line) > MAX_WIDTH]:
+                yield f"code cell {number}: prints {len(long[0])} characters in a line, at most {MAX_WIDTH}: {long[0]}"
 
 
 def pictures(notebook: NotebookNode, path: Path) -> Iterator[str]:
@@ -97,6 +103,8 @@ def pictures(notebook: NotebookNode, path: Path) -> Iterator[str]:
                 yield f"code cell {number}: a picture has no alt sentence ({alt!r}); use minikeye.explore.figures.show"
             if any(output.metadata.get(kind, {}).get("alt") != alt for kind in kinds):
                 yield f"code cell {number}: a picture's alt metadata is not its text/plain"
+            if f'<img alt="{escape(alt)}" src="data:image/' not in data.get("text/html", ""):
+                yield f"code cell {number}: a picture is not in its text/html, with its text/plain as alt text"
 
 
 def code_size(notebook: NotebookNode, path: Path) -> Iterator[str]:
@@ -104,6 +112,9 @@ def code_size(notebook: NotebookNode, path: Path) -> Iterator[str]:
     for number, length in enumerate(lines, 1):
         if not 0 < length <= MAX_CODE_LINES:
             yield f"code cell {number} has {length} lines, at most {MAX_CODE_LINES} and not empty"
+    for number, cell in enumerate(code_cells(notebook), 1):
+        if any(len(line) > MAX_WIDTH for line in cell.source.splitlines()):
+            yield f"code cell {number} has a line of more than {MAX_WIDTH} characters"
     if lines and statistics.median(lines) > MAX_MEDIAN_LINES:
         yield f"the median code cell has {statistics.median(lines)} lines, at most {MAX_MEDIAN_LINES}"
 
@@ -136,6 +147,16 @@ def links(notebook: NotebookNode, path: Path) -> Iterator[str]:
                 yield f"link to {target}: no such heading"
 
 
+def code_links(notebook: NotebookNode, path: Path) -> Iterator[str]:
+    """A link whose text names a piece of a module leads to the lines of that piece."""
+    for cell in text_cells(notebook):
+        try:
+            if relink(cell.source, path.parent) != cell.source:
+                yield f"a link leads to old lines, run `notebooks/execute.py --links`: {cell.source[:80]!r}"
+        except ValueError as error:
+            yield str(error)
+
+
 def _picture(alt: str, target: str, path: Path) -> Iterator[str]:
     if not alt.strip():
         yield f"picture {target} has no alt text"
@@ -164,8 +185,35 @@ def lesson_shape(notebook: NotebookNode, path: Path) -> Iterator[str]:
         yield f"{len(text_cells(notebook))} text cells for {len(cells)} code cells, at least {MIN_TEXT_PER_CODE} each"
 
 
-EVERYWHERE = (saved_by_execute, heading_order, executed, outputs, pictures, code_size, uncompared, links)
-LESSONS_ONLY = (lesson_shape,)
+def sections(notebook: NotebookNode) -> list[tuple[str, list[NotebookNode]]]:
+    """(title, cells) of what stands under each level-2 heading."""
+    found: list[tuple[str, list[NotebookNode]]] = []
+    for cell in notebook.cells:
+        title = re.match(r"## +(.*)", cell.source) if cell.cell_type == "markdown" else None
+        if title:
+            found.append((title[1], []))
+        if found:
+            found[-1][1].append(cell)
+    return found
+
+
+def ways_in_and_out(notebook: NotebookNode, path: Path) -> Iterator[str]:
+    """A lesson can be opened first, leads into the modules that it builds, and on to the next lesson."""
+    opening = re.sub(r"^# .*", "", notebook.cells[0].source).split()
+    if len(opening) < MIN_OPENING:
+        yield f"the title is followed by {len(opening)} words, at least {MIN_OPENING}: what is this about?"
+    for title, cells in sections(notebook):
+        frame = title.lower() in (GOALS, TAKEAWAYS, DIFFERENCES) or "exercise" in title.lower()
+        if not frame and any(c.cell_type == "code" for c in cells) and not any(LINK.search(c.source) for c in cells):
+            yield f"section {title!r} links to no lines of a module: [`name`](../minikeye/file.py)"
+    lessons = sorted(other.name for other in path.parent.glob("*.ipynb"))
+    following = lessons[lessons.index(path.name) + 1 :]
+    if following and f"]({following[0]})" not in notebook.cells[-1].source:
+        yield f"the last cell does not link to the next lesson, {following[0]}"
+
+
+EVERYWHERE = (saved_by_execute, heading_order, executed, outputs, pictures, code_size, uncompared, links, code_links)
+LESSONS_ONLY = (lesson_shape, ways_in_and_out)
 
 
 def complaints(path: Path) -> list[str]:

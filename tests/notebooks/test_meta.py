@@ -18,13 +18,17 @@ ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.slow  # all of it is about notebooks that a kernel ran
 
+OPENING = """A paragraph that a reader understands who opens this lesson first: what it is about, why anybody
+should want to know, and what the words mean that every other lesson takes for granted, in thirty words."""
+FIGURES = "[`show`](../minikeye/explore/figures.py)"  # execute.py adds the lines
+
 TOY = [
-    new_markdown_cell("# A toy lesson"),
+    new_markdown_cell(f"# A toy lesson\n\n{OPENING}"),
     new_markdown_cell("## Learning goals\n\nAdd two numbers. See [the exercise](#exercise)."),
     new_code_cell("import sys\n\nprint(sys.version)", metadata={"tags": ["nbval-ignore-output"]}),
     new_markdown_cell("Two numbers."),
     new_code_cell("total = 40 + 2\nprint(f'total {total}')\ntotal / 8"),
-    new_markdown_cell("## A figure"),
+    new_markdown_cell(f"## A figure\n\nBy {FIGURES}."),
     new_code_cell(
         "import matplotlib.pyplot as plt\n\nfrom minikeye.explore.figures import show\n\n"
         "figure, axes = plt.subplots()\naxes.bar([0, 1], [40, 2])\n"
@@ -71,6 +75,7 @@ FrameExplorer(FrameSelection(one.int()[None], 4 * one.int(), one[None] / 2, one,
 def saved(tmp_path_factory) -> tuple[Path, Path]:
     """The toy lesson and a notebook with a widget, run and saved: starting kernels is what takes the time here."""
     folder = tmp_path_factory.mktemp("notebooks")
+    (folder.parent / "minikeye").symlink_to(ROOT / "minikeye")  # where links into modules lead
     toy, widget = folder / "99_toy.ipynb", folder / "98_widget.ipynb"
     nbformat.write(new_notebook(cells=TOY), toy)
     nbformat.write(new_notebook(cells=[new_code_cell(EXPLORER)]), widget)
@@ -112,10 +117,20 @@ def test_a_widget_leaves_its_picture_and_its_words(saved):
     """Saved without the live view, whose model nobody has; alt in HTML."""
     [output] = nbformat.read(saved[1], as_version=4).cells[0].outputs
     words = output.data["text/plain"]
-    assert set(output.data) == {"image/png", "text/plain"} and output.metadata["image/png"]["alt"] == words
+    assert set(output.data) == {"image/png", "text/html", "text/plain"}
     assert "1 of its 4 keys (25 %) lies in the frame at 0.0 s, with 50 % of the attention." in words
-    html, _ = nbconvert.HTMLExporter(template_name="classic").from_filename(str(saved[1]))
-    assert f'alt="{words}"' in unescape(html)
+
+
+@pytest.mark.parametrize("template", ["lab", "classic"])
+def test_pictures_have_their_words_in_every_html(saved, template):
+    """Figures and widgets, in what nbconvert makes of them: "lab" is its default and looks like JupyterLab."""
+    for path in saved:
+        html, _ = nbconvert.HTMLExporter(template_name=template).from_filename(str(path))
+        outputs = [output for cell in nbformat.read(path, as_version=4).cells for output in cell.get("outputs", [])]
+        words = [output.data["text/plain"] for output in outputs if "image/png" in output.get("data", {})]
+        shown = re.findall(r'<img[^>]*?alt="([^"]*)"', html)
+        assert [unescape(alt) for alt in shown] == words and len(words) == 1
+        assert html.count("<img") == 1 and f"<p>{words[0]}</p>" in unescape(html)
 
 
 def test_nbval_finds_every_changed_output_and_no_other(saved, tmp_path):
@@ -173,6 +188,10 @@ def bare_figure(notebook):
     notebook.cells[6].outputs[0].data["text/plain"] = "<Figure size 700x300 with 1 Axes>"
 
 
+def no_html(notebook):
+    del notebook.cells[6].outputs[0].data["text/html"]
+
+
 def no_alt_metadata(notebook):
     notebook.cells[6].outputs[0].metadata = {}
 
@@ -183,6 +202,15 @@ def html_picture(notebook):
 
 def too_big(notebook):
     notebook.cells[4].outputs[0].text = "x" * 1_500_001
+
+
+def long_print(notebook):
+    notebook.cells[4].outputs[0].text = "x" * 101 + "\n"
+
+
+def old_lines(notebook):
+    cell = notebook.cells[5]
+    cell.source = re.sub(r"#L\d+", "#L1", cell.source)
 
 
 def machine_path(notebook):
@@ -204,8 +232,11 @@ def machine_path(notebook):
         (retag(4, "raises-exception"), "outputs: code cell 2: has an error"),
         (bare_figure, "pictures: code cell 3: a picture has no alt sentence"),
         (no_alt_metadata, "pictures: code cell 3: a picture's alt"),
+        (no_html, "pictures: code cell 3: a picture is not in its text/html"),
         (html_picture, "pictures: code cell 2: an <img>"),
-        (edit(4, source="x = 1\n" * 26), "code_size: code cell 2 has 26"),
+        (edit(4, source="x = 1\n" * 31), "code_size: code cell 2 has 31"),
+        (edit(4, source=f"x = '{'long ' * 20}'"), "code_size: code cell 2 has a line of more than 100"),
+        (long_print, "outputs: code cell 2: prints 101 characters"),
         (edit(4, source=""), "code_size: code cell 2 has 0"),
         (retag(4, "nbval-skip"), "uncompared: no cell may be skipped"),
         (edit(3, source="[x](nowhere.md)"), "links: link to nowhere.md"),
@@ -219,6 +250,12 @@ def machine_path(notebook):
         (edit(9, source="## Homework"), "lesson_shape: needs a heading with the word Exercise"),
         (edit(12, source="add(1, 2)"), "lesson_shape: needs an exercise with a checker"),
         (retag(2), "lesson_shape: the first code cell"),
+        (edit(0, source="# A toy lesson"), "ways_in_and_out: the title is followed by 0 words"),
+        (edit(5, source="## A figure"), "ways_in_and_out: section 'A figure' links to no lines"),
+        (old_lines, "code_links: a link leads to old lines"),
+        (edit(5, source=f"## A figure\n\n{FIGURES}"), "code_links: a link leads to old lines"),
+        (edit(5, source=f"## A figure\n\n{FIGURES.replace('show', 'hide')}"), "code_links: link to `hide`"),
+        (edit(5, source=f"## A figure\n\n{FIGURES.replace('figures', 'nothing')}"), "code_links: link to `show`"),
         (lambda notebook: [notebook.cells.pop(i) for i in (7, 5, 3)], "lesson_shape: 6 text cells for 6"),
     ],
 )
@@ -231,9 +268,23 @@ def test_median_is_limited(damaged):
     def lengthen(notebook):
         for cell in notebook.cells:
             if cell.cell_type == "code":
-                cell.source = "x = 1\n" * 11
+                cell.source = "x = 1\n" * 14
 
-    assert any("the median code cell has 11" in text for text in complaints(damaged(lengthen)))
+    assert any("the median code cell has 14" in text for text in complaints(damaged(lengthen)))
+
+
+def test_a_lesson_leads_on_to_the_next(toy, tmp_path):
+    for name in ("98_first.ipynb", "99_last.ipynb"):
+        (tmp_path / name).write_text(toy.read_text())
+    missing = "ways_in_and_out: the last cell does not link to the next lesson, 99_last.ipynb"
+    assert complaints(tmp_path / "98_first.ipynb") == [missing]
+    assert complaints(tmp_path / "99_last.ipynb") == []
+
+
+def test_links_are_renewed_without_running_anything(damaged, toy):
+    path = damaged(old_lines)
+    assert execute("--links", path).stdout.endswith("s, saved\n==> 1 of 1 notebooks ran\n")
+    assert path.read_bytes() == toy.read_bytes() and complaints(path) == []
 
 
 def test_execute_refuses_stderr_and_errors(tmp_path):

@@ -155,6 +155,16 @@ def recall_by_hand(trace: AttentionTrace, b: int, t: int, topk: int) -> float:
     return sum(shares) / HEADS
 
 
+def test_recall_is_the_same_under_autocast():
+    """Reports are made under autocast: bit for bit what float32 gives."""
+    trace = make_trace("dense", None)
+    indices = trace.indexer_choice(4, 0)
+    expected = selection_mass(trace.q, trace.k, indices)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = selection_mass(trace.q, trace.k, indices)
+    assert all(torch.equal(a, b) and a.dtype == torch.float32 for a, b in zip(got, expected, strict=True))
+
+
 @pytest.mark.parametrize("start", [None, [0, 9]])
 @pytest.mark.parametrize("mode", ["dense", "sparse"])
 def test_recall_is_counted_by_hand(mode, start):
@@ -242,3 +252,9 @@ def test_chunks_are_refused(lively):
     for observer in (IndexerTeacher(torch.tensor([3])), RecallMeter(topk=4)):
         with pytest.raises(ValueError, match="expected a whole pass, got a chunk of one"):
             lively(ids, observer=observer, chunk=8)
+
+
+def test_rows_are_numbers_of_queries():
+    """Counted from the end, -1 gave a loss of 0 in one stage and another row's in the other."""
+    with pytest.raises(ValueError, match="expected rows from 0 on, got -1"):
+        IndexerTeacher(torch.tensor([3, -1]))

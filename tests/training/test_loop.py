@@ -237,3 +237,17 @@ def test_only_the_given_parameters_move():
 def test_a_loop_needs_steps(wrong):
     with pytest.raises(ValueError, match="steps and log_every >= 1"):
         LoopConfig(**({"steps": 3, "lr": 1e-3} | wrong))
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(name, value) for name in ("clip", "lr", "weight_decay", "final_lr") for value in (-1.0, NAN)]
+    + [("clip", 0.0), ("lr", 0.0), ("lr", INF), ("final_lr", 2.0)],
+)
+def test_a_loop_goes_downhill(name, value):
+    """A negative clip turns every gradient round: the loss rose without a word."""
+    with pytest.raises(ValueError, match="expected lr and clip above 0"):
+        LoopConfig(**({"steps": 3, "lr": 1e-3} | {name: value}))

@@ -1,5 +1,6 @@
 """Loss, accuracy and right parts of answers, by loops."""
 
+import inspect
 import math
 
 import pytest
@@ -48,3 +49,11 @@ def test_right_parts_by_hand():
         (True, False, False),
         (True, True, True),
     ]
+
+
+def test_shapes_that_do_not_fit():
+    """One row of answers for two rows of tokens was taken for both."""
+    logits, ids = torch.zeros(2, 5, 7), torch.zeros(2, 5, dtype=torch.long)
+    for more in ((ids[:1], ids.bool()), (ids, ids[:1].bool()), (ids[:, :4], ids.bool())):
+        with pytest.raises(ValueError, match=r"logits \[b t v\] with ids and answer \[b t\], got"):
+            inspect.unwrap(answer_loss)(logits, *more)

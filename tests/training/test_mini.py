@@ -11,13 +11,14 @@ import torch
 from minikeye.config import KeyeConfig
 from minikeye.keye import KeyeVL
 from minikeye.minivid.lessons import Lessons, Size
+from minikeye.training import tower
 from minikeye.training.curriculum import CAPS, SIZES, Curriculum
 from minikeye.training.dsa import draw_rows
 from minikeye.training.loop import LoopConfig
 from minikeye.training.recipes import mini
 from minikeye.training.recipes.mini import Recipe
 from minikeye.training.stage import STAGES as TAUGHT
-from minikeye.training.stage import LossWeights, Stage, trainable
+from minikeye.training.stage import LossWeights, Stage, teach, trainable
 from minikeye.training.tower import teach_tower
 
 STAGES = ("tower", "dense", "warmup", "sparse")
@@ -86,6 +87,20 @@ def test_text_only():
     trainable(model, TAUGHT["dense"].learns)
     TAUGHT["dense"].loss(model, batch(Size(0, 2)))[0].backward()
     assert gradients(model) and not any(n.startswith(("visual.", "mlp_AR.")) for n in gradients(model))
+
+
+def test_labels_are_read_in_float32(monkeypatch):
+    """Under autocast the tower's products are bfloat16, those of the head are not."""
+    heads, loss = [], tower.LabelHead.loss
+
+    def seen(self, features, *labels):
+        heads.append((features.dtype, self.digit(features[:, 0].repeat(1, 2)).dtype))
+        return loss(self, features, *labels)
+
+    monkeypatch.setattr(tower, "autocast", lambda device: torch.autocast("cpu", torch.bfloat16))
+    monkeypatch.setattr(tower.LabelHead, "loss", seen)
+    teach_tower(KeyeVL(CONFIG), LoopConfig(steps=1, lr=1e-3), 2, None)
+    assert heads == [(torch.float32, torch.float32)]
 
 
 def test_the_tower_stage(tmp_path):
@@ -255,3 +270,15 @@ def test_the_module_needs_a_folder(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         mini.main()
     assert "--out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [{"frames": 0}, {"longest": 2}, {"sizes": ()}, {"sizes": ((-4, 56, 56, 1, 1.0),)}])
+def test_a_curriculum_without_a_lesson(wrong):
+    with pytest.raises(ValueError, match="expected frames >= 1 and a size of 1 to longest frames"):
+        Curriculum(**wrong)
+
+
+def test_lessons_that_run_out():
+    lessons = Curriculum(frames=8, longest=4).lessons_from(CONFIG, 1, 0, 0)
+    with pytest.raises(ValueError, match="expected lessons up to step 2, got none for step 1"):
+        teach(KeyeVL(CONFIG), TAUGHT["dense"], LoopConfig(steps=3, lr=1e-3, warmup=1), lessons, None)

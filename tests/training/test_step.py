@@ -48,8 +48,8 @@ def test_the_gpu_that_is_asked_for_is_the_current_one(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "set_device", made.append)
-    assert on("cuda:3") == torch.device("cuda", 3) and made == [torch.device("cuda", 3)]
-    assert on("cpu") == torch.device("cpu") and len(made) == 1
+    assert on("cuda:3") == torch.device("cuda", 3) and on("cuda") == torch.device("cuda") and made == [3, 0]
+    assert on("cpu") == torch.device("cpu") and len(made) == 2
 
 
 def test_no_device_is_told_by_its_name():

@@ -16,6 +16,7 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("the explorer needs ipywidgets: install the extra minikeye[notebooks]") from error
 
+from minikeye.explore.figures import bundle
 from minikeye.explore.frames import FrameSelection
 from minikeye.explore.widget import panels, saving, view
 from minikeye.explore.widget.controls import ALL_HEADS, FIXED, Controls, named
@@ -126,10 +127,7 @@ class FrameExplorer(widgets.VBox):
     def _repr_mimebundle_(self, **options: Any) -> tuple[dict, dict]:
         """The live widget, and for all that cannot show it the picture and its words."""
         words = f"{view.picture(self.selection, self.view)} {self.sentence}"
-        data = super()._repr_mimebundle_(**options) | {
-            "image/png": self._page.small_png(keep=panels.palette()),
-            "text/plain": words,
-        }
+        data = super()._repr_mimebundle_(**options) | bundle(self._page.small_png(keep=panels.palette()), words)
         return data, {"image/png": {"alt": words}}
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from minikeye.exercises.nb09 import check_combine, check_keys, check_unions
+from minikeye.exercises.nb09 import check_combine, check_keys, check_scores_kernel, check_unions
 
 
 def bits(x):
@@ -110,6 +110,42 @@ def none_first(a, b):
     return torch.where(empty, a[0], m), torch.where(empty, 0.0, total), torch.where(empty[:, None], 0.0, acc)
 
 
+class Kernel:
+    """Launched like a Triton kernel: one call of `body` a program; `out` has no end, as an address has none."""
+
+    def __init__(self, body):
+        self.body = body
+
+    def __getitem__(self, grid):
+        def launch(q, k, w, out, S, HEADS, WIDTH, BLOCK):
+            endless = out.as_strided((out.untyped_storage().size() // 4,), (1,))
+            for program in range(grid[0]):
+                self.body(program, q, k, w, endless, S, BLOCK)
+
+        return launch
+
+
+def scores(q, k, w):
+    return k.mm(q.T).relu().mv(w) / q.shape[1] ** 0.5
+
+
+def kernel(score=scores, *, first=lambda n, block: n * block, stop=min):
+    """Right but for what is given: the score of some keys, a program's first key, the end of its stores."""
+
+    def body(program, q, k, w, out, S, BLOCK):
+        begin = first(program, BLOCK)
+        keys = torch.cat([k, torch.zeros(2 * BLOCK, k.shape[1])])[begin : begin + BLOCK]
+        end = stop(begin + BLOCK, S)
+        out[begin:end] = score(q, keys, w)[: end - begin]
+
+    return Kernel(body)
+
+
+def mixed_strides(q, k, w):
+    """Channel c of key s taken from c * BLOCK + s."""
+    return scores(q, k.T.reshape(k.shape), w)
+
+
 WRONG_ANSWERS = [
     (check_keys, lambda x: None, "write its body"),
     (check_keys, lambda x: x.float(), "expected int64"),
@@ -149,4 +185,16 @@ WRONG_ANSWERS = [
     (check_combine, lambda a, b: (a[0], *combine(a, b)[1:]), "in every row"),
     (check_combine, first_m, "overflow"),
     (check_combine, none_first, "combine\\(b, a\\)"),
+    (check_scores_kernel, Kernel(lambda *_: None), "write its body"),
+    (check_scores_kernel, kernel(stop=lambda end, S: end), "mask the store"),
+    (check_scores_kernel, kernel(first=lambda n, block: 0), "got no number"),
+    (check_scores_kernel, kernel(first=lambda n, block: n), "got no number"),
+    (check_scores_kernel, kernel(lambda q, k, w: k @ q.T @ w / q.shape[1] ** 0.5), "ReLU is missing"),
+    (check_scores_kernel, kernel(lambda q, k, w: (k @ q.T @ w).relu() / q.shape[1] ** 0.5), "before the sum"),
+    (check_scores_kernel, kernel(lambda q, k, w: scores(q, k, torch.ones_like(w))), "gates w are missing"),
+    (check_scores_kernel, kernel(lambda q, k, w: (k @ q.T * w).relu().sum(1) / q.shape[1] ** 0.5), "be negative"),
+    (check_scores_kernel, kernel(lambda q, k, w: scores(q, k, w) * q.shape[1] ** 0.5), "root of WIDTH$"),
+    (check_scores_kernel, kernel(lambda q, k, w: scores(q, k, w) / q.shape[1] ** 0.5), "not by WIDTH"),
+    (check_scores_kernel, kernel(mixed_strides), "WIDTH \\+ c"),
+    (check_scores_kernel, kernel(lambda q, k, w: scores(q[:1], k, w[:1])), "WIDTH \\+ c"),
 ]
