@@ -136,14 +136,15 @@ def fake_checkpoint(arguments: argparse.Namespace) -> None:
 
 
 def answer(arguments: argparse.Namespace) -> None:
-    from minikeye.cli.opening import Opened
+    from minikeye.cli.opening import Opened, remark_notes
     from minikeye.cli.plan import content
     from minikeye.inference.text_stream import TextStream
 
     opened = Opened.of(arguments, [arguments.video])
-    opened.foresee(arguments.question)
+    planned = opened.foresee(arguments.question)
     parts = [*content([arguments.video]), {"type": "text", "text": arguments.question}]
     inputs = opened.processor([{"role": "user", "content": parts}], **opened.thinking())
+    remark_notes(inputs.notes, planned)
     model = opened.load(inputs)
     stream = TextStream(opened.processor.tokenizer)
     model.generate(
@@ -159,12 +160,13 @@ def answer(arguments: argparse.Namespace) -> None:
 
 
 def frames(arguments: argparse.Namespace) -> None:
-    from minikeye.cli.opening import Opened
+    from minikeye.cli.opening import Opened, remark_notes
     from minikeye.explore.ask import ask
 
     begun = time.perf_counter()
     opened = Opened.of(arguments, [arguments.video])
-    if not opened.foresee(arguments.question):
+    planned = opened.foresee(arguments.question)
+    if not planned:
         raise ValueError(f"{arguments.video} is a picture and has no frames to choose from: use `minikeye answer`")
     try_folder(arguments.out)
     model = opened.load()
@@ -182,6 +184,7 @@ def frames(arguments: argparse.Namespace) -> None:
         on_answer=lambda text: print(f"\nanswer   {text}", flush=True),
         **opened.given(),
     )
+    remark_notes(asked.clip.notes, planned)
     if asked.card is not None:
         print(f"card     {placed(*arguments.insert_card, asked.card[1])}: {asked.verdict()}")
     print(f"\n{asked.selection.format_table()}\n\n{asked.selection.sentence()}\n", flush=True)

@@ -364,6 +364,12 @@ def test_what_a_checkpoint_was_taught_is_shown(probed):
     assert "was taught: one &lt;question&gt;." in FrameExplorer(replace(probed, taught="one <question>")).about.value
 
 
+def test_what_is_not_seen_of_the_video_is_shown(probed):
+    noted = replace(probed, notes=("the model sees 9 frames instead of 80",), taught="little")
+    said = FrameExplorer(noted).about.value
+    assert "The model sees 9 frames instead of 80. This checkpoint was taught: little." in said
+
+
 def test_where_every_key_is_read_attention_is_shown(explorer, probed):
     """At a k beyond the prompt, keys would be a plain wall."""
     c = explorer.controls
