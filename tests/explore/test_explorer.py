@@ -406,6 +406,9 @@ def test_from_video(asked, probed):
     question = "What is on the card?"
     explorer = FrameExplorer.from_video("clip.mp4", question, insert_card=(7, 1.4), **asked)
     assert explorer.sentence.startswith(f"Asked “{question}”, the model answers “")
+    assert "The card went to 1.5 s, the sampled frame nearest to 1.4 s." in explorer.about.value
+    exact = FrameExplorer.from_video("clip.mp4", question, insert_card=(7, 1.5), **asked)
+    assert exact.about.value == ""
     assert torch.equal(explorer.selection.counts, probed.select(probed.queries[ANSWER][0]).counts)
     assert explorer.selection.truth == (3,) and explorer.selection.subject == "the card"
     s = ask.ask(

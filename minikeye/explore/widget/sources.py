@@ -152,6 +152,9 @@ class Probed:
             clip, truth = read_clip(processor, path, insert_card)
         content = [{"type": "video", "video": clip}, {"type": "text", "text": question}]
         inputs = processor([{"role": "user", "content": content}]).to(model.device)
+        if truth and abs(clip.seconds[truth[0]] - insert_card[1]) >= 0.05:  # as many decimals as are shown
+            went = f"the card went to {clip.seconds[truth[0]]:.1f} s, the sampled frame nearest to {insert_card[1]:g} s"
+            inputs.notes = (*inputs.notes, went)
         shown = {"thumbnails": clip.frames, "truth": truth, "subject": "the card" if truth else ""}
         return cls.of(model, processor, inputs, **shown, question=question, taught=known, **options)
 
