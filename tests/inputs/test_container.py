@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from minikeye.config import VideoConfig
-from minikeye.inputs.container import index_packets
 from minikeye.inputs.sampling import VideoError
 from minikeye.inputs.video import probe, read_video
+from minikeye.inputs.video.container import index_packets
 
 # Every frame of a short clip, at its own size.
 ALL = VideoConfig(fps=1000.0, min_frame_tokens=1, max_frame_tokens=64, video_tokens=100_000)
@@ -134,7 +134,7 @@ def test_a_packet_without_a_picture_is_no_frame(tmp_path: Path, monkeypatch: pyt
     path.write_bytes(interlaced(10, lambda n: True))
     if suffix == "ts":
         path = remux(path, tmp_path / "a.ts")
-    monkeypatch.setattr("minikeye.inputs.container.FieldPairs.completes", lambda *_: False)
+    monkeypatch.setattr("minikeye.inputs.video.container.FieldPairs.completes", lambda *_: False)
     assert probe(path).frames == 20
     video = read_video(path, ALL)
     assert video.info.frames == len(video.frames) == 10

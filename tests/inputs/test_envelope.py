@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minikeye.inputs import envelope
-from minikeye.inputs.envelope import MAX_PIXELS, check_size, open_video, stated_samples, stated_size
 from minikeye.inputs.sampling import VideoError
-from minikeye.inputs.video import probe
+from minikeye.inputs.video import envelope, probe
+from minikeye.inputs.video.envelope import MAX_PIXELS, check_size, open_video, stated_samples, stated_size
 
 
 def write(path: Path, frames: int = 30, codec: str = "libx264", **container_options: str) -> Path:

@@ -22,9 +22,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
 from minikeye.config import KeyeConfig, VideoConfig
-from minikeye.inputs import sampling, video
-from minikeye.inputs.envelope import MAX_SIDE, stated_size
-from minikeye.inputs.pixels import BILINEAR
+from minikeye.inputs import sampling
 from minikeye.inputs.sampling import (
     VideoError,
     fit_size,
@@ -37,7 +35,11 @@ from minikeye.inputs.sampling import (
     smart_resize,
     video_budget,
 )
-from minikeye.inputs.video import plan_decode, probe, read_video
+from minikeye.inputs.video import probe, read_video
+from minikeye.inputs.video import reading as video
+from minikeye.inputs.video.envelope import MAX_SIDE, stated_size
+from minikeye.inputs.video.frames import BILINEAR
+from minikeye.inputs.video.reading import plan_decode
 
 ROOT = Path(__file__).resolve().parents[2]
 RELEASED = VideoConfig()

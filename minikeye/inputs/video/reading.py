@@ -17,10 +17,10 @@ from jaxtyping import Float64, UInt8
 from torch import Tensor
 
 from minikeye.config import VideoConfig
-from minikeye.inputs.container import PacketIndex, index_packets
-from minikeye.inputs.envelope import open_video, packets_of
-from minikeye.inputs.pixels import FrameResizer
 from minikeye.inputs.sampling import Sampling, VideoError, sample
+from minikeye.inputs.video.container import PacketIndex, index_packets
+from minikeye.inputs.video.envelope import open_video, packets_of
+from minikeye.inputs.video.frames import FrameResizer
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from pathlib import Path
 import av
 import numpy as np
 
-from minikeye.inputs.envelope import check_size, open_video, packets_of
-from minikeye.inputs.pixels import Orientation
 from minikeye.inputs.sampling import VideoError, check_shape
+from minikeye.inputs.video.envelope import check_size, open_video, packets_of
+from minikeye.inputs.video.frames import Orientation
 
 _NO_TIME = -(2**63)  # a packet without a decoding time
 

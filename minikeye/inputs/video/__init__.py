@@ -1,0 +1,5 @@
+"""From a video file to frames: envelope (one whole file?), container (its index), reading, frames (upright, sized)."""
+
+from minikeye.inputs.video.reading import Video, VideoInfo, VideoPlan, decode_video, plan_video, probe, read_video
+
+__all__ = ["Video", "VideoInfo", "VideoPlan", "decode_video", "plan_video", "probe", "read_video"]
