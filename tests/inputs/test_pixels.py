@@ -157,6 +157,6 @@ def test_frames_that_cannot_be_converted(tmp_path: Path, monkeypatch: pytest.Mon
         def reformat(self, *_, **__):
             raise av.error.ArgumentError(22, "Invalid argument")
 
-    monkeypatch.setattr("minikeye.inputs.pixels.VideoReformatter", Unable)
+    monkeypatch.setattr("minikeye.inputs.video.frames.VideoReformatter", Unable)
     with pytest.raises(VideoError, match="pixel format yuv420p cannot be converted to RGB"):
         read_video(path, ALL)
