@@ -17,12 +17,13 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist loadfile --no-l
 OLD_CPU := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE
 AVX2_CPU := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2
 
-.PHONY: help demo lab quick test lint format unit portable validate notebooks bench clean
+.PHONY: help demo lab quick ranges test lint format unit portable validate notebooks bench clean
 
 help:
 	@echo "make demo       ask the small model about a real clip; writes demo-out/"
 	@echo "make lab        open the notebooks in JupyterLab"
 	@echo "make quick      lint and the fast unit tests, within two minutes: while you edit"
+	@echo "make ranges     the fast unit tests with the lowest and the newest versions that pyproject.toml allows"
 	@echo "make test       lint, unit tests, portable, and every notebook re-run with its outputs compared"
 	@echo "make lint       ruff check and format check only (make format repairs)"
 	@echo "make unit       unit tests only"
@@ -69,6 +70,9 @@ quick: $(STAMP)
 	@$(MAKE) --no-print-directory lint
 	@echo "==> unit tests that start no other Python, compile no kernel and take less than ten seconds"
 	@$(PYTEST) -m "not slow" --ignore tests/kernels
+
+ranges: $(STAMP)
+	@$(BIN)/python tests/ranges.py $(RANGES)
 
 portable: $(STAMP)
 	@echo "==> tests that depend on the CPU's kernels, without vector instructions"

@@ -4,6 +4,13 @@ import json
 import re
 from pathlib import Path
 
+import torch
+
+from minikeye.checkpoint.taught import taught
+from minikeye.config import KeyeConfig
+from minikeye.cost import scaled
+from minikeye.cost.memory import needs
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -34,3 +41,21 @@ def test_every_module_is_named() -> None:
     modules = {path.stem for path in paths if path.parent.name != "exercises"} - {"__init__", "__main__"}
     folders = {path.parent.name for path in paths}
     assert (modules | folders) - named == set()
+
+
+def test_what_a_card_of_80_gb_holds() -> None:
+    """The sentence's numbers are those of the memory bill; 80 GB on a card's box are 79.2 GiB or more."""
+    config, card = KeyeConfig.keye_vl_2_30b_a3b(), 79.2 * 2**30
+    bills = {n: needs(config, context=n, dtype=torch.bfloat16, device="cuda").total for n in (32_768, 131_072, 262_144)}
+    assert bills[131_072] < card < bills[262_144]
+    text = " ".join(README.split())
+    sizes = [scaled(bill, "B") for bill in bills.values()]
+    assert f"131,072 tokens ({sizes[1]} of its 85.0 GB" in text and f"32,768 tokens take {sizes[0]})" in text
+    assert f"not 262,144 tokens ({sizes[2]})" in text
+
+
+def test_the_limits_stand_before_the_invitation() -> None:
+    """What the small checkpoint was taught is said before a reader asks it about a video of their own."""
+    code = README.index("FrameExplorer.from_video(")
+    for question in re.findall(r'"([^"]*\?)"', taught(ROOT / "assets" / "checkpoints" / "mini")):
+        assert question in " ".join(README[:code].split()), question

@@ -180,6 +180,28 @@ def test_every_module_says_what_it_is():
     assert [name for name, text in TEXTS.items() if not ast.get_docstring(ast.parse(text))] == []
 
 
+def unsaid(text: str) -> list[int]:
+    """Lines that read or write text in whatever encoding the machine prefers."""
+    calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    texts = ("read_text", "write_text", "open", "fdopen")
+    found = []
+    for call in calls:
+        name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+        owner = getattr(getattr(call.func, "value", None), "id", "")
+        modes = [part.value for part in call.args if isinstance(part, ast.Constant) and isinstance(part.value, str)]
+        binary = any("b" in mode and len(mode) <= 3 for mode in modes)
+        other = owner in ("av", "Image", "os", "zipfile", "webbrowser")
+        if name in texts and not binary and not other and "encoding" not in {word.arg for word in call.keywords}:
+            found.append(call.lineno)
+    return found
+
+
+def test_text_is_utf8_everywhere():
+    """A file written here can be read anywhere: on Windows and under LC_ALL=C the default is another."""
+    assert {name: lines for name, text in TEXTS.items() if (lines := unsaid(text))} == {}
+    assert unsaid("a.read_text()\nopen(p)\nopen(p, 'rb')\na.open('a', encoding='utf-8')\nImage.open(p)") == [1, 2]
+
+
 def test_nothing_is_left_for_later():
     """No TODO, no NotImplementedError, no bare except."""
     marks = ("TODO", "FIXME", "NotImplementedError", "except:")

@@ -136,7 +136,7 @@ def fake_checkpoint(arguments: argparse.Namespace) -> None:
 
 
 def answer(arguments: argparse.Namespace) -> None:
-    from minikeye.cli.opening import Opened, heed
+    from minikeye.cli.opening import Opened, remark_notes
     from minikeye.cli.plan import content
     from minikeye.inference.text_stream import TextStream
 
@@ -144,7 +144,7 @@ def answer(arguments: argparse.Namespace) -> None:
     planned = opened.foresee(arguments.question)
     parts = [*content([arguments.video]), {"type": "text", "text": arguments.question}]
     inputs = opened.processor([{"role": "user", "content": parts}], **opened.thinking())
-    heed(inputs.notes, planned)
+    remark_notes(inputs.notes, planned)
     model = opened.load(inputs)
     stream = TextStream(opened.processor.tokenizer)
     model.generate(
@@ -160,7 +160,7 @@ def answer(arguments: argparse.Namespace) -> None:
 
 
 def frames(arguments: argparse.Namespace) -> None:
-    from minikeye.cli.opening import Opened, heed
+    from minikeye.cli.opening import Opened, remark_notes
     from minikeye.explore.ask import ask
 
     begun = time.perf_counter()
@@ -184,7 +184,7 @@ def frames(arguments: argparse.Namespace) -> None:
         on_answer=lambda text: print(f"\nanswer   {text}", flush=True),
         **opened.given(),
     )
-    heed(asked.clip.notes, planned)
+    remark_notes(asked.clip.notes, planned)
     if asked.card is not None:
         print(f"card     {placed(*arguments.insert_card, asked.card[1])}: {asked.verdict()}")
     print(f"\n{asked.selection.format_table()}\n\n{asked.selection.sentence()}\n", flush=True)

@@ -12,12 +12,13 @@ import torch
 from minikeye.checkpoint.loader import choose_devices, default_dtype
 from minikeye.checkpoint.taught import taught
 from minikeye.checkpoint.tensors import tensor_files
-from minikeye.cli.plan import Plan, plans, prompt_tokens
+from minikeye.cli.plan import planned_anew, plans, prompt_tokens
 from minikeye.config import KeyeConfig
 from minikeye.cost.memory import MemoryBill, format_table, free_bytes, needs, require
 from minikeye.files import CHECKPOINT, local_folder
 from minikeye.inputs.pixels import is_picture
 from minikeye.inputs.processor import Processor
+from minikeye.inputs.video import VideoPlan
 from minikeye.keye import KeyeVL
 
 FRAME_TEXT = 10  # tokens beside a frame's visual ones, at most: its mark and the characters of its time
@@ -52,7 +53,7 @@ class Opened:
             processor.config = limited(processor.config, arguments.max_context, arguments.max_new_tokens)
         return cls(arguments, tuple(videos), folder, processor, choose_devices(arguments.device, arguments.streaming))
 
-    def foresee(self, question: str = "") -> list[Plan]:
+    def foresee(self, question: str = "") -> list[VideoPlan]:
         """How each video will be seen, from its index alone; what is lost by it is told on stderr.
 
         With --max-context, the videos get fewer frames until prompt and answer fit. Raises ValueError where they do
@@ -63,20 +64,19 @@ class Opened:
         planned = plans(self.files, config)
         tokens = prompt_tokens(planned, pictures, question, self.processor) if self.files else 0
         over = tokens + self.arguments.max_new_tokens - 1 - most
-        while over > 0 and self.arguments.max_context is not None and sum(plan.frames for plan in planned) > 1:
+        while over > 0 and self.arguments.max_context is not None and sum(len(plan.seconds) for plan in planned) > 1:
             fewer = int(config.video.video_tokens * min(0.98, 1 - over / tokens))
             if fewer < config.video.min_frame_tokens * len(planned):
                 break
             config = replace(config, video=replace(config.video, video_tokens=fewer))
-            planned = [Plan.of(plan.path, plan.info, config, len(planned)) for plan in planned]
+            planned = [planned_anew(plan, config) for plan in planned]
             tokens = prompt_tokens(planned, pictures, question, self.processor)
             over = tokens + self.arguments.max_new_tokens - 1 - most
         self.processor.config = config
         if over > 0 and planned:
             raise ValueError(f"{too_long(planned, tokens, self.arguments.max_new_tokens, most)}: {self._remedy(most)}")
         for plan in planned:
-            for note in plan.sampling.notes:
-                remark("video", f"{plan.path}: {note}")
+            remark_notes(plan.sampling.notes, [], f"{plan.path}: ")
         return planned
 
     def _remedy(self, most: int) -> str:
@@ -135,25 +135,26 @@ class Opened:
         return defaults | {name: value for name, value in self.given().items() if name != "thinking"}
 
 
-def too_long(planned: Sequence[Plan], tokens: int, answer: int, most: int) -> str:
+def too_long(planned: Sequence[VideoPlan], tokens: int, answer: int, most: int) -> str:
     """What a prompt would hold, against the context."""
     seen = " and ".join(
-        f"{plan.path} ({plan.info.seconds:,.0f} s): {plan.frames:,} frames of {plan.size[0]}x{plan.size[1]} pixels"
+        f"{plan.path} ({plan.info.seconds:,.0f} s): {len(plan.seconds):,} frames of {plan.sampling.width}x"
+        f"{plan.sampling.height} pixels"
         for plan in planned
     )
     return f"{seen} make a prompt of {tokens:,} tokens; with {answer} of answer that exceeds the context of {most:,}"
 
 
-def heed(notes: Sequence[str], planned: Sequence[Plan]) -> None:
-    """Tell what only reading the videos has shown: damage, times that had to be assumed."""
-    for note in notes:
-        if not any(note in plan.sampling.notes for plan in planned):
-            remark("video", note)
-
-
 def remark(what: str, text: str) -> None:
     """A line on stderr: what is worth knowing beside the answer."""
     print(f"{what:<8} {text}", file=sys.stderr, flush=True)
+
+
+def remark_notes(notes: Sequence[str], planned: Sequence[VideoPlan], whose: str = "") -> None:
+    """What a reading of the videos says of them, without what their plans said already."""
+    for note in notes:
+        if not any(note in plan.sampling.notes for plan in planned):
+            remark("video", f"{whose}{note}")
 
 
 def limited(config: KeyeConfig, context: int, answer: int) -> KeyeConfig:

@@ -1,7 +1,7 @@
 """What the model will see of a video, worked out from the file's index before the minutes that decoding may take."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,39 +9,8 @@ import torch
 from minikeye.config import KeyeConfig
 from minikeye.inputs.pixels import is_picture
 from minikeye.inputs.processor import Clip, Processor
-from minikeye.inputs.sampling import Sampling, sample
-from minikeye.inputs.video import VideoInfo, probe
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One video as the model will see it."""
-
-    path: str
-    info: VideoInfo
-    sampling: Sampling
-
-    @classmethod
-    def of(cls, path: str, info: VideoInfo, config: KeyeConfig, videos: int) -> "Plan":
-        """By the rules that `read_video` samples by. videos: how many share the budget."""
-        size, rules = (info.width, info.height), (config.video, config.token_pixels, videos)
-        return cls(path, info, sample(info.seconds, info.fps, info.frames, size, *rules))
-
-    @property
-    def frames(self) -> int:
-        """How many are sampled."""
-        return len(self.sampling.indices)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height of each in pixels."""
-        return self.sampling.width, self.sampling.height
-
-    def blank(self) -> Clip:
-        """A clip of as many frames of this size, near their times, in the memory of one."""
-        width, height = self.size
-        frames = torch.zeros(1, 3, height, width, dtype=torch.uint8).expand(self.frames, -1, -1, -1)
-        return Clip(frames, [n / self.info.fps for n in self.sampling.indices])
+from minikeye.inputs.sampling import sample
+from minikeye.inputs.video import VideoPlan, plan_video
 
 
 def content(paths: Sequence[str]) -> list[dict[str, Any]]:
@@ -50,15 +19,28 @@ def content(paths: Sequence[str]) -> list[dict[str, Any]]:
     return [{"type": kind, kind: path} for kind, path in zip(kinds, paths, strict=True)]
 
 
-def plans(paths: Sequence[str], config: KeyeConfig) -> list[Plan]:
+def plans(paths: Sequence[str], config: KeyeConfig) -> list[VideoPlan]:
     """A plan for each video among the files. Raises VideoError for what is no whole video."""
     videos = [path for path in paths if not is_picture(path)]
-    return [Plan.of(path, probe(path), config, len(videos)) for path in videos]
+    return [plan_video(path, config.video, config.token_pixels, len(videos)) for path in videos]
 
 
-def prompt_tokens(planned: Sequence[Plan], pictures: Sequence[str], question: str, processor: Processor) -> int:
-    """Tokens of the prompt, up to the digits of its times."""
-    parts = [{"type": "video", "video": plan.blank()} for plan in planned]
+def planned_anew(plan: VideoPlan, config: KeyeConfig) -> VideoPlan:
+    """The same video by the numbers of another config."""
+    info, request = plan.info, {**plan.request, "config": config.video}
+    sampling = sample(info.seconds, info.fps, info.frames, (info.width, info.height), **request)
+    return replace(plan, request=request, sampling=sampling)
+
+
+def blank(plan: VideoPlan) -> Clip:
+    """A clip of as many frames, as large and at the same times, in the memory of one."""
+    frames = torch.zeros(1, 3, plan.sampling.height, plan.sampling.width, dtype=torch.uint8)
+    return Clip(frames.expand(len(plan.seconds), -1, -1, -1), plan.seconds)
+
+
+def prompt_tokens(planned: Sequence[VideoPlan], pictures: Sequence[str], question: str, processor: Processor) -> int:
+    """Tokens of a prompt that shows these and asks `question`."""
+    parts = [{"type": "video", "video": blank(plan)} for plan in planned]
     parts += [{"type": "image", "image": path} for path in pictures]
     prompt, _ = processor.build([{"role": "user", "content": [*parts, {"type": "text", "text": question}]}])
     return len(prompt.ids)

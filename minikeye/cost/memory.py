@@ -151,11 +151,11 @@ def free_bytes(device: torch.device | str = "cpu") -> int:
 def _container_room() -> list[int]:
     """Bytes left below the limit of a container (cgroup v2); empty where there is none. Cached files can make room."""
     limit = CGROUP / "memory.max"
-    if not limit.is_file() or limit.read_text().strip() == "max":
+    if not limit.is_file() or limit.read_text(encoding="utf-8").strip() == "max":
         return []
-    held = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-    used = int((CGROUP / "memory.current").read_text()) - int(held.get("inactive_file", 0))
-    return [max(0, int(limit.read_text()) - used)]
+    held = dict(line.split() for line in (CGROUP / "memory.stat").read_text(encoding="utf-8").splitlines())
+    used = int((CGROUP / "memory.current").read_text(encoding="utf-8")) - int(held.get("inactive_file", 0))
+    return [max(0, int(limit.read_text(encoding="utf-8")) - used)]
 
 
 def require(bill: MemoryBill, free: int, where: str, parts: tuple[str, ...] = PARTS) -> None:

@@ -200,7 +200,7 @@ def known(path: Path) -> list[dict]:
     """The rows of an earlier result, each with the torch that made it; none where there is no file."""
     if not path.is_file():
         return []
-    result = json.loads(path.read_text())
+    result = json.loads(path.read_text(encoding="utf-8"))
     return [{"torch": result["versions"]["torch"], **row} for row in result["rows"]]
 
 

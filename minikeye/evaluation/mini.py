@@ -179,7 +179,7 @@ def main() -> None:
         for name, folder in folders.items()
         if folder is not None
     }
-    rows = json.loads(options.out.read_text())["rows"] if options.out.is_file() else []
+    rows = json.loads(options.out.read_text(encoding="utf-8"))["rows"] if options.out.is_file() else []
     for run in (r for r in RUNS if r.frames in options.frames and r.model in models):
         if any(all(row[k] == v for k, v in vars(run).items()) for row in rows):
             continue  # measured by an earlier call

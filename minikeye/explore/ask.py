@@ -18,7 +18,7 @@ from minikeye.inputs.pixels import is_picture
 from minikeye.inputs.processor import Clip, Processor
 from minikeye.inputs.prompt import FrameSpan
 from minikeye.inputs.sampling import VideoError
-from minikeye.inputs.video import read_video
+from minikeye.inputs.video import decode_video, plan_video
 from minikeye.keye import KeyeVL
 from minikeye.minivid import needle
 from minikeye.minivid.tasks import Event, parse_needle, score
@@ -174,11 +174,14 @@ def read_clip(
 ) -> tuple[Clip, tuple[int, ...]]:
     """The sampled frames of a video file, with a card where one is asked for, and the numbers of the card's frames.
 
-    Raises VideoError for a file that is no whole video or a time outside it, ValueError for a digit outside 0..9.
+    Raises VideoError for a file that is no whole video, one too long for the model (before it is decoded) and a time
+    outside it, ValueError for a digit outside 0..9.
     """
     if is_picture(path):
         raise VideoError(f"{path} is a picture and has no frames to choose from: give a video")
-    video = read_video(path, processor.config.video, processor.config.token_pixels)
+    plan = plan_video(path, processor.config.video, processor.config.token_pixels)
+    processor.check_room(plan.sampling, plan.seconds, str(path))
+    video = decode_video(plan)
     times = video.seconds.tolist()
     if insert_card is None:
         return Clip(video.frames, times, video.notes), ()

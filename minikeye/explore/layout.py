@@ -9,6 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy.optimize import isotonic_regression
 
 from minikeye.explore.selection import FrameCounts
+from minikeye.explore.words import percent
 
 MAX_COLUMNS = 256  # at 1,000 pixels more would be narrower than four pixels
 
@@ -57,6 +58,21 @@ def round_number(value: float) -> float:
     """The nearest 1, 2 or 5 times a power of ten, by ratio."""
     power = 10.0 ** np.floor(np.log10(value))
     return float(min((n * power for n in (1, 2, 5, 10)), key=lambda n: abs(np.log(n / value))))
+
+
+def scale_ticks(top: float, gamma: float, width: float) -> list[float]:
+    """Shares to name on a colour bar `width` inches wide, on which a share s lies at (s / top) ** gamma of the width.
+
+    0, two round numbers, and `top`; a round number whose name would lie over another's is left out.
+    """
+    letter, gap = 0.07, 0.1  # inches, of a name at 8 points
+    kept, free = [top], width - letter * len(percent(top)) - gap
+    for share in sorted({round_number(part * top) for part in (0.13, 0.43)}, reverse=True):
+        middle, half = width * (share / top) ** gamma, letter * len(percent(share)) / 2
+        if middle + half <= free and middle - half >= letter + gap:
+            kept.append(share)
+            free = middle - half - gap
+    return [0.0, *kept[::-1]]
 
 
 def time_ticks(s: FrameCounts) -> tuple[list[float], list[str], str]:

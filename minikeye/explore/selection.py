@@ -169,7 +169,7 @@ class FrameCounts:
 
     @classmethod
     def from_json(cls, text: str) -> "FrameCounts":
-        """Read what `to_json` wrote. text: the JSON, not a path: `Path(path).read_text()`.
+        """Read what `to_json` wrote. text: the JSON, not a path: `Path(path).read_text(encoding="utf-8")`.
 
         Raises ValueError for anything else, or for another version of the format.
         """

@@ -18,7 +18,7 @@ from matplotlib.path import Path as Curve
 from matplotlib.textpath import TextPath
 
 from minikeye.explore.figures import PALETTE
-from minikeye.explore.layout import choose_frames, columns, round_number, runs, spread, time_ticks
+from minikeye.explore.layout import choose_frames, columns, round_number, runs, scale_ticks, spread, time_ticks
 from minikeye.explore.selection import FrameCounts
 from minikeye.explore.words import finding, percent, when
 
@@ -195,8 +195,7 @@ def _name_axis(axes: Axes, name: str) -> None:
 def _draw_scale(axes: Axes, image: AxesImage, label: str) -> None:
     """The colour bar, lying, with round percentages."""
     bar = axes.figure.colorbar(image, cax=axes, orientation="horizontal")
-    top = image.norm.vmax
-    ticks = [0.0, *sorted({round_number(share * top) for share in (0.13, 0.43)}), top]
+    ticks = scale_ticks(float(image.norm.vmax), GAMMA, _width(axes))
     bar.set_ticks(ticks, labels=["0", *[percent(t) for t in ticks[1:]]])
     bar.outline.set_visible(False)
     axes.tick_params(labelsize=8, length=2, pad=1.5, color=SOFT, labelcolor=INK)

@@ -1,4 +1,4 @@
-"""The chat template that ships with a checkpoint (jinja), run in a sandbox so that a user's words stay words.
+"""The chat template that ships with a checkpoint (jinja, run by rendering.py): a user's words stay words.
 
 A template writes `<|im_start|>` and means the token; a user who writes it means the letters. After rendering both would
 look alike. So each text goes in as a sentinel, and the rendered result is cut at the sentinels: between them special
@@ -9,10 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import TemplateError as JinjaError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from minikeye.inputs.prompt import THINK, THOUGHT, Prompt, Turn, Visual
+from minikeye.inputs.rendering import render
 
 OPEN, CLOSE = "\U0010f0a0", "\U0010f0a1"  # private-use characters around a text's number; no template has them
 PADS = {"<|image_pad|>": "image", "<|video_pad|>": "video"}
@@ -23,21 +21,17 @@ class TemplateError(ValueError):
 
 
 class ChatTemplate:
-    """A compiled template. `write` lays a conversation out into a Prompt."""
+    """A template. `write` lays a conversation out into a Prompt."""
 
     def __init__(self, source: str, where: str, tokens: Mapping[str, str] | None = None):
         """where: the file, for messages. tokens: names that the template may use, such as eos_token.
 
         Raises TemplateError for a template that does not compile.
         """
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.globals["raise_exception"] = _refuse
-        self.where, self.tokens = where, dict(tokens or {})
+        self.source, self.where, self.tokens = source, where, dict(tokens or {})
         try:
-            self._template = environment.from_string(source)
-        except JinjaError as error:  # also an unknown filter or tag
+            render(source, None)
+        except ValueError as error:  # also an unknown filter or tag
             raise TemplateError(f"{where} is not a template that jinja can run: {error}; mend or remove it") from error
 
     def write(self, prompt: Prompt, conversation: Sequence[Turn], thinking: bool = True) -> None:
@@ -68,10 +62,10 @@ class ChatTemplate:
     def _render(self, messages: list[dict[str, Any]], thinking: bool) -> str:
         options = {**self.tokens, "messages": messages, "add_generation_prompt": True, "enable_thinking": thinking}
         try:
-            return self._template.render(**options)
-        except Exception as error:  # a template can run into anything that an expression can
+            return render(self.source, options)
+        except ValueError as error:
             raise TemplateError(
-                f"{self.where} cannot lay out this conversation: {type(error).__name__}: {error}; its roles are "
+                f"{self.where} cannot lay out this conversation: {error}; its roles are "
                 f"{', '.join(message['role'] for message in messages)}"
             ) from error
 
@@ -126,8 +120,3 @@ def _message(turn: Turn, texts: _Texts, droppable: set[int]) -> dict[str, Any]:
     if any(part["type"] != "text" for part in content):
         return {"role": role, "content": content}
     return {"role": role, "content": "".join(part["text"] for part in content)}
-
-
-def _refuse(message: str) -> None:
-    """What a template calls where it does not know what to do."""
-    raise JinjaError(message)

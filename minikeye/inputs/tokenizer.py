@@ -5,12 +5,16 @@ Both answer the same questions: `encode`, `decode`, `token_id`, and which `marks
 name only, through `token_id`. `<think>` is no special token in Qwen3's file, so `encode` yields it: kept as released.
 """
 
+import json
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer as FastTokenizer
 
 from minikeye.config import KeyeConfig
+from minikeye.config_json import shown
+from minikeye.files import file_in, read_json
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -28,6 +32,13 @@ SPECIAL_TOKENS = (
 )
 # No prompt can be written without these. The report does not state the id of <|frame|>: all go by name.
 PROMPT_TOKENS = SPECIAL_TOKENS[:8]
+# The parts of a byte-level BPE. Others are not Keye's, and some end the process where their numbers are wrong.
+PARTS = {
+    "normalizer": {"NFC", "NFD", "NFKC", "NFKD", "Sequence"},
+    "pre_tokenizer": {"ByteLevel", "Digits", "Sequence", "Split"},
+    "post_processor": {"ByteLevel", "Sequence", "TemplateProcessing"},  # of special tokens, which are not asked for
+    "decoder": {"ByteLevel", "Sequence"},
+}
 
 
 class ByteTokenizer:
@@ -65,10 +76,12 @@ class ReleasedTokenizer:
     """The Qwen3 tokenizer that ships with Keye-VL-2.0, read from its tokenizer.json."""
 
     def __init__(self, path: str | Path):
+        content = read_json(path)
+        check_parts(path, content)
         try:
-            self._fast = FastTokenizer.from_file(str(path))
-        except Exception as error:  # the library raises a bare Exception for every kind of bad file
-            raise ValueError(f"{path} is not a readable tokenizer.json: {error}") from error
+            self._fast = FastTokenizer.from_str(json.dumps(content))
+        except BaseException as error:
+            raise _not_ours(error, f"{path} is not a readable tokenizer.json") from error
         self._fast.encode_special_tokens = True  # special tokens in user text are text
 
     @cached_property
@@ -81,7 +94,11 @@ class ReleasedTokenizer:
         return max(self._fast.get_vocab(with_added_tokens=True).values())
 
     def encode(self, text: str) -> list[int]:
-        return self._fast.encode(text, add_special_tokens=False).ids
+        """Raises ValueError where the file's rules for cutting text fail on this text."""
+        try:
+            return self._fast.encode(text, add_special_tokens=False).ids
+        except BaseException as error:
+            raise _not_ours(error, "tokenizer.json cannot cut this text into words") from error
 
     def decode(self, ids: list[int], skip_special: bool = True) -> str:
         return self._fast.decode(ids, skip_special_tokens=skip_special)
@@ -94,6 +111,33 @@ class ReleasedTokenizer:
         return n
 
 
+def check_parts(path: str | Path, content: dict[str, Any]) -> None:
+    """Raise ValueError for a tokenizer.json with what a chat model never has: it would cut a question, or worse."""
+    for key in ("truncation", "padding"):
+        if content.get(key) is not None:
+            raise ValueError(f"{path} states {key} {shown(content[key])}: a chat model has none, set it to null")
+    model = content.get("model")
+    if not isinstance(model, dict) or model.get("type") != "BPE" or model.get("dropout"):
+        dropout = f" with dropout {shown(model['dropout'])}" if isinstance(model, dict) and model.get("dropout") else ""
+        kind = model.get("type") if isinstance(model, dict) else model
+        raise ValueError(f"{path} is not a readable tokenizer.json: expected BPE, got {shown(kind)}{dropout}")
+    for key, allowed in PARTS.items():
+        rest = [content.get(key)]
+        while rest:
+            part = rest.pop()
+            rest += part.values() if isinstance(part, dict) else part if isinstance(part, list) else []
+            kind = part.get("type") if isinstance(part, dict) else None
+            if isinstance(kind, str) and kind not in allowed and not {"SpecialToken", "Sequence"} & part.keys():
+                raise ValueError(f"{path} has a {key} {shown(kind)}; minikeye takes {', '.join(sorted(allowed))}")
+
+
+def _not_ours(error: BaseException, message: str) -> BaseException:
+    """The library raises bare Exceptions, and panics, which are none, for every kind of bad file: one ValueError."""
+    if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+        return ValueError(f"{message}: {error!s:.200}")
+    return error
+
+
 Tokenizer = ByteTokenizer | ReleasedTokenizer
 
 
@@ -103,8 +147,8 @@ def load_tokenizer(config: KeyeConfig, folder: str | Path | None = None) -> Toke
     Raises ValueError where the tokenizer lacks a token that prompts are made of, where its placeholder ids are not
     those of the config, or where no tokenizer fits.
     """
-    path = Path(folder) / "tokenizer.json" if folder is not None else None
-    if path is not None and path.is_file():
+    path = file_in(folder, "tokenizer.json") if folder is not None else None
+    if path is not None and path.exists():
         tokenizer: Tokenizer = ReleasedTokenizer(path)
     elif config.text.vocab <= 1024:
         tokenizer, path = ByteTokenizer(), None

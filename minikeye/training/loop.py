@@ -14,9 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from minikeye.files import write_whole
 from minikeye.progress import progress
-from minikeye.training.state import resume, save_state
+from minikeye.training.state import read_log, resume, save_state, write_log
 
 
 @dataclass(frozen=True)
@@ -86,9 +85,8 @@ def train(
         Path(folder).mkdir(parents=True, exist_ok=True)
     state = Path(folder) / f"{name}.pt" if folder is not None else None
     first = resume(state, parameters, optim) if state is not None and state.is_file() else 0
-    if state is not None and (log := state.with_suffix(".jsonl")).is_file():  # lines of steps that are done again
-        known = [line for line in log.read_text().splitlines(keepends=True) if json.loads(line)["step"] < first]
-        write_whole(log, "".join(known).encode())
+    if state is not None and (log := state.with_suffix(".jsonl")).is_file():  # without the steps that are done again
+        write_log(log, [line for line in read_log(log) if line["step"] < first])
     lines, begun = [], time.monotonic()
     for step in progress(range(first, config.steps), name):
         for group in optim.param_groups:
@@ -115,7 +113,7 @@ def train(
             line["seconds"] = round(time.monotonic() - begun, 2)
             lines.append(line)
             if state is not None:
-                with state.with_suffix(".jsonl").open("a") as log:
+                with state.with_suffix(".jsonl").open("a", encoding="utf-8") as log:
                     log.write(json.dumps(line) + "\n")
         if saving:
             save_state(state, parameters, optim, step + 1)

@@ -41,6 +41,7 @@ pytestmark = [
     pytest.mark.skipif(bool(MISSING) and not REQUIRED, reason=f"needs {' and '.join(MISSING)}"),
 ]
 
+HEAT_MAP_ENDS = 0.65  # of the picture's height, filmstrip and all; below it lie bars and gauges
 CLIP = "big_buck_bunny.mp4"
 CELL = f"""\
 from minikeye.explore.widget.explorer import FrameExplorer
@@ -147,16 +148,33 @@ def test_the_explorer_by_keyboard(page, home):
 
     page.locator(".jp-OutputArea select").first.focus()
     visited = []
-    while "Save JSON" not in visited and len(visited) < 30:
+    while "Save CSV" not in visited and len(visited) < 30:
         page.keyboard.press("Tab")
         visited.append(page.evaluate(FOCUSED))
     sliders = ["noUi-handle"] * 5  # token, k, layer, first frame, last frame
+    buttons = ["Save PNG", "Save SVG", "Save PDF", "Save JSON", "Save CSV"]
     assert sorted(name for name in visited if name != "widget-readout") == sorted(
-        [*sliders, "SELECT", "jupyter-button", "jupyter-button", "widget-input", "Save PNG", "Save JSON"]
+        [*sliders, "SELECT", "jupyter-button", "jupyter-button", "widget-input", *buttons]
     )
+    page.keyboard.press("Shift+Tab")
     page.keyboard.press("Enter")
     expect(page.locator(".jp-OutputArea p[role=status]").last).to_contain_text("Wrote frames.json")
     assert json.loads((home / "frames.json").read_text())["view"]["layer"] == 3
+
+
+def test_the_heat_map_stays_on_a_small_screen_while_a_slider_moves(page):
+    """1280x720: from the first control to the last row of the heat map, all is within the notebook's panel."""
+    page.set_viewport_size({"width": 1280, "height": 720})
+    image = page.locator(".jp-OutputArea img").first
+    page.locator(".jp-OutputArea .widget-dropdown").first.evaluate("e => e.scrollIntoView({block: 'start'})")
+    page.wait_for_timeout(1000)
+    if picture_file := os.environ.get("MINIKEYE_SMALL_SCREENSHOT"):
+        page.screenshot(path=picture_file)
+    panel, box = page.locator(".jp-NotebookPanel-notebook").first.bounding_box(), image.bounding_box()
+    foot = panel["y"] + panel["height"]
+    assert panel["y"] - 2 <= handle(page, "Layer").bounding_box()["y"] < box["y"]
+    assert box["y"] + HEAT_MAP_ENDS * box["height"] <= foot
+    assert not page.get_by_text("Indexer head", exact=True).evaluate("e => e.scrollWidth > e.clientWidth")
 
 
 # What has the keyboard's focus: a button's label, else the first class that says what it is.

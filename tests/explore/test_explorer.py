@@ -364,6 +364,12 @@ def test_what_a_checkpoint_was_taught_is_shown(probed):
     assert "was taught: one &lt;question&gt;." in FrameExplorer(replace(probed, taught="one <question>")).about.value
 
 
+def test_what_is_not_seen_of_the_video_is_shown(probed):
+    noted = replace(probed, notes=("the model sees 9 frames instead of 80",), taught="little")
+    said = FrameExplorer(noted).about.value
+    assert "The model sees 9 frames instead of 80. This checkpoint was taught: little." in said
+
+
 def test_where_every_key_is_read_attention_is_shown(explorer, probed):
     """At a k beyond the prompt, keys would be a plain wall."""
     c = explorer.controls
@@ -400,6 +406,9 @@ def test_from_video(asked, probed):
     question = "What is on the card?"
     explorer = FrameExplorer.from_video("clip.mp4", question, insert_card=(7, 1.4), **asked)
     assert explorer.sentence.startswith(f"Asked “{question}”, the model answers “")
+    assert "The card went to 1.5 s, the sampled frame nearest to 1.4 s." in explorer.about.value
+    exact = FrameExplorer.from_video("clip.mp4", question, insert_card=(7, 1.5), **asked)
+    assert exact.about.value == ""
     assert torch.equal(explorer.selection.counts, probed.select(probed.queries[ANSWER][0]).counts)
     assert explorer.selection.truth == (3,) and explorer.selection.subject == "the card"
     s = ask.ask(

@@ -2,15 +2,17 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from minikeye.explore import FrameSelection, words
+from minikeye.explore import FrameSelection, strip, words
 from minikeye.explore.layout import MAX_COLUMNS, choose_frames, columns, round_number, runs, spread, time_ticks
 from minikeye.inputs.prompt import FrameSpan
 from minikeye.model.record import LayerRecord, Record
@@ -462,6 +464,22 @@ def test_spread_moves_no_box_more_than_it_must():
     np.testing.assert_allclose(centres, [0.55, 1.55, 8.0])
     packed = spread([5.0] * 4, width=1.0, gutter=0.1, room=4.3)
     np.testing.assert_allclose(packed, [0.5, 1.6, 2.7, 3.8])
+
+
+def test_names_of_a_scale_do_not_overlap():
+    """Drawn by matplotlib, for tops from 0.1 % to 100 %."""
+    names = []
+    for top in np.geomspace(0.001, 1, 40).tolist():
+        figure = Figure(figsize=(2, 1), dpi=100)
+        axes = figure.add_axes((0, 0.5, 1, 0.1))
+        image = axes.imshow([[0.0, top]], norm=PowerNorm(strip.GAMMA, 0, top))
+        scale = figure.add_axes((0, 0.2, 1, 0.1))
+        strip._draw_scale(scale, image, "share")
+        figure.canvas.draw()
+        boxes = [label.get_window_extent() for label in scale.get_xticklabels()]
+        assert all(a.x1 + 2 < b.x0 for a, b in pairwise(boxes)), top
+        names.append(len(boxes))
+    assert set(names) <= {2, 3, 4} and names.count(4) > 10
 
 
 def test_marks_and_ticks():

@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerFast
 
 from minikeye.checkpoint.fake import TEMPLATE as FAKE
 from minikeye.checkpoint.fake import fake_config, fake_tokenizer
+from minikeye.inputs import rendering
 from minikeye.inputs.prompt import Prompt, Visual, chatml
 from minikeye.inputs.template import CLOSE, OPEN, ChatTemplate, TemplateError
 from minikeye.inputs.tokenizer import ByteTokenizer, ReleasedTokenizer
@@ -193,7 +194,10 @@ def test_tokens_that_the_template_may_name():
     ("source", "complaint"),
     [
         ("{% for message in messages %}", "not a template that jinja can run"),
-        ("{{ messages | embroider }}", "not a template that jinja can run: No filter named 'embroider'"),
+        (
+            "{{ messages | embroider }}",
+            "not a template that jinja can run: TemplateAssertionError: No filter named 'embroider'",
+        ),
         ("{% weave %}", "not a template that jinja can run"),
     ],
 )
@@ -201,6 +205,55 @@ def test_templates_that_do_not_compile(source, complaint):
     with pytest.raises(TemplateError, match=complaint) as error:
         template(source)
     assert str(error.value).startswith("here/chat_template.jinja is") and "mend or remove it" in str(error.value)
+
+
+# Each takes seconds without end or gigabytes: the first two while it runs, the others while it is compiled.
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+HUGE = "{% set x = namespace(s='aaaaaaaaaa') %}{% for n in range(40) %}{% set x.s = x.s ~ x.s %}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [
+        (ENDLESS, "cannot lay out this conversation: it took more than 1 s"),
+        (HUGE, "cannot lay out this conversation: it needs more than 512 MiB"),
+        ("{{ 'a' * 20000000 }}", "cannot lay out this conversation: it writes 20000000 characters"),
+        ("{{ 'a' * 3000000000 }}", "(lay out this conversation|jinja can run): it needs more than 512 MiB"),
+        ("{{ '%3000000000d' % 1 }}", "(lay out this conversation|jinja can run): it needs more than 512 MiB"),
+        ("{{ 9 ** (9 ** 9) }}", "(it took more than 1 s|it needs more than 512 MiB)"),
+        ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "jinja can run: it is nested too deep"),
+    ],
+)
+def test_templates_that_would_take_the_process_along(monkeypatch, source, complaint):
+    """One error that says which limit was met, and the next template is laid out as if nothing had been."""
+    with monkeypatch.context() as patch, pytest.raises(TemplateError, match=complaint):
+        patch.setattr(rendering, "SECONDS", 1)
+        written(template(source).write, ByteTokenizer(), [("user", ["Hi"])])
+    conversation = [SYSTEM, ("user", ["Hi"])]
+    mine, theirs = (written(write, ByteTokenizer(), conversation) for write in (template(FAKE).write, chatml))
+    assert mine.ids == theirs.ids
+
+
+def test_a_template_sees_neither_files_nor_this_process():
+    for source in ("{% include '/etc/hostname' %}", "{{ lipsum.__globals__['os'].getpid() }}"):
+        with pytest.raises(TemplateError):
+            written(template(source).write, ByteTokenizer(), [("user", ["Hi"])])
+
+
+def test_interrupted_while_a_template_runs(monkeypatch):
+    """Ctrl-C: the process goes, and what it was asked is not the answer to the next question."""
+    write = template("{{ messages[0].content }}").write
+    first = rendering._worker._process
+
+    def stop(request):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(rendering.json, "dumps", stop)
+    with pytest.raises(KeyboardInterrupt):
+        written(write, ByteTokenizer(), [("user", ["old"])])
+    assert first.poll() is not None
+    assert written(write, ByteTokenizer(), [("user", ["new"])]).ids == list(b"new")
 
 
 ALL = "{% for m in messages %}{% for c in m.content %}{{ c.text }}{% if c.type != 'text' %}X{% endif %}{% endfor %}"

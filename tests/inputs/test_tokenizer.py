@@ -127,5 +127,48 @@ def test_no_tokenizer_fits(tmp_path):
 @pytest.mark.parametrize("content", ["", "{}", "not json"])
 def test_a_broken_file(tmp_path, content):
     (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(ValueError, match=r"is not a readable tokenizer\.json"):
+    with pytest.raises(ValueError, match=r"tokenizer\.json: expected BPE, got|tokenizer\.json is not JSON"):
         load_tokenizer(KeyeConfig.nano(), tmp_path)
+
+
+PADDING = {"strategy": {"Fixed": 10**10}, "direction": "Right", "pad_id": 0, "pad_type_id": 0, "pad_token": "x"}
+CUT = {"max_length": 4, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+CHARSMAP = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "complaint"),
+    [
+        ("truncation", CUT, "states truncation .*a chat model has none, set it to null"),  # would cut the question
+        ("padding", {**PADDING, "pad_to_multiple_of": None}, "states padding "),  # would end the process
+        ("normalizer", CHARSMAP, "has a normalizer 'Precompiled'; minikeye takes NFC, NFD"),  # so would this
+        ("normalizer", {"type": "Sequence", "normalizers": [CHARSMAP]}, "has a normalizer 'Precompiled'"),
+        ("normalizer", {"type": "Replace", "pattern": {"String": "a"}, "content": "b" * 999}, "normalizer 'Replace'"),
+        ("decoder", {"type": "WordPiece", "prefix": "##", "cleanup": True}, "has a decoder 'WordPiece'"),
+        ("model", {"type": "Unigram", "unk_id": 5, "vocab": [["a", 0.0]]}, "expected BPE, got 'Unigram'"),
+        ("model", {"type": "BPE", "dropout": 0.5, "vocab": {}, "merges": []}, "expected BPE, got 'BPE' with dropout"),
+        ("model", {"type": "BPE", "vocab": {}, "merges": [["a", "b"]]}, r"is not a readable tokenizer\.json: "),
+        ("model", 3, "expected BPE, got 3"),
+        ("added_tokens", [{"content": 3}], r"is not a readable tokenizer\.json: "),
+    ],
+)
+def test_what_a_chat_model_never_has(released_file, tmp_path, part, value, complaint):
+    content = json.loads(Path(released_file).read_text(encoding="utf-8"))
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**content, part: value}), encoding="utf-8")
+    with pytest.raises(ValueError, match=complaint):
+        load_tokenizer(KeyeConfig.nano(), tmp_path)
+
+
+def test_rules_that_fail_on_a_text(released_file, tmp_path):
+    """A pattern that tries every way to cut a word: the library panics, and Python goes on."""
+    content = json.loads(Path(released_file).read_text(encoding="utf-8"))
+    content["pre_tokenizer"] = {
+        "type": "Split",
+        "pattern": {"Regex": "(a+)+$"},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    tokenizer = ReleasedTokenizer(tmp_path / "tokenizer.json")
+    with pytest.raises(ValueError, match=r"tokenizer\.json cannot cut this text into words: Onig"):
+        tokenizer.encode("a" * 40 + "b")

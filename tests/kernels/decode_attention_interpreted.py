@@ -1,4 +1,4 @@
-"""decode_attention in Triton's interpreter. test_interpreted.py runs this file in another process.
+"""decode_attention in Triton's interpreter. test_interpreted_attention.py runs this file elsewhere.
 
 Axes: b batch, s key position, h query head, g KV head, e head width, k selected keys.
 Oracle: ops.sparse_attention (torch) in float64, and as near as error_bounds.py says. What a kernel leaves unwritten is

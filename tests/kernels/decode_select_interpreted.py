@@ -1,4 +1,4 @@
-"""decode_select in Triton's interpreter. test_interpreted.py runs this file in another process.
+"""decode_select in Triton's interpreter. test_interpreted_attention.py runs this file elsewhere.
 
 Axes: b batch, s key position, j indexer head, i indexer width, k selected key.
 Oracles: ops (torch), a loop for the rule, float64 for the scores. What a kernel leaves unwritten is nan: see `poison`.

@@ -1,4 +1,4 @@
-"""The indexer's two losses in Triton's interpreter. test_interpreted.py runs this file in another process.
+"""The indexer's two losses in Triton's interpreter. test_interpreted_losses.py runs this file elsewhere.
 
 Oracles, in float64: training.dsa.row_losses, and autograd of the same equations. Kernels must be as near to them as
 error_bounds.py says. What a kernel leaves unwritten is nan: see `poison`.

@@ -1,4 +1,4 @@
-"""index_scores, select_topk and select_fast in Triton's interpreter. Run by test_interpreted.py in another process.
+"""index_scores, select_topk and select_fast in Triton's interpreter. test_interpreted_losses.py runs this file.
 
 Axes: b batch, t query position, s key position, j indexer head, i indexer width, k selected key.
 """

@@ -1,4 +1,4 @@
-"""Sparse attention of the kernels in Triton's interpreter. test_interpreted.py runs this file in another process.
+"""Sparse attention of the kernels in Triton's interpreter. test_interpreted_attention.py runs this file elsewhere.
 
 Oracle: ops.sparse_attention (torch) in float64, and as near as error_bounds.py says. What a kernel leaves unwritten is
 nan: see `poison`.

@@ -11,6 +11,7 @@ from torch import nn
 
 from minikeye.training import loop
 from minikeye.training.loop import LoopConfig, learning_rate, optimiser, resume, train
+from minikeye.training.state import read_log
 
 CONFIG = LoopConfig(steps=9, lr=0.05, warmup=3, save_every=2, log_every=1)
 
@@ -88,6 +89,26 @@ def test_killed_three_times(whole, tmp_path):
     last = Fit()
     last.train(folder=tmp_path)
     assert equal(last, whole[0]) and losses(log_of(tmp_path)) == whole[1]
+
+
+@pytest.mark.parametrize("cut", ['{"step": 3, "lo', '{"step": 3, "loss": 1.0}', "\ufffd"])
+def test_a_log_whose_last_line_was_cut(whole, cut, tmp_path):
+    """By a kill or a full disk: the line is dropped, and what it said is computed again."""
+    fit = Fit()
+    fit.kill_at = 5
+    with pytest.raises(Killed):
+        fit.train(folder=tmp_path)
+    with (tmp_path / "fit.jsonl").open("a", encoding="utf-8") as log:
+        log.write(cut)
+    last = Fit()
+    last.train(folder=tmp_path)
+    assert equal(last, whole[0]) and losses(log_of(tmp_path)) == whole[1]
+
+
+def test_a_log_that_is_damaged_elsewhere(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"step": 1}\n{"st\n{"step": 3}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"a\.jsonl is damaged: line 2 of 3 is no JSON object: ."):
+        read_log(tmp_path / "a.jsonl")
 
 
 def test_a_finished_run_does_nothing(whole, tmp_path):

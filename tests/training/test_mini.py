@@ -240,6 +240,25 @@ def test_killed_in_a_stage(run, monkeypatch):
     assert numbers((run.out / "mini_training.jsonl").read_text()) == numbers(log)
 
 
+@pytest.mark.parametrize("where", ["save_pretrained", "whole_file"])
+def test_killed_when_a_stage_is_over(run, monkeypatch, where):
+    """Before its checkpoint or before the word that it is done: the next run leaves what a whole run leaves."""
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(KeyeVL if where == "save_pretrained" else mini, where, lambda *_, **__: raise_killed())
+        run("--stages", "tower")
+    assert [p["stage"] for p in run("--stages", "tower")] == ["tower"]
+    saved = KeyeVL.from_pretrained(run.out / "checkpoint-tower").state_dict()
+    done = torch.load(run.out / "done.pt", weights_only=True)
+    assert done["stages"] == ["tower"]
+    assert all(torch.equal(saved[n], t.bfloat16().float()) for n, t in done["model"].items())
+    steps = [json.loads(line)["step"] for line in (run.out / "mini_training.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps)) and run("--stages", "tower") == []
+
+
+def raise_killed():
+    raise Killed
+
+
 def test_recall_looks_at_real_tokens(monkeypatch):
     """Not at padding: the last queries are the end of the question and the mark of the assistant's turn."""
     seen = []

@@ -49,7 +49,7 @@ def profiled(length: int = 131_072, queries: int = 1024) -> None:
 
 def read(path: Path) -> list[dict]:
     """One row a kernel launch, out of ncu's CSV. Raises ValueError where it holds no known counter."""
-    lines = [line for line in path.read_text().splitlines() if line.startswith('"')]
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith('"')]
     rows: dict[str, dict] = {}
     for record in csv.DictReader(lines):
         if name := KEPT.get(record["Metric Name"]):

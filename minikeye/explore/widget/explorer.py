@@ -42,8 +42,7 @@ class FrameExplorer(widgets.VBox):
         self.selection = self.source.select(*self._chosen)
         self.controls = Controls.of(self.source, self.selection)
         self.picture, self.words = widgets.HTML(), widgets.HTML()
-        taught = getattr(self.source, "taught", "")
-        self.about = widgets.HTML(_paragraph(f"This checkpoint was taught: {taught}.") if taught else "")
+        self.about = widgets.HTML(_paragraph(" ".join(about)) if (about := _about(self.source)) else "")
         self.status = widgets.HTML("" if self.source.heads else _paragraph(FIXED))
         *choices, files = self.controls.rows()
         super().__init__([*choices, self.picture, self.words, self.about, files, self.status])
@@ -129,6 +128,14 @@ class FrameExplorer(widgets.VBox):
         words = f"{view.picture(self.selection, self.view)} {self.sentence}"
         data = super()._repr_mimebundle_(**options) | bundle(self._page.small_png(keep=panels.palette()), words)
         return data, {"image/png": {"alt": words}}
+
+
+def _about(source: Probed | Recorded) -> list[str]:
+    """Sentences on what limits the answer: what the model sees of the video, and what it was taught."""
+    if isinstance(source, Recorded):
+        return []
+    seen = [f"{note[0].upper()}{note[1:]}." for note in source.notes]
+    return seen + [f"This checkpoint was taught: {source.taught}."] * bool(source.taught)
 
 
 def _paragraph(text: str) -> str:

@@ -24,7 +24,7 @@ from minikeye.explore.probe import Probe
 from minikeye.explore.selection import shrink
 from minikeye.explore.widget.view import Query
 from minikeye.files import CHECKPOINT
-from minikeye.inputs.processor import Processor
+from minikeye.inputs.processor import Inputs, Processor
 from minikeye.inputs.prompt import FrameSpan
 from minikeye.inputs.tokenizer import Tokenizer
 from minikeye.keye import KeyeVL
@@ -88,13 +88,14 @@ class Probed:
     subject: str = ""  # what those frames show: "the card"
     question: str = ""  # what was asked; "" where not known
     taught: str = ""  # what the checkpoint was taught, where it says so
+    notes: tuple[str, ...] = ()  # in what the model sees less of the video than there is
 
     @classmethod
     def of(
         cls,
         model: KeyeVL,
         processor: Processor,
-        inputs: Mapping[str, Any],
+        inputs: Inputs,
         *,
         thumbnails: UInt8[Tensor, "f 3 height width"] | None = None,
         truth: Sequence[int] = (),
@@ -123,7 +124,7 @@ class Probed:
         queries = queries_of(ids[0].tolist(), text, out.row(), frames, processor.tokenizer)
         small = None if thumbnails is None else shrink(thumbnails.cpu())
         answer = processor.tokenizer.decode(out.row())
-        made = cls(answer, probe, tuple(frames), queries, small, tuple(truth), subject, question, taught)
+        made = cls(answer, probe, tuple(frames), queries, small, tuple(truth), subject, question, taught, inputs.notes)
         made.select(made.queries[QUESTION][0], None, made.topk)  # complains about what does not fit
         return made
 
@@ -151,6 +152,9 @@ class Probed:
             clip, truth = read_clip(processor, path, insert_card)
         content = [{"type": "video", "video": clip}, {"type": "text", "text": question}]
         inputs = processor([{"role": "user", "content": content}]).to(model.device)
+        if truth and abs(clip.seconds[truth[0]] - insert_card[1]) >= 0.05:  # as many decimals as are shown
+            went = f"the card went to {clip.seconds[truth[0]]:.1f} s, the sampled frame nearest to {insert_card[1]:g} s"
+            inputs.notes = (*inputs.notes, went)
         shown = {"thumbnails": clip.frames, "truth": truth, "subject": "the card" if truth else ""}
         return cls.of(model, processor, inputs, **shown, question=question, taught=known, **options)
 
@@ -190,6 +194,10 @@ class Waiting:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if error[0] is None:
+            self._bar.update(
+                self._total - self._bar.n
+            )  # in a notebook, a bar that is not full stays as one that failed
         self._bar.close()
 
     def attention(self, layer: int, trace: AttentionTrace) -> None:

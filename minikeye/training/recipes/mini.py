@@ -26,6 +26,7 @@ from minikeye.training.curriculum import Curriculum
 from minikeye.training.dsa import RecallMeter
 from minikeye.training.loop import LoopConfig
 from minikeye.training.stage import SLOW, STAGES, teach
+from minikeye.training.state import read_log, write_log
 from minikeye.training.step import autocast, on
 from minikeye.training.tower import teach_tower
 
@@ -100,17 +101,19 @@ def main() -> None:
         begun = time.monotonic()
         learn(model, recipe, stage, options.out, options.workers)
         # Not what the call returned: that lacks what was logged before a kill.
-        lines = [json.loads(line) for line in (options.out / f"{stage}.jsonl").read_text().splitlines()]
+        lines = read_log(options.out / f"{stage}.jsonl")
+        lengths = (16,) if options.smoke else (64, 256, 1024)
+        kept = {n: recall(model, n, "dense") for n in lengths} if stage != "tower" else {}
+        log = options.out / "mini_training.jsonl"
+        before = [line for line in read_log(log) if line["stage"] != stage]
+        write_log(log, before + [{"stage": stage, **line} for line in lines])
+        shard = 15 * 2**20
+        model.save_pretrained(options.out / f"checkpoint-{stage}", max_shard_bytes=shard, dtype=torch.bfloat16)
+        # Last: a stage is done when everything that it leaves is there. Killed before, it is resumed at its last step.
         done.append(stage)
         with whole_file(progress) as part:
             torch.save({"model": model.state_dict(), "stages": done}, part)
-        shard = 15 * 2**20
-        model.save_pretrained(options.out / f"checkpoint-{stage}", max_shard_bytes=shard, dtype=torch.bfloat16)
-        lengths = (16,) if options.smoke else (64, 256, 1024)
-        kept = {n: recall(model, n, "dense") for n in lengths} if stage != "tower" else {}
         seconds = round(time.monotonic() - begun, 1)
-        with (options.out / "mini_training.jsonl").open("a") as log:
-            log.writelines(json.dumps({"stage": stage, **line}) + "\n" for line in lines)
         print(json.dumps({"stage": stage, "seconds": seconds, "last": lines[-1:], "recall": kept}), flush=True)
 
 
