@@ -194,7 +194,7 @@ def frames(arguments: argparse.Namespace) -> None:
 
 
 def chat(arguments: argparse.Namespace) -> None:
-    from minikeye.cli.opening import Opened, heed, remark
+    from minikeye.cli.opening import Opened, remark, remark_notes
     from minikeye.cli.plan import content
     from minikeye.cli.wording import in_flags
     from minikeye.inference.chat import Chat
@@ -214,7 +214,7 @@ def chat(arguments: argparse.Namespace) -> None:
             talk.ask(parts, max_new_tokens=arguments.max_new_tokens, on_text=say, **opened.sampling())
             if len(parts) > 1:
                 clips = [part["video"] for part in talk.messages[0]["content"] if part["type"] == "video"]
-                heed([note for clip in clips for note in clip.notes], planned)
+                remark_notes([note for clip in clips for note in clip.notes], planned)
         except KeyboardInterrupt:  # the answer is given up, not the conversation
             print(" (stopped)", end="")
         except ValueError as error:  # too long, say: another question may do
