@@ -194,13 +194,13 @@ def frames(arguments: argparse.Namespace) -> None:
 
 
 def chat(arguments: argparse.Namespace) -> None:
-    from minikeye.cli.opening import Opened, remark
+    from minikeye.cli.opening import Opened, remark, remark_notes
     from minikeye.cli.plan import content
     from minikeye.cli.wording import in_flags
     from minikeye.inference.chat import Chat
 
     opened = Opened.of(arguments, arguments.videos)
-    opened.foresee()
+    planned = opened.foresee()
     options = {"attention": arguments.attention, "backend": arguments.backend, "context": arguments.max_context}
     talk = Chat(opened.load(), opened.processor, **options, **opened.thinking())
     shown = content(arguments.videos)
@@ -212,6 +212,9 @@ def chat(arguments: argparse.Namespace) -> None:
         parts = [*(shown if not talk.messages else []), {"type": "text", "text": question}]
         try:
             talk.ask(parts, max_new_tokens=arguments.max_new_tokens, on_text=say, **opened.sampling())
+            if len(parts) > 1:
+                clips = [part["video"] for part in talk.messages[0]["content"] if part["type"] == "video"]
+                remark_notes([note for clip in clips for note in clip.notes], planned)
         except KeyboardInterrupt:  # the answer is given up, not the conversation
             print(" (stopped)", end="")
         except ValueError as error:  # too long, say: another question may do

@@ -3,6 +3,7 @@
 The oracle for the number of frames is plain decoding; grey levels say which frame came out.
 """
 
+from array import array
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from minikeye.config import VideoConfig
 from minikeye.inputs.sampling import VideoError
 from minikeye.inputs.video import probe, read_video
-from minikeye.inputs.video.container import index_packets
+from minikeye.inputs.video.container import _one_clock, _Packets, index_packets
 
 # Every frame of a short clip, at its own size.
 ALL = VideoConfig(fps=1000.0, min_frame_tokens=1, max_frame_tokens=64, video_tokens=100_000)
@@ -214,3 +215,14 @@ def test_a_raw_stream_is_shown_at_the_rate_it_states(tmp_path: Path) -> None:
     video = read_video(write(tmp_path / "a.264", 0, 4, bf="2"), ALL)
     assert video.info.fps == pytest.approx(30) and video.info.seconds == pytest.approx(2)
     assert len(video.notes) == 1 and "30 frames per second" in video.notes[0]
+
+
+def test_times_beyond_any_clock() -> None:
+    """Ticks so large that sums of them would not fit 64 bits are damage, not times."""
+    shown = np.ones(2, dtype=bool)
+    clock = lambda last: _Packets(  # noqa: E731
+        array("q", [0, last]), array("q", [0, last]), bytearray(b"\1\0"), bytearray(2), [], [0], [1]
+    )
+    assert _one_clock(clock(2**59), shown)[0].tolist() == [0, 2**59]
+    with pytest.raises(VideoError, match="times that fit a clock"):
+        _one_clock(clock(2**62), shown)

@@ -181,3 +181,10 @@ def test_a_picture_is_no_video(tmp_path: Path) -> None:
     Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
     with pytest.raises(VideoError, match="pass pictures as images"):
         probe(tmp_path / "a.png")
+
+
+def test_a_codec_that_nobody_knows(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.avi", 30, "mpeg4")
+    path.write_bytes(path.read_bytes().replace(b"FMP4", b"ZZZZ"))
+    with pytest.raises(VideoError, match="coded in a way that FFmpeg does not know"):
+        probe(path)
