@@ -71,7 +71,7 @@ class Asked:
         with whole_file(picture) as drawn, whole_file(numbers) as written:
             written.write_text(self.selection.to_json(), encoding="utf-8")
             self.selection.figure().savefig(drawn, format="png", metadata={"Software": None})
-            picture.unlink(missing_ok=True)
+            picture.resolve().unlink(missing_ok=True)  # a link stays, as `whole_file` has it
         return picture
 
 
