@@ -77,6 +77,13 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(part, ignore_errors=True)
 
 
+def require_room(path: str | Path, size: int) -> None:
+    """Raise OSError where the disk of `path` has less than `size` bytes free: before the work, not after it."""
+    parent = next(folder for folder in Path(path).resolve().parents if folder.is_dir())
+    if (free := shutil.disk_usage(parent).free) < size:
+        raise OSError(f"{path} needs {size / 2**30:.1f} GiB, {parent} has {free / 2**30:.1f} GiB free")
+
+
 def _target(path: str | Path) -> Path:
     """Where a path leads, if it is a link."""
     if not (path := Path(path)).is_symlink():

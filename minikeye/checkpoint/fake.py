@@ -7,7 +7,6 @@ the vocabulary's words are made up. Weights are drawn as an untrained model's (`
 
 import hashlib
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from minikeye.checkpoint.tensors import INDEX, plan_shards, save_shard
 from minikeye.config import KeyeConfig
-from minikeye.files import whole_folder
+from minikeye.files import require_room, whole_folder
 from minikeye.inputs.tokenizer import SPECIAL_TOKENS
 from minikeye.model.keye import KeyeModel
 from minikeye.progress import progress
@@ -108,12 +107,7 @@ def write_fake_checkpoint(
     shapes = tensor_shapes(config)
     sizes = {name: shape.numel() * dtype.itemsize for name, shape in shapes.items()}
     shards = plan_shards(sizes, max_shard_bytes)
-    parent = next(folder for folder in target.resolve().parents if folder.is_dir())
-    if (free := shutil.disk_usage(parent).free) < sum(sizes.values()):
-        raise OSError(
-            f"{target} needs {sum(sizes.values()) / 2**30:.1f} GiB, {parent} has {free / 2**30:.1f} GiB free: "
-            "take fewer layers"
-        )
+    require_room(target, sum(sizes.values()))
     with whole_folder(target) as new:
         where = {}
         for n, names in enumerate(progress(shards, "writing random weights"), 1):

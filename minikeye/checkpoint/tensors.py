@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minikeye.files import file_in, read_json, whole_folder
+from minikeye.files import file_in, read_json, require_room, whole_folder
 from minikeye.model.keye import KeyeModel
 
 INDEX = "model.safetensors.index.json"
@@ -36,7 +36,7 @@ def save(
     Whole or not at all: see `files.whole_folder`. Over an older checkpoint, its weights and config.json are replaced;
     its other files (tokenizer.json, notes) are kept. dtype: convert on writing. Raises CheckpointError for a tensor
     larger than a shard, FileExistsError for a folder that holds files but no config.json, where a checkpoint was hardly
-    meant to go, ValueError for a streamed model.
+    meant to go, ValueError for a streamed model, OSError where the disk is too small.
     """
     if not isinstance(model.model.layers, torch.nn.ModuleList):
         raise ValueError("a streamed model has no weights in memory to save: copy its folder")
@@ -45,13 +45,14 @@ def save(
     target = Path(folder)
     if target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file():
         raise FileExistsError(f"{target} holds other files but no config.json: name a new folder")
+    size = sum(t.numel() * t.element_size() for t in tensors.values())
+    require_room(target, size)
     with whole_folder(target) as new:
         where = {}
         for n, names in enumerate(shards, 1):
             file = f"model-{n:05d}-of-{len(shards):05d}.safetensors"
             save_shard({name: tensors[name] for name in names}, new / file)
             where |= dict.fromkeys(names, file)
-        size = sum(t.numel() * t.element_size() for t in tensors.values())
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(where.items()))}
         (new / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
         (new / "config.json").write_text(json.dumps(model.config.to_dict(), indent=2) + "\n", encoding="utf-8")

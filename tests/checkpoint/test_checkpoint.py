@@ -7,6 +7,7 @@ import os
 import stat
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -465,3 +466,11 @@ def test_who_may_read_it(model, tmp_path, mask, modes):
         (True, modes[0]),
         (False, modes[1]),
     }
+
+
+def test_a_disk_that_is_too_small(model, tmp_path, monkeypatch):
+    """Said before a byte is written."""
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(OSError, match=r"m needs 0\.0 GiB, .* has 0\.0 GiB free"):
+        save(model, tmp_path / "m")
+    assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from minikeye import KeyeConfig, KeyeVL, Processor
+from minikeye import KeyeConfig, KeyeVL, Processor, files
 from minikeye.checkpoint import fake
 from minikeye.checkpoint.fake import draw, fake_config, fake_tokenizer, tensor_shapes, write_fake_checkpoint
 from minikeye.config import unused_keys
@@ -187,8 +187,8 @@ def test_refusals(monkeypatch, tmp_path):
         write_fake_checkpoint(tmp_path / "full", SMALL)
     write_fake_checkpoint(tmp_path / "empty", SMALL)
     assert (tmp_path / "empty" / "config.json").is_file()
-    with pytest.raises(OSError, match=r"needs \d+\.\d GiB, .* take fewer layers"):
-        monkeypatch.setattr(fake.shutil, "disk_usage", lambda path: type("", (), {"free": 1000})())
+    with pytest.raises(OSError, match=r"large needs \d+\.\d GiB, .* has 0\.0 GiB free"):
+        monkeypatch.setattr(files.shutil, "disk_usage", lambda path: type("", (), {"free": 1000})())
         write_fake_checkpoint(tmp_path / "large", SMALL)
     wrong = KeyeConfig(SMALL.vision, SMALL.text, SMALL.indexer, SMALL.video, 262, 261)
     with pytest.raises(ValueError, match=r"at least 268 with placeholders \(261, 262\), got 320 with 262 and 261"):
