@@ -8,8 +8,8 @@ BIN := .venv/bin
 STAMP := .venv/.built-$(shell printf '%s' "$(CURDIR)" | cksum | cut -d ' ' -f 1)
 # As when notebooks are saved: no progress bars, and sets in the same order every time.
 SAVED := MINIKEYE_QUIET=1 PYTHONHASHSEED=0
-# Tests run side by side, a file in one process, so that what its tests share is made once; in the order of their names,
-# which puts long files first. One thread each: they share the cores. `make WORKERS=1 unit` runs them one by one.
+# Tests run side by side, a file in one process, so that what its tests share is made once; tests/conftest.py puts long
+# files first. One thread each: they share the cores. `make WORKERS=1 unit` runs them one by one.
 WORKERS ?= $(shell $(BIN)/python tests/workers.py)
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # Two kinds of CPU that most machines can play: without vector instructions that torch was written for, and with AVX2.

@@ -30,6 +30,12 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("repeatable")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take minutes first, then those with slow tests: at the end, one would leave the other workers idle."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path.parent.name not in ("notebooks", "kernels"), item.path not in slow))
+
+
 @pytest.fixture(autouse=True)
 def seeds() -> None:
     """Every test starts from the same state of all three random generators."""
