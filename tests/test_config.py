@@ -134,8 +134,8 @@ def test_values_of_the_wrong_kind(key, value):
         (lambda: VideoConfig(min_frame_tokens=9, max_frame_tokens=8), "1 <= min <= max, got 9 and 8"),
         (lambda: VideoConfig(min_image_tokens=9, max_image_tokens=8), "min <= max, got 9 and 8"),
         (lambda: VisionConfig(image_size=13), "image_size 13 must be at least one patch of 14 pixels"),
-        (lambda: KeyeConfig(image_token_id=151_656), "two tokens below vocab 151936, got .151656, 151656"),
-        (lambda: KeyeConfig(video_token_id=151_936), "two tokens below vocab 151936, got .151655, 151936"),
+        (lambda: KeyeConfig(image_token_id=151_656), "must be two tokens, got .151656, 151656"),
+        (lambda: KeyeConfig(video_token_id=-1), "must be two tokens, got .151655, -1"),
         (
             lambda: KeyeConfig.from_dict({"video_config": {"adaptive": "on"}}),
             "config key 'video_config.adaptive' must be one of off, paper, released; got 'on'",
