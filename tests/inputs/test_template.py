@@ -227,7 +227,8 @@ HUGE = "{% set x = namespace(s='aaaaaaaaaa') %}{% for n in range(40) %}{% set x.
 def test_templates_that_would_take_the_process_along(monkeypatch, source, complaint):
     """One error that says which limit was met, and the next template is laid out as if nothing had been."""
     with monkeypatch.context() as patch, pytest.raises(TemplateError, match=complaint):
-        patch.setattr(rendering, "SECONDS", 1)
+        if "took" in complaint:  # the others meet their limit within seconds on the slowest machine
+            patch.setattr(rendering, "SECONDS", 1)
         written(template(source).write, ByteTokenizer(), [("user", ["Hi"])])
     conversation = [SYSTEM, ("user", ["Hi"])]
     mine, theirs = (written(write, ByteTokenizer(), conversation) for write in (template(FAKE).write, chatml))
