@@ -68,8 +68,8 @@ unit: $(STAMP)
 
 quick: $(STAMP)
 	@$(MAKE) --no-print-directory lint
-	@echo "==> unit tests that start no other Python, compile no kernel and take less than ten seconds"
-	@$(PYTEST) -m "not slow" --ignore tests/kernels
+	@echo "==> unit tests that start no other Python, compile no kernel, spoil no files and take less than ten seconds"
+	@$(PYTEST) -m "not slow" --ignore tests/kernels --ignore tests/fuzz
 
 ranges: $(STAMP)
 	@$(BIN)/python tests/ranges.py $(RANGES)

@@ -66,6 +66,7 @@ def test_import_is_lazy(tmp_path):
     assert python(code, tmp_path).returncode == 0
 
 
+@pytest.mark.slow
 def test_the_network_needs_no_compiler(tmp_path):
     """torch's tracing machinery takes seconds to import; nothing on the way to a model or a training step wants it."""
     code = "import torch, sys; before = set(sys.modules); import minikeye.{}; print(*(set(sys.modules) - before))"
@@ -76,6 +77,7 @@ def test_the_network_needs_no_compiler(tmp_path):
         assert [name for name in loaded if name.startswith(slow)] == []
 
 
+@pytest.mark.slow
 def test_it_is_a_command_too(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "minikeye", "info", "--config", "nano"], cwd=tmp_path, capture_output=True, text=True

@@ -20,6 +20,8 @@ from minikeye.minivid.lessons import Lesson, Size, question_prompts
 from minikeye.model.record import LayerRecord, Record
 from minikeye.training.losses import answer_loss
 
+pytestmark = pytest.mark.slow  # half a minute together: its model learns answers by heart first
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 CONFIG = KeyeConfig.nano()
 QUESTIONS = 6
