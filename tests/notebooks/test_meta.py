@@ -234,7 +234,7 @@ def machine_path(notebook):
         (no_alt_metadata, "pictures: code cell 3: a picture's alt"),
         (no_html, "pictures: code cell 3: a picture is not in its text/html"),
         (html_picture, "pictures: code cell 2: an <img>"),
-        (edit(4, source="x = 1\n" * 31), "code_size: code cell 2 has 31"),
+        (edit(4, source="x = 1\n" * 26), "code_size: code cell 2 has 26"),
         (edit(4, source=f"x = '{'long ' * 20}'"), "code_size: code cell 2 has a line of more than 100"),
         (long_print, "outputs: code cell 2: prints 101 characters"),
         (edit(4, source=""), "code_size: code cell 2 has 0"),
@@ -268,9 +268,9 @@ def test_median_is_limited(damaged):
     def lengthen(notebook):
         for cell in notebook.cells:
             if cell.cell_type == "code":
-                cell.source = "x = 1\n" * 14
+                cell.source = "x = 1\n" * 11
 
-    assert any("the median code cell has 14" in text for text in complaints(damaged(lengthen)))
+    assert any("the median code cell has 11" in text for text in complaints(damaged(lengthen)))
 
 
 def test_a_lesson_leads_on_to_the_next(toy, tmp_path):
