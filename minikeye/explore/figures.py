@@ -7,12 +7,16 @@ so that terminals show it and the notebook check compares it.
 """
 
 from base64 import b64encode
+from collections.abc import Sequence
 from html import escape
 from io import BytesIO
 
 import matplotlib.pyplot as plt
 from cycler import cycler
+from jaxtyping import Float
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
 # Okabe and Ito's eight colours, distinguishable with all common kinds of colour blindness.
 PALETTE = {
@@ -74,3 +78,9 @@ def show(figure: Figure, alt: str) -> None:
     figure.savefig(png, format="png", bbox_inches="tight", metadata={"Software": None})
     plt.close(figure)  # otherwise the inline backend shows it a second time, without words
     publish_display_data(bundle(png.getvalue(), alt), {"image/png": {"alt": alt}})
+
+
+def plot_range(axes: Axes, x: Sequence[int | float], runs: Float[Tensor, "n points"], **look) -> None:
+    """Draw the mean of `runs` over `x` as a line, and from their least to their greatest a pale area."""
+    [line] = axes.plot(x, runs.mean(dim=0), **look)
+    axes.fill_between(x, runs.amin(dim=0), runs.amax(dim=0), alpha=0.2, color=line.get_color())

@@ -6,9 +6,10 @@ import IPython.display
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
 from matplotlib.colors import to_rgb
 
-from minikeye.explore.figures import _LINE_COLOURS, PALETTE, STYLE, bundle, show
+from minikeye.explore.figures import _LINE_COLOURS, PALETTE, STYLE, bundle, plot_range, show
 
 ALT = "One line that rises from zero to one."
 
@@ -64,3 +65,14 @@ def test_line_colours_differ_for_dichromats(kind):
 
     for one, two in combinations(_LINE_COLOURS, 2):
         assert np.abs(seen(one) - seen(two)).max() > 0.08, (one, two)
+
+
+def test_plot_range_draws_mean_and_extremes():
+    _, axes = plt.subplots()
+    plot_range(axes, (1, 2), torch.tensor([[0.0, 4.0], [1.0, 2.0], [5.0, 3.0]]), marker="o")
+    [line], [area] = axes.lines, axes.collections
+    assert line.get_ydata().tolist() == [2.0, 3.0] and line.get_marker() == "o"
+    corners = {tuple(point) for point in area.get_paths()[0].vertices.tolist()}
+    assert corners == {(1.0, 0.0), (1.0, 5.0), (2.0, 2.0), (2.0, 4.0)}
+    assert to_rgb(area.get_facecolor()[0][:3]) == to_rgb(line.get_color())
+    plt.close("all")
