@@ -21,23 +21,6 @@ MAX_BYTES = 1_500_000
 MAX_WIDTH = 100  # characters of a line of code or of a printed line: longer ones scroll, or break inside words
 MAX_CODE_LINES = 25  # any cell
 MAX_MEDIAN_LINES = 10  # half of the cells are no longer than this
-# Lessons whose code became longer when its lines became shorter: to be cut. No cell may join these, nor grow.
-LONG_CELLS = {
-    "03_mixture_of_experts.ipynb": {"cell-37": 30},
-    "05_lightning_indexer.ipynb": {"cell-26": 26, "cell-31": 28, "cell-78": 26},
-    "06_sparse_attention.ipynb": {"cell-49": 29, "cell-55": 26},
-    "07_teaching_the_indexer.ipynb": {"cell-49": 30, "cell-54": 27, "cell-71": 28, "cell-83": 28},
-    "09_equations_to_triton.ipynb": {"cell-70": 28},
-    "14_full_checkpoint.ipynb": {"cell-55": 28, "cell-61": 30, "cell-69": 27, "cell-73": 28},
-}
-LONG_MEDIANS = {
-    "02_video_to_tokens.ipynb": 11,
-    "05_lightning_indexer.ipynb": 13,
-    "06_sparse_attention.ipynb": 11,
-    "07_teaching_the_indexer.ipynb": 10.5,
-    "09_equations_to_triton.ipynb": 11,
-    "14_full_checkpoint.ipynb": 13,
-}
 MIN_OPENING = 30  # words of the paragraph under the title
 MAX_WORDS = 3000
 MIN_TEXT_PER_CODE = 1.2  # text cells per code cell
@@ -126,16 +109,14 @@ def pictures(notebook: NotebookNode, path: Path) -> Iterator[str]:
 
 def code_size(notebook: NotebookNode, path: Path) -> Iterator[str]:
     lines = [len(cell.source.splitlines()) for cell in code_cells(notebook)]
-    for number, (cell, length) in enumerate(zip(code_cells(notebook), lines, strict=True), 1):
-        most = LONG_CELLS.get(path.name, {}).get(cell.id, MAX_CODE_LINES)
-        if not 0 < length <= most:
-            yield f"code cell {number} has {length} lines, at most {most} and not empty"
+    for number, length in enumerate(lines, 1):
+        if not 0 < length <= MAX_CODE_LINES:
+            yield f"code cell {number} has {length} lines, at most {MAX_CODE_LINES} and not empty"
     for number, cell in enumerate(code_cells(notebook), 1):
         if any(len(line) > MAX_WIDTH for line in cell.source.splitlines()):
             yield f"code cell {number} has a line of more than {MAX_WIDTH} characters"
-    most = LONG_MEDIANS.get(path.name, MAX_MEDIAN_LINES)
-    if lines and statistics.median(lines) > most:
-        yield f"the median code cell has {statistics.median(lines)} lines, at most {most}"
+    if lines and statistics.median(lines) > MAX_MEDIAN_LINES:
+        yield f"the median code cell has {statistics.median(lines)} lines, at most {MAX_MEDIAN_LINES}"
 
 
 def uncompared(notebook: NotebookNode, path: Path) -> Iterator[str]:
