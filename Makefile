@@ -11,7 +11,9 @@ SAVED := MINIKEYE_QUIET=1 PYTHONHASHSEED=0
 # Tests run side by side, a file in one process, so that what its tests share is made once; tests/conftest.py puts long
 # files first. One thread each: they share the cores. `make WORKERS=1 unit` runs them one by one.
 WORKERS ?= $(shell $(BIN)/python tests/workers.py)
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+SIDE_BY_SIDE = -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/pytest $(SIDE_BY_SIDE)
+QUICK = -m "not slow" --ignore tests/kernels --ignore tests/fuzz
 # Two kinds of CPU that most machines can play: without vector instructions that torch was written for, and with AVX2.
 # All three libraries that multiply matrices are told; MKL listens to CBWR on any maker's CPU.
 OLD_CPU := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE
@@ -69,10 +71,10 @@ unit: $(STAMP)
 quick: $(STAMP)
 	@$(MAKE) --no-print-directory lint
 	@echo "==> unit tests that start no other Python, compile no kernel, spoil no files and take less than ten seconds"
-	@$(PYTEST) -m "not slow" --ignore tests/kernels --ignore tests/fuzz
+	@$(PYTEST) $(QUICK)
 
 ranges: $(STAMP)
-	@$(BIN)/python tests/ranges.py $(RANGES)
+	@$(BIN)/python tests/ranges.py $(RANGES) -- $(SIDE_BY_SIDE) $(QUICK)
 
 portable: $(STAMP)
 	@echo "==> tests that depend on the CPU's kernels, without vector instructions"

@@ -1,22 +1,23 @@
-"""Are the ranges of pyproject.toml true? Runs `make quick`'s tests with the lowest, then the newest allowed versions.
+"""Are the ranges of pyproject.toml true? Runs tests with the lowest, then with the newest allowed versions.
 
 python tests/ranges.py [lowest] [newest] [--dry-run] [-- arguments of pytest]
 
---dry-run: only ask pip whether the versions exist and agree with each other. Else each set of versions gets a virtual
-environment under build/ranges. torch and triton, which are gigabytes and which requirements.txt pins, come from the
-environment that runs this. A set that cannot be installed, or whose tests fail, ends the run; its environment stays.
+`make ranges` gives it the arguments of `make quick`. --dry-run: only ask pip whether the versions exist and agree with
+each other. Else each set of versions gets a virtual environment under build/ranges. torch and triton, which are
+gigabytes and which requirements.txt pins, come from the environment that runs this. A set that cannot be installed, or
+whose tests fail, ends the run; only its environment stays.
 """
 
 import os
+import shutil
 import subprocess
 import sys
-import sysconfig
 import tomllib
+from importlib.metadata import distribution, version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 GIVEN = ("torch", "triton")
-QUICK = ["-q", "-m", "not slow", "--ignore", "tests/kernels", "--ignore", "tests/explore/test_browser.py"]
 
 
 def requirements(which: str) -> list[str]:
@@ -25,7 +26,9 @@ def requirements(which: str) -> list[str]:
     ranges = [*project["dependencies"], *(line for part in project["optional-dependencies"].values() for line in part)]
     pairs = dict(line.split(">=") for line in ranges)
     sign = {"lowest": "==", "newest": ">="}[which]
-    return [f"{name}{sign}{low}" for name, low in pairs.items() if name not in GIVEN]
+    # What is given is named too, as it is: to upgrade it is what pip would do for a package that needs it.
+    given = [f"{name}=={version(name)}" for name in GIVEN]
+    return given + [f"{name}{sign}{low}" for name, low in pairs.items() if name not in GIVEN]
 
 
 def environment(which: str, dry: bool) -> Path:
@@ -35,7 +38,7 @@ def environment(which: str, dry: bool) -> Path:
     python = folder / "bin" / "python"
     own = Path(subprocess.run([python, "-c", PURELIB], capture_output=True, text=True, check=True).stdout.strip())
     # torch, triton and what is pinned behind them are found there; what pip installs here comes before it.
-    (own / "zz_given.pth").write_text(f"{sysconfig.get_path('purelib')}\n", encoding="utf-8")
+    (own / "zz_given.pth").write_text(f"{distribution('torch').locate_file('')}\n", encoding="utf-8")
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--upgrade"]
     subprocess.run([*pip, "--upgrade-strategy", "eager", *["--dry-run"] * dry, *requirements(which)], check=True)
     if not dry:
@@ -53,9 +56,10 @@ def main() -> None:
         print(f"==> {which}: {' '.join(requirements(which))}", flush=True)
         python = environment(which, dry="--dry-run" in given)
         if "--dry-run" not in given:
-            # The environment's own pytest, which leaves the repository off the path (CONTRIBUTING.md).
-            command = [python.parent / "pytest", *(more or QUICK)]
+            # -P leaves the repository off the path (CONTRIBUTING.md). No bin/pytest where the given one is the newest.
+            command = [python, "-P", "-m", "pytest", *more]
             subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
+        shutil.rmtree(python.parent.parent)
 
 
 if __name__ == "__main__":
