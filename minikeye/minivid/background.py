@@ -1,6 +1,6 @@
 """What is behind everything: pans and zooms over pictures and plain patterns, with hard cuts.
 
-All pictures and patterns of a split lie under each other in one tall picture, the atlas, so that frames of different
+All pictures and patterns of a collection lie under each other in one tall picture, the atlas, so that frames of many
 videos are cut out of it by a single `grid_sample`. A frame is `gain * tile + bias`: for a picture that is brightness,
 contrast and tint, for a grey pattern it is the two colours between which it runs.
 
@@ -8,16 +8,16 @@ Axes: b video, f frame, c channel. A view is where the frame looks: the tile's s
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
 from minikeye.minivid.draws import Draws, generator
-from minikeye.minivid.pictures import SIDE, Split, load_pictures
+from minikeye.minivid.pictures import SIDE, load_pictures
 
 SCENES = 3  # a video is cut into at most three scenes
 PATTERNS = 6  # plain tiles at the end of the atlas
@@ -35,11 +35,11 @@ class Background:
     bias: Float[Tensor, "b f 3"]  # brightness
 
 
-def draw_background(draws: Draws, time: Float[Tensor, "b f"], split: Split, cuts: bool) -> Background:
+def draw_background(draws: Draws, time: Float[Tensor, "b f"], pictures: str, cuts: bool) -> Background:
     """Random scenes for frames at `time`, from 0 (start of the video) to 1 (its end); one scene only without `cuts`."""
-    pictures = len(load_pictures(split))
+    count = len(load_pictures(pictures))
     plain = draws.chance(PLAIN, SCENES)
-    tile = torch.where(plain, pictures + draws.integer(PATTERNS, SCENES), draws.integer(pictures, SCENES))
+    tile = torch.where(plain, count + draws.integer(PATTERNS, SCENES), draws.integer(count, SCENES))
     contrast = draws.uniform(0.6, 1.15, SCENES, 1) * draws.uniform(0.85, 1.15, SCENES, 3)
     first, second = draws.uniform(0, 1, SCENES, 3), draws.uniform(0, 1, SCENES, 3)  # colours of a plain scene
     gain = torch.where(plain[..., None], second - first, contrast)
@@ -56,29 +56,45 @@ def draw_background(draws: Draws, time: Float[Tensor, "b f"], split: Split, cuts
     )
 
 
-def cut_out(background: Background, split: Split, height: int, width: int, device: torch.device) -> Tensor:
+def hold(background: Background, fixed: Bool[Tensor, "b"]) -> Background:
+    """The same backgrounds; the camera of those that are `fixed` shows what it showed in the first frame."""
+
+    def held(part: Tensor) -> Tensor:
+        return torch.where(fixed.view(-1, *[1] * (part.ndim - 1)), part[:, :1], part)
+
+    return Background(**{field.name: held(getattr(background, field.name)) for field in fields(background)})
+
+
+def cut_out(background: Background, pictures: str, height: int, width: int, device: torch.device) -> Tensor:
     """Float frames [b*f 3 height width] in 0..1, made on `device`."""
-    atlas = _atlas(split, min(SIDE, round(min(height, width) * 16 / 7)), device)
     tile, view, mirror = (
         part.flatten(0, 1).to(device) for part in (background.tile, background.view, background.mirror)
     )
-    frames = len(view)
     x, y = pixel_grid(height, width, device)
     middle_x, middle_y, half, angle = (part[:, None, None] for part in view.float().unbind(-1))
     x = x * mirror.float()[:, None, None]
-    across = _reflect(middle_x + half * (angle.cos() * x - angle.sin() * y))
-    down = _reflect(middle_y + half * (angle.sin() * x + angle.cos() * y))
-    # half a pixel of each tile's edge is left out, so that no frame shows the neighbour of its tile
-    side, tiles = atlas.shape[-1], atlas.shape[-2] // atlas.shape[-1]
-    inside = 1 - 1 / side
-    down = (2 * tile[:, None, None] + 1 + inside * down) / tiles - 1
-    grid = torch.stack((inside * across, down), -1).view(1, frames * height, width, 2)
-    sampled = F.grid_sample(atlas, grid, padding_mode="border", align_corners=False)
-    sampled = sampled.view(3, frames, height, width).transpose(0, 1)  # [b*f 3 h w]
+    across = middle_x + half * (angle.cos() * x - angle.sin() * y)
+    down = middle_y + half * (angle.sin() * x + angle.cos() * y)
+    sampled = look(pictures, tile, across, down)  # [b*f 3 h w]
     gain, bias = (
         part.flatten(0, 1).to(device, torch.float32)[..., None, None] for part in (background.gain, background.bias)
     )
     return torch.addcmul(bias, gain, sampled).clamp_(0, 1)
+
+
+def look(
+    pictures: str, tile: Int[Tensor, "m"], across: Float[Tensor, "m h w"], down: Float[Tensor, "m h w"]
+) -> Float[Tensor, "m 3 h w"]:
+    """The atlas of a collection at these points of a tile each, whose sides, which are mirrors, run from -1 to 1."""
+    count, height, width = across.shape
+    atlas = _atlas(pictures, min(SIDE, round(min(height, width) * 16 / 7)), across.device)
+    # half a pixel of each tile's edge is left out, so that no frame shows the neighbour of its tile
+    side, tiles = atlas.shape[-1], atlas.shape[-2] // atlas.shape[-1]
+    inside = 1 - 1 / side
+    down = (2 * tile[:, None, None] + 1 + inside * _reflect(down)) / tiles - 1
+    grid = torch.stack((inside * _reflect(across), down), -1).view(1, count * height, width, 2)
+    sampled = F.grid_sample(atlas, grid, padding_mode="border", align_corners=False)
+    return sampled.view(3, count, height, width).transpose(0, 1)
 
 
 def pixel_grid(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -129,11 +145,10 @@ def _reflect(x: Tensor) -> Tensor:
 
 
 @cache
-def _atlas(split: Split, side: int, device: torch.device) -> Float[Tensor, "1 3 rows side"]:
+def _atlas(pictures: str, side: int, device: torch.device) -> Float[Tensor, "1 3 rows side"]:
     """Pictures, then patterns, all side x side, under each other."""
-    pictures = load_pictures(split).float() / 255
-    pictures = F.interpolate(pictures, (side, side), mode="bilinear", antialias=True)
-    tiles = torch.cat((pictures, _patterns(side).expand(-1, 3, -1, -1)))
+    shrunk = F.interpolate(load_pictures(pictures).float() / 255, (side, side), mode="bilinear", antialias=True)
+    tiles = torch.cat((shrunk, _patterns(side).expand(-1, 3, -1, -1)))
     return tiles.permute(1, 0, 2, 3).reshape(1, 3, -1, side).to(device)
 
 

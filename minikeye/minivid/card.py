@@ -5,7 +5,7 @@ The same few lines draw it into synthetic scenes (scene.py) and into real footag
 Axes: b video, f frame, m frames that show a card.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -54,6 +54,30 @@ def draw_cards(
     digit = load_digits(split)[1][number]
     values = (number, digit, place, half, angle, ink, tint, *_draw_hand(draws, split))
     return Cards(shown, *(every_frame(value) for value in values))
+
+
+def draw_later_card(draws: Draws, first: Cards, things: Things, split: Split, share: float | int) -> Cards:
+    """Another card with a digit, in one frame after that of the first card, in that share of the videos."""
+    frames = first.shown.shape[1]
+    after = first.shown.int().argmax(1) + 1
+    frame = after + draws.integer((frames - after).clamp(min=1)[:, None], 1)[:, 0]
+    shown = (torch.arange(frames) == frame[:, None]) & draws.chance(share, 1)  # nowhere, where the first comes last
+    return draw_cards(draws, shown, things, draws.integer(len(load_digits(split)[0])), split)
+
+
+def draw_blank_cards(draws: Draws, first: Cards, things: Things, split: Split) -> tuple[Cards, Cards]:
+    """Two cards without writing, each in half of the videos: in one frame, in some, or in all of them."""
+    frames = first.shown.shape[1]
+    return tuple(_blank_card(draws, frames, things, split) for _ in range(2))
+
+
+def _blank_card(draws: Draws, frames: int, things: Things, split: Split) -> Cards:
+    start, kind = draws.integer(frames, 1), draws.integer(3, 1)
+    length = torch.where(kind == 0, 1, torch.where(kind == 1, 1 + draws.integer(max(1, frames // 2), 1), frames))
+    since = torch.arange(frames) - start * (kind < 2)
+    shown = (since >= 0) & (since < length) & draws.chance(0.5, 1)
+    cards = draw_cards(draws, shown, things, draws.integer(len(load_digits(split)[0])), split)
+    return replace(cards, weight=torch.zeros_like(cards.weight))
 
 
 def _draw_hand(draws: Draws, split: Split) -> tuple[Float[Tensor, "b 2 3"], Float[Tensor, "b"]]:

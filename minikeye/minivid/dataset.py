@@ -12,11 +12,12 @@ from torch import Tensor
 
 from minikeye.minivid.draws import Draws
 from minikeye.minivid.pictures import Split
-from minikeye.minivid.scene import VideoSpec, draw_stills, draw_videos, frame_labels, render
-from minikeye.minivid.tasks import Event, Problem, grounding, needle
+from minikeye.minivid.scene import PLAIN, Difficulty, VideoSpec, draw_stills, draw_videos, frame_labels, render
+from minikeye.minivid.tasks import Event, Problem, grounding, naming, needle, presence
 from minikeye.minivid.things import KINDS
 
-MIN_STEP, MAX_STEP = 0.25, 1.0  # seconds between two frames
+MIN_STEP, MAX_STEP = 0.25, 1.0  # seconds between two frames of plain videos
+MIN_HARD_STEP, MAX_HARD_STEP = 0.1, 2.5  # of hard ones: from a slow motion to an hour in 1,440 frames
 
 
 @dataclass(frozen=True)
@@ -25,29 +26,42 @@ class MiniVideos:
 
     spec: VideoSpec
     seconds: Float[Tensor, "b f"]  # float64, time of each frame, rounded to one decimal
-    events: tuple[tuple[Event, ...], ...]  # of each video: the card, then its one or two things
-    problems: tuple[tuple[Problem, ...], ...]  # of each video: one N, then a G for each thing
+    events: tuple[tuple[Event, ...], ...]  # of each video: the card, then its things, then a second card
+    problems: tuple[tuple[Problem, ...], ...]  # of each video: one N, a G for each thing, a D, two Y
 
 
 def make_videos(
-    seed: int, indices: Sequence[int], frames: int, split: Split = "train", dt: float | int | None = None
+    seed: int,
+    indices: Sequence[int],
+    frames: int,
+    split: Split = "train",
+    dt: float | int | None = None,
+    difficulty: Difficulty = PLAIN,
 ) -> MiniVideos:
     """The videos of the given numbers, e.g. `range(96)`. Video n of (seed, split, frames) is the same in
     every batch.
 
-    frames: per video, at least 4.  dt: seconds between two frames; None draws it from 0.25..1 for each video.
+    frames: per video, at least 4.  dt: seconds between two frames; None draws it for each video,
+    from 0.25..1, of hard videos from 0.1..2.5.
+    difficulty: how hard they are; plain ones by default.
     Raises ValueError for too few frames, an unknown split, or a `dt` below 0.1 (times would no longer differ).
     """
     if dt is not None and not 0.1 <= dt < float("inf"):
         raise ValueError(f"dt must be at least 0.1 s, because times have one decimal; it is {dt}")
     draws = Draws.of_samples(seed, split, indices)
-    step = draws.uniform(MIN_STEP, MAX_STEP, 1)
+    step = draws.uniform(0, 1, 1)
+    if difficulty.hard:
+        step = MIN_HARD_STEP * (MAX_HARD_STEP / MIN_HARD_STEP) ** step
+    else:
+        step = MIN_STEP + (MAX_STEP - MIN_STEP) * step
     if dt is not None:
         step = torch.full_like(step, dt)
-    spec = draw_videos(draws, frames, split)
+    spec = draw_videos(draws, frames, split, difficulty)
     times = torch.round(step * torch.arange(frames + 1), decimals=1)  # one more: where the last frame ends
     events = _events(spec, times.tolist())
-    problems = tuple((needle(card), *map(grounding, things)) for card, *things in events)
+    # Of a generator of their own: a question must not change the pixels.
+    asked = Draws.of_samples(seed, f"{split} questions", indices).uniform(0, 1, 8).tolist()
+    problems = tuple(_problems(*row) for row in zip(events, times.tolist(), asked, strict=True))
     return MiniVideos(spec, times[:, :-1], events, problems)
 
 
@@ -59,19 +73,42 @@ def make_stills(
     height: int = 56,
     width: int = 56,
     device: torch.device | str = "cpu",
+    difficulty: Difficulty = PLAIN,
 ) -> tuple[UInt8[Tensor, "b 3 {height} {width}"], Int[Tensor, "b"], Bool[Tensor, "b kinds"]]:
     """`count` unrelated single frames and what is in them, all on `device`.
 
     60 % show a card; none, one and two things are equally frequent. Returns frames, digit (10: no card) and, for each
     of `things.KINDS`, whether it is there. Deterministic in (seed, step, count, split).
     """
-    spec = draw_stills(Draws.of_batch(count, seed, "stills", split, step), split)
+    spec = draw_stills(Draws.of_batch(count, seed, "stills", split, step), split, difficulty)
     digit, things = frame_labels(spec)
     return render(spec, height, width, device)[:, 0], digit[:, 0].to(device), things[:, 0].to(device)
 
 
+def _problems(events: tuple[Event, ...], clock: list[float], asked: list[float]) -> tuple[Problem, ...]:
+    """The questions about one video; `asked` are uniform numbers that pick the frames and things in question.
+
+    D: four times of five about a frame that shows something. Y: once about a frame with the thing, once anywhere.
+    """
+    card, things = events[0], [event for event in events if event.kind == "thing"]
+    named = sorted(things, key=lambda thing: KINDS.index(thing.name))
+
+    def frame_of(thing: Event, share: float) -> int:
+        return thing.first + int(share * (thing.stop - thing.first))
+
+    def pick(share: float) -> Event:
+        return things[int(share * len(things))]
+
+    anywhere = int(asked[2] * (len(clock) - 1))
+    frame = frame_of(pick(asked[1]), asked[2]) if asked[0] < 0.8 else anywhere
+    with_it, other = pick(asked[3]), pick(asked[5])
+    there, somewhere = frame_of(with_it, asked[4]), int(asked[6] * (len(clock) - 1))
+    questions = [needle(card), *map(grounding, things), naming(named, frame, clock[frame])]
+    return *questions, presence(with_it, there, clock[there]), presence(other, somewhere, clock[somewhere])
+
+
 def _events(spec: VideoSpec, times: list[list[float]]) -> tuple[tuple[Event, ...], ...]:
-    """Card and things of every video, read off the spec."""
+    """Cards and things of every video, read off the spec."""
     card_first, _ = _interval(spec.cards.shown)
     thing_first, thing_stop = _interval(spec.things.shown)
     columns = (card_first, spec.cards.digit[:, 0], thing_first, thing_stop, spec.things.kind[:, 0])
@@ -81,8 +118,15 @@ def _events(spec: VideoSpec, times: list[list[float]]) -> tuple[tuple[Event, ...
         for first, stop, kind in zip(firsts, stops, kinds, strict=True):
             if stop > first:
                 of_video.append(Event("thing", KINDS[kind], first, stop, clock[first], clock[stop]))
-        events.append(tuple(of_video))
-    return tuple(events)
+        events.append(of_video)
+    for cards in spec.decoys:  # a second card to read is an event, one without a digit is none
+        first, _ = _interval(cards.shown & (cards.weight > 0))
+        for row, frame in enumerate(first.tolist()):
+            if cards.shown[row, frame] and cards.weight[row, frame] > 0:
+                clock = times[row]
+                digit = str(int(cards.digit[row, frame]))
+                events[row].append(Event("card", digit, frame, frame + 1, clock[frame], clock[frame + 1]))
+    return tuple(map(tuple, events))
 
 
 def _interval(shown: Bool[Tensor, "b f ..."]) -> tuple[Int[Tensor, "b ..."], Int[Tensor, "b ..."]]:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-WIDTH = 192  # uniform numbers a sample owns; a video uses most of them
+WIDTH = 640  # uniform numbers a sample owns; a hard video with a crowd of things uses most of them
 
 
 def generator(*name: int | str) -> torch.Generator:
@@ -56,6 +56,6 @@ class Draws:
         """int64 [b *shape], uniform in 0..below-1, where `below` is a number or one number per result."""
         return (self.uniform(0, 1, *shape) * below).long()  # float64: never rounds up to `below`
 
-    def chance(self, probability: float, *shape: int) -> Bool[Tensor, "b ..."]:
+    def chance(self, probability: float | int, *shape: int) -> Bool[Tensor, "b ..."]:
         """bool [b *shape], true with the given probability."""
         return self.uniform(0, 1, *shape) < probability

@@ -18,9 +18,9 @@ from minikeye.config import KeyeConfig
 from minikeye.inputs.pixels import patchify
 from minikeye.inputs.prompt import Prompt, pad
 from minikeye.inputs.tokenizer import load_tokenizer
-from minikeye.minivid.dataset import MAX_STEP, MiniVideos, make_videos
+from minikeye.minivid.dataset import MAX_HARD_STEP, MiniVideos, make_videos
 from minikeye.minivid.pictures import Split
-from minikeye.minivid.scene import render, render_blank
+from minikeye.minivid.scene import PLAIN, Difficulty, render, render_blank
 from minikeye.minivid.tasks import Problem, text_sums
 
 
@@ -32,13 +32,14 @@ class Size:
     videos: int  # prompts in the batch
     height: int = 56  # pixels
     width: int = 56  # pixels
-    turns: int = 4  # questions to a prompt, at most: a video has two or three, and some get a sum
+    turns: int = 4  # questions to a prompt, at most: a plain video has five or six, and some get a sum
+    difficulty: Difficulty = PLAIN  # of the videos
 
     def tokens(self, config: KeyeConfig) -> int:
         """Length that every batch of this size is padded to: room for the longest times and for all questions."""
         visual = self.height * self.width // config.token_pixels**2
-        times = sum(len(f"{n * MAX_STEP:.1f}") for n in range(self.frames))
-        questions = min(304, 16 + 96 * self.turns)  # the longest question with its answer takes 87
+        times = sum(len(f"{n * MAX_HARD_STEP:.1f}") for n in range(self.frames))
+        questions = 16 + 88 * self.turns  # the longest question with its answer takes 88
         return 64 * -(-(questions + self.frames * (1 + visual) + times) // 64)
 
 
@@ -83,14 +84,14 @@ class Lessons(Dataset):
         if not size.frames:
             prompts = [self.conversation(sums[4 * row : 4 * row + 4]) for row in range(size.videos)]
             return Lesson(pad(prompts, "right", size.tokens(self.config)), None, size)
-        videos = make_videos(self.seed, numbers, size.frames, "train")
+        videos = make_videos(self.seed, numbers, size.frames, "train", difficulty=size.difficulty)
         prompts = []
         for row, problems in enumerate(videos.problems):
-            turns = [*problems, sums[row]] if rng.random() < 0.25 else list(problems)
+            needle, *others = problems  # every video is asked for its card: one question of many would be too few
+            others += [sums[row]] * (rng.random() < 0.25)
+            turns = [needle, *rng.sample(others, min(len(others), size.turns - 1))]
             rng.shuffle(turns)
-            prompts.append(
-                self.conversation(turns[: size.turns], videos.seconds[row].tolist(), patch_grid(size, self.config))
-            )
+            prompts.append(self.conversation(turns, videos.seconds[row].tolist(), patch_grid(size, self.config)))
         return Lesson(pad(prompts, "right", size.tokens(self.config)), videos, size)
 
     def conversation(

@@ -79,14 +79,18 @@ def check_split(split: str) -> None:
 
 
 @cache
-def load_pictures(split: Split) -> UInt8[Tensor, "n 3 side side"]:
-    """All pictures of one split, cut to their middle square and resized to 256x256. Do not write into the result.
+def load_pictures(pictures: str) -> UInt8[Tensor, "n 3 side side"]:
+    """All pictures of a collection, cut to their middle square and resized to 256x256. Do not write into the result.
 
-    Grey pictures have three equal channels. Raises ValueError for another split, ModuleNotFoundError naming the
-    package to install, FileNotFoundError where the package lacks a file.
+    pictures: a split, or the path of a folder of photographs (.jpg), which come after the training split's own. Grey
+    pictures have three equal channels. Raises ModuleNotFoundError naming the package to install, FileNotFoundError
+    where the package lacks a file, ValueError for a folder that is not there or holds no photograph.
     """
-    check_split(split)
-    return torch.stack([_square(_package_file(package, name)) for package, name in _PICTURES[split]])
+    if pictures in _PICTURES:
+        return torch.stack([_square(_package_file(package, name)) for package, name in _PICTURES[pictures]])
+    if not (photographs := sorted(Path(pictures).glob("*.jpg"))):
+        raise ValueError(f'expected "train", "test" or a folder with .jpg files in it, got {pictures!r}')
+    return torch.cat((load_pictures("train"), torch.stack([_square(path) for path in photographs])))
 
 
 @cache

@@ -7,23 +7,44 @@ Axes: b video, f frame, h and w pixel rows and columns.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
+from typing import get_args
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from minikeye.minivid.background import Background, cut_out, draw_background
-from minikeye.minivid.card import Cards, draw_cards, paint_cards
+from minikeye.minivid.background import Background, cut_out, draw_background, hold
+from minikeye.minivid.card import Cards, draw_blank_cards, draw_cards, draw_later_card, paint_cards
 from minikeye.minivid.draws import Draws, generator
+from minikeye.minivid.footage import Clutter, Film, develop, draw_clutter, draw_film, paint_clutter
 from minikeye.minivid.pictures import Split, check_split, load_digits
-from minikeye.minivid.things import KINDS, THINGS, Things, draw_things, paint_things
+from minikeye.minivid.things import CROWD, KINDS, THINGS, Things, draw_things, paint_things
 
 MIN_FRAMES = 4  # a thing needs a frame before it, two with it and one after it
 NO_DIGIT = 10  # label of a frame without a card
 BLANK = 128  # grey level of the blank control
 _NOISE_TILES = 32
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """What makes videos harder than the plain ones, which is what the defaults give."""
+
+    crowd: bool = False  # two to six things, one after another in each half of the frame, instead of one or two
+    hard: bool = False  # what misleads in real footage: fixed cameras, signs, walkers, cards without a digit, film
+    second_card: float | int = 0.0  # share of the videos in which another card with a digit comes after the first
+    photographs: str | None = None  # folder of more pictures for the backgrounds of the training split
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.second_card <= 1:
+            raise ValueError(f"expected second_card, a share, in 0..1, got {self.second_card}")
+        if self.photographs in get_args(Split):
+            raise ValueError(f"expected photographs, a folder, got the name of a split, {self.photographs!r}")
+
+
+PLAIN = Difficulty()
 
 
 @dataclass(frozen=True)
@@ -40,10 +61,14 @@ class VideoSpec:
     """All that is to be seen in a batch of videos. Every tensor starts with the axes b and f and is on the CPU."""
 
     split: Split
+    pictures: str  # the collection that the background is cut out of
     background: Background
     things: Things
     cards: Cards
     light: Light
+    decoys: tuple[Cards, ...] = ()  # cards that are not asked for: without a digit, or after the first
+    clutter: Clutter | None = None
+    film: Film | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -53,38 +78,58 @@ class VideoSpec:
 
     def take(self, videos: Sequence[int], frames: Sequence[int]) -> "VideoSpec":
         """The same videos with these frames only: a sub-video, or a single frame."""
-        parts = (self.background, self.things, self.cards, self.light)
-        return VideoSpec(self.split, *(_take(part, list(videos), list(frames)) for part in parts))
+        parts = {name: getattr(self, name) for name in ("background", "things", "cards", "light", "clutter", "film")}
+        taken = {name: _take(part, list(videos), list(frames)) for name, part in parts.items() if part is not None}
+        return replace(self, **taken, decoys=tuple(_take(part, list(videos), list(frames)) for part in self.decoys))
 
 
-def draw_videos(draws: Draws, frames: int, split: Split) -> VideoSpec:
-    """Random videos: one card in one frame; one or two things, each in one interval of frames.
+def draw_videos(draws: Draws, frames: int, split: Split, difficulty: Difficulty = PLAIN) -> VideoSpec:
+    """Random videos: one card in one frame; one or two things, or a crowd of them, each in one interval of frames.
 
     An interval [start, stop) has 1 <= start and stop <= frames - 1 and between 1/16 and 1/2 of the frames, at least 2.
+    In a crowd it may begin at 0, and one frame is enough.
     Raises ValueError for fewer than 4 frames or an unknown split.
     """
     check_split(split)
     if frames < MIN_FRAMES:
         raise ValueError(f"a video with events needs at least {MIN_FRAMES} frames, not {frames}")
     frame = torch.arange(frames)
-    shortest = max(2, -(-frames // 16))
-    length = shortest + draws.integer(max(shortest, frames // 2) - shortest + 1, THINGS)  # [b n]
-    start = 1 + draws.integer(frames - 1 - length, THINGS)
+    start, length, present = (_crowd if difficulty.crowd else _one_or_two)(draws, frames)  # [b n] each
     since = frame[:, None] - start[:, None]  # frames since the thing came, [b f n]
-    present = draws.chance(0.6, 1) | (torch.arange(THINGS) == 0)  # the first thing always, the second often
     shown = (since >= 0) & (since < length[:, None]) & present[:, None]
     card_shown = frame == draws.integer(frames, 1)
     time = (frame / (frames - 1)).double().expand(draws.batch, -1)
-    return _draw(draws, split, time, shown, (since / (length[:, None] - 1)).clamp(0, 1).double(), card_shown, cuts=True)
+    way = (since / (length[:, None] - 1).clamp(min=1)).clamp(0, 1).double()
+    return _draw(draws, split, time, shown, way, card_shown, difficulty)
 
 
-def draw_stills(draws: Draws, split: Split) -> VideoSpec:
+def draw_stills(draws: Draws, split: Split, difficulty: Difficulty = PLAIN) -> VideoSpec:
     """Random single frames (f = 1): a card in 60 % of them; no thing, one or two, equally often."""
     check_split(split)
     shown = draws.integer(THINGS + 1, 1) > torch.arange(THINGS)
     card_shown = draws.chance(0.6, 1)
     time, on_its_way = draws.uniform(0, 1, 1), draws.uniform(0, 1, 1, THINGS)
-    return _draw(draws, split, time, shown[:, None], on_its_way, card_shown, cuts=False)
+    return _draw(draws, split, time, shown[:, None], on_its_way, card_shown, difficulty)
+
+
+def _one_or_two(draws: Draws, frames: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Start and length of each thing's interval, in frames, and whether there is such a thing."""
+    shortest = max(2, -(-frames // 16))
+    length = shortest + draws.integer(max(shortest, frames // 2) - shortest + 1, THINGS)
+    start = 1 + draws.integer(frames - 1 - length, THINGS)
+    return start, length, draws.chance(0.6, 1) | (torch.arange(THINGS) == 0)  # the first always, the second often
+
+
+def _crowd(draws: Draws, frames: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for two to six things: each half of the frame parts all frames but the last among its things."""
+    present = torch.arange(CROWD) < 2 + draws.integer(CROWD - 1, 1)
+    share = (draws.uniform(0.2, 1, CROWD) * present).unflatten(1, (-1, THINGS))  # thing n is in half n % 2
+    before = share.cumsum(1) - share
+    spare = frames - 1 - present.unflatten(1, (-1, THINGS)).sum(1, keepdim=True)  # beyond one frame a thing
+    bounds = (spare * torch.stack((before, before + share)) / share.sum(1, keepdim=True)).long().flatten(2)
+    first, room = bounds[0] + torch.arange(CROWD) // THINGS, bounds[1] - bounds[0] + 1
+    length = 1 + draws.integer(room, CROWD)
+    return first + draws.integer(room - length + 1, CROWD), length, present
 
 
 def render(
@@ -96,7 +141,13 @@ def render(
     """
     _check_size(height, width)
     device = torch.device(device)
-    frames = cut_out(spec.background, spec.split, height, width, device)  # [b*f 3 h w]
+    frames = cut_out(spec.background, spec.pictures, height, width, device)  # [b*f 3 h w]
+    if spec.clutter is not None:
+        paint_clutter(frames, spec.clutter, spec.pictures)
+    if spec.film is not None:
+        frames = develop(frames, spec.film)
+    for cards in spec.decoys:  # behind things, which are said to be visible
+        paint_cards(frames, cards, spec.split)
     paint_things(frames, spec.things)
     paint_cards(frames, spec.cards, spec.split)
     exposure, noise = (
@@ -117,17 +168,28 @@ def render_blank(
 
 
 def frame_labels(spec: VideoSpec) -> tuple[Int[Tensor, "b f"], Bool[Tensor, "b f kinds"]]:
-    """What is in each frame: the digit 0..9 on its card (10: no card), and for each of KINDS whether it is there."""
-    digit = torch.where(spec.cards.shown, spec.cards.digit, NO_DIGIT)
+    """What is in each frame: the digit 0..9 on its card (10: no card), and for each of KINDS whether it is there.
+
+    Of several cards in a frame the one that is asked for counts; cards without a digit are none.
+    """
+    digit = torch.full(spec.shape, NO_DIGIT)
+    for cards in (*spec.decoys, spec.cards):
+        digit = torch.where(cards.shown & (cards.weight > 0), cards.digit, digit)
     kinds = torch.arange(len(KINDS))
     things = ((spec.things.kind[..., None] == kinds) & spec.things.shown[..., None]).any(2)
     return digit, things
 
 
 def _draw(
-    draws: Draws, split: Split, time: Tensor, shown: Tensor, on_its_way: Tensor, card_shown: Tensor, cuts: bool
+    draws: Draws,
+    split: Split,
+    time: Tensor,
+    shown: Tensor,
+    on_its_way: Tensor,
+    card_shown: Tensor,
+    difficulty: Difficulty,
 ) -> VideoSpec:
-    """What videos and stills share."""
+    """What videos and stills share. Plain videos draw first: hard ones only add to them."""
     frames = time.shape[1]
     things = draw_things(draws, shown, on_its_way)
     number = draws.integer(len(load_digits(split)[0]))
@@ -138,7 +200,20 @@ def _draw(
         noise=draws.uniform(0, 0.035, 1).expand(-1, frames),
         noise_tile=(draws.integer(_NOISE_TILES, 1) + 7 * torch.arange(frames)) % _NOISE_TILES,
     )
-    return VideoSpec(split, draw_background(draws, time, split, cuts), things, cards, light)
+    pictures = difficulty.photographs if difficulty.photographs and split == "train" else split
+    spec = VideoSpec(split, pictures, draw_background(draws, time, pictures, cuts=frames > 1), things, cards, light)
+    if difficulty.second_card:
+        later = draw_later_card(draws, cards, things, split, difficulty.second_card)
+        spec = replace(spec, decoys=(later,))
+    if difficulty.hard:
+        spec = replace(
+            spec,
+            background=hold(spec.background, draws.chance(0.4)),
+            decoys=(*draw_blank_cards(draws, cards, things, split), *spec.decoys),
+            clutter=draw_clutter(draws, time, pictures),
+            film=draw_film(draws, frames),
+        )
+    return spec
 
 
 def _take(part: object, videos: list[int], frames: list[int]) -> object:

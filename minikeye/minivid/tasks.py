@@ -4,9 +4,13 @@
 |---|---|---|
 | N, needle | Which digit is on the card, and at which second? | 7 at 12.5 s |
 | G, grounding | From when to when is the red circle visible? | [[3.0, 9.5]] |
+| D, naming | What is visible at 3.5 s? | red circle and blue square |
+| Y, presence | Is the red circle visible at 3.5 s? | yes |
 | T, text only | What is 12+34? | 46 |
 
 All times have one decimal, as the timestamps in the prompt have. An interval ends at the first frame without the thing.
+Where a video has two cards with digits, "the card" is the first. Things are named in the order of `things.KINDS`;
+"nothing" where none is visible.
 """
 
 import re
@@ -44,7 +48,7 @@ class Event:
 class Problem(NamedTuple):
     """A question with its answer."""
 
-    task: Literal["N", "G", "T"]
+    task: Literal["N", "G", "D", "Y", "T"]
     question: str
     answer: str
     solution: str  # a sentence that gives the reason
@@ -65,6 +69,21 @@ def grounding(thing: Event) -> Problem:
         f"and is gone in frame {thing.stop} at {thing.end:.1f} s."
     )
     return Problem("G", question, f"[[{thing.start:.1f}, {thing.end:.1f}]]", solution)
+
+
+def naming(things: Sequence[Event], frame: int, seconds: float) -> Problem:
+    """Task D about one frame of a video. things: all of the video, in the order in which they are named."""
+    names = [thing.name for thing in things if thing.first <= frame < thing.stop]
+    answer = " and ".join(names) if names else "nothing"
+    return Problem("D", f"What is visible at {seconds:.1f} s?", answer, f"Frame {frame} at {seconds:.1f} s: {answer}.")
+
+
+def presence(thing: Event, frame: int, seconds: float) -> Problem:
+    """Task Y about one thing of a video and one frame."""
+    there = thing.first <= frame < thing.stop
+    question = f"Is the {thing.name} visible at {seconds:.1f} s?"
+    solution = f"The {thing.name} is {'' if there else 'not '}in frame {frame} at {seconds:.1f} s."
+    return Problem("Y", question, "yes" if there else "no", solution)
 
 
 def text_sums(seed: int, indices: Sequence[int], split: Split) -> list[Problem]:

@@ -3,7 +3,7 @@
 A shape is drawn by its distance function: for each pixel the signed distance to the edge, negative inside. One pixel
 of softness around the edge gives smooth outlines at any size.
 
-Axes: b video, f frame, n thing of a video (at most two), c channel.
+Axes: b video, f frame, n thing of a video, c channel.
 """
 
 import math
@@ -24,7 +24,8 @@ COLOURS = {
 }
 SHAPES = ("circle", "square", "triangle")
 KINDS = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)  # "red circle", "green circle", ...
-THINGS = 2  # places for things in a video
+THINGS = 2  # things that can be in one frame: each has a half of it to itself
+CROWD = 6  # different things in a video that shows many, three after another in each half
 _LOOKS = (1.0, 0.9, 1.15)  # a circle, square and triangle of one radius times these look equally large
 
 
@@ -44,17 +45,15 @@ class Things:
 def draw_things(draws: Draws, shown: Bool[Tensor, "b f n"], time: Float[Tensor, "b f n"]) -> Things:
     """Random things, shown when told; `time` runs from 0 to 1 while a thing is on its way.
 
-    The two things of a video differ in kind and keep to two halves of the frame, so that neither ever hides the other.
+    The things of a video differ in kind. Those of even number keep to one half of the frame, those of odd number to the
+    other, so that of two that are there together neither ever hides the other.
     """
-    first = draws.integer(len(KINDS), 1)
-    kind = torch.cat((first, (first + 1 + draws.integer(len(KINDS) - 1, 1)) % len(KINDS)), 1)  # [b n]
+    frames, count = shown.shape[1:]
+    kind = _kinds(draws, count)
     colour = torch.tensor(list(COLOURS.values()), dtype=torch.float64)[kind % len(COLOURS)]
-    colour = (colour + draws.uniform(-0.06, 0.06, THINGS, 3)).clamp(0, 1)
-    edge = torch.where(
-        draws.chance(0.5, THINGS, 1), draws.uniform(0, 0.15, THINGS, 1), draws.uniform(0.85, 1, THINGS, 1)
-    )
-    angle = draws.uniform(-0.3, 0.3, THINGS, 2)
-    frames = shown.shape[1]
+    colour = (colour + draws.uniform(-0.06, 0.06, count, 3)).clamp(0, 1)
+    edge = torch.where(draws.chance(0.5, count, 1), draws.uniform(0, 0.15, count, 1), draws.uniform(0.85, 1, count, 1))
+    angle = draws.uniform(-0.3, 0.3, count, 2)
 
     def every_frame(values: Tensor) -> Tensor:
         return values[:, None].expand(-1, frames, *values.shape[1:])
@@ -62,18 +61,26 @@ def draw_things(draws: Draws, shown: Bool[Tensor, "b f n"], time: Float[Tensor, 
     return Things(
         shown=shown,
         kind=every_frame(kind),
-        place=curve(_points(draws), time),
-        radius=every_frame(draws.uniform(0.29, 0.46, THINGS) * torch.tensor(_LOOKS)[kind // len(COLOURS)]),
+        place=curve(_points(draws, count), time),
+        radius=every_frame(draws.uniform(0.29, 0.46, count) * torch.tensor(_LOOKS)[kind // len(COLOURS)]),
         angle=angle[:, None, :, 0] + (angle[:, None, :, 1] - angle[:, None, :, 0]) * time,
         colour=every_frame(colour),
         edge=every_frame(edge.expand(-1, -1, 3)),
     )
 
 
-def _points(draws: Draws) -> Float[Tensor, "b n 3 2"]:
-    """Three points of each path. Along one axis, x or y, the two things keep to opposite sides of the middle."""
-    points = draws.uniform(-1, 1, THINGS, 3, 2)
-    side = torch.tensor([-1.0, 1.0])[:, None, None] * (1 - 2.0 * draws.chance(0.5, 1, 1, 1))  # [b n 1 1]
+def _kinds(draws: Draws, count: int) -> Int[Tensor, "b n"]:
+    """Kinds of which no two are the same."""
+    if count == 2:  # fewer numbers than a shuffle takes, and what it was before there were crowds
+        first = draws.integer(len(KINDS), 1)
+        return torch.cat((first, (first + 1 + draws.integer(len(KINDS) - 1, 1)) % len(KINDS)), 1)
+    return draws.uniform(0, 1, len(KINDS)).argsort(dim=1)[:, :count]
+
+
+def _points(draws: Draws, count: int) -> Float[Tensor, "b n 3 2"]:
+    """Three points of each path. Along one axis, x or y, even and odd things keep to opposite sides of the middle."""
+    points = draws.uniform(-1, 1, count, 3, 2)
+    side = (2.0 * (torch.arange(count) % 2) - 1)[:, None, None] * (1 - 2.0 * draws.chance(0.5, 1, 1, 1))  # [b n 1 1]
     parted = side * (0.3 + 0.7 * points.abs())
     along = draws.integer(2, 1, 1, 1) == torch.arange(2)  # [b 1 1 2]
     return torch.where(along, parted, points)

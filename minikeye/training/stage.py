@@ -1,11 +1,12 @@
 """A stage of learning from answers: what learns, by which attention, from which losses.
 
-The report's order in miniature (section 3): DENSE stands for its stages 1 to 3, WARMUP and SPARSE teach the indexer
-(section 2.3). Before them the tower learns on its own (tower.py).
+The report's order in miniature (section 3): NAMING, on short videos, stands for its stages 0 and 1, in which words meet
+what they name; DENSE for its stages 2 and 3; WARMUP and SPARSE teach the indexer (section 2.3). Before them the tower
+learns on its own (tower.py).
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -68,10 +69,11 @@ def _is_indexer(name: str) -> bool:
     return "sa_indexer" in name
 
 
-DENSE = Stage("dense", 2, lambda name: not _is_indexer(name), "dense", answers=True, indexer=False)
+NAMING = Stage("naming", 1, lambda name: not _is_indexer(name), "dense", answers=True, indexer=False)
+DENSE = replace(NAMING, name="dense", number=2)
 WARMUP = Stage("warmup", 3, _is_indexer, "dense", answers=False, indexer=True)  # L_warmup
 SPARSE = Stage("sparse", 4, lambda name: True, "masked", answers=True, indexer=True)  # L_NTP + lambda L_sparse
-STAGES = {stage.name: stage for stage in (DENSE, WARMUP, SPARSE)}
+STAGES = {stage.name: stage for stage in (NAMING, DENSE, WARMUP, SPARSE)}
 
 
 def teach(

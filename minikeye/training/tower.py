@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from minikeye.keye import KeyeVL
 from minikeye.minivid.dataset import make_stills
 from minikeye.minivid.lessons import pixels
+from minikeye.minivid.scene import PLAIN, Difficulty
 from minikeye.minivid.things import KINDS
 from minikeye.training.loop import LoopConfig, train
 from minikeye.training.stage import trainable
@@ -38,8 +39,18 @@ class LabelHead(nn.Module):
         return F.cross_entropy(logits, digit) + 4 * seen, {"digit": right, "things": seen.detach()}
 
 
-def teach_tower(model: KeyeVL, config: LoopConfig, stills: int, folder: Path | None) -> list[dict[str, float | int]]:
-    """Train the tower and a throw-away head on `stills` fresh images a step; returns the log. folder: as in `train`."""
+def teach_tower(
+    model: KeyeVL,
+    config: LoopConfig,
+    stills: int,
+    folder: Path | None,
+    sides: tuple[tuple[int, int], ...] = SIDES,
+    difficulties: tuple[Difficulty, ...] = (PLAIN,),
+) -> list[dict[str, float | int]]:
+    """Train the tower and a throw-away head on `stills` fresh images a step; returns the log. folder: as in `train`.
+
+    sides: heights and widths in pixels, difficulties: of the stills; both are taken in turn.
+    """
     device = model.device
     head = LabelHead(model.config.vision.width).to(device)
     parameters = trainable(model, lambda name: name.startswith("visual."))
@@ -54,8 +65,9 @@ def teach_tower(model: KeyeVL, config: LoopConfig, stills: int, folder: Path | N
     run = stepper(device)(loss, list(parameters.values()))
 
     def backward_at(step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        height, width = SIDES[step % len(SIDES)]
-        frames, digit, things = make_stills(1, step, stills, "train", height, width, device)
+        height, width = sides[step % len(sides)]
+        difficulty = difficulties[step % len(difficulties)]
+        frames, digit, things = make_stills(1, step, stills, "train", height, width, device, difficulty)
         return run(pixels(frames, model.config) | {"digit": digit, "things": things})
 
     return train(parameters, backward_at, config, folder, "tower")

@@ -87,7 +87,7 @@ def test_a_fresh_indexer():
         )
 
 
-SHORT = Curriculum(frames=8, longest=4, sizes=((4, 56, 56, 1, 1.0),))
+SHORT = Curriculum(frames=8, longest=4, sizes=((4, 56, 56, 1.0),))
 TINY = tuple((stage, LoopConfig(steps=2, lr=1e-3, warmup=1), SHORT) for stage in (WARMUP, SPARSE))
 
 

@@ -1,6 +1,8 @@
 """Batches from their number alone: the same in any process, never too long, learnt where an assistant speaks."""
 
 import random
+from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -9,10 +11,11 @@ from minikeye.config import KeyeConfig
 from minikeye.inputs.positions import position_ids
 from minikeye.inputs.tokenizer import SPECIAL_TOKENS, load_tokenizer
 from minikeye.minivid import lessons as lessons_module
-from minikeye.minivid.dataset import make_videos
-from minikeye.minivid.lessons import Lesson, Lessons, Size, batches, patch_grid, question_prompts
-from minikeye.minivid.scene import render, render_blank
-from minikeye.training.curriculum import SIZES
+from minikeye.minivid.dataset import MAX_HARD_STEP, make_videos
+from minikeye.minivid.lessons import Lesson, Lessons, Size, batches, patch_grid, pixels, question_prompts
+from minikeye.minivid.scene import Difficulty, render, render_blank
+from minikeye.minivid.tasks import NEEDLE_QUESTION, Event, grounding, naming, needle, presence
+from minikeye.training.curriculum import KINDS, SIZES, TURNS
 
 CONFIG = KeyeConfig.mini()
 TOKENIZER = load_tokenizer(CONFIG)
@@ -38,6 +41,12 @@ def equal(a: Lesson, b: Lesson) -> bool:
 
 def text(ids: list[int]) -> str:
     return TOKENIZER.decode(ids, skip_special=False)
+
+
+def turns_of(ids: list[int]) -> list[tuple[str, str]]:
+    """Questions and answers of a row, in their order."""
+    turns = [part.split("<|im_end|>\n<|im_start|>assistant\n") for part in text(ids).split("<|im_start|>user\n")[1:]]
+    return [(question.split("<|vision_end|>")[-1], answer.split("<|im_end|>")[0]) for question, answer in turns]
 
 
 # -------------------------------------------------------------------------------------------------------- determinism
@@ -70,41 +79,75 @@ def test_workers_change_nothing():
 # -------------------------------------------------------------------------------------------------------------- lengths
 
 
-def longest_times(monkeypatch) -> None:
-    """Every video at a frame a second: the longest times there can be."""
-    monkeypatch.setattr(lessons_module, "make_videos", lambda *args: make_videos(*args, dt=1.0))
-
-
 @pytest.mark.parametrize("longest", [False, True])
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size[:3])))
 def test_every_batch_has_the_length_of_its_size(size, longest, monkeypatch):
-    """One shape a size, so one CUDA graph a size: many prompts, none of which is longer."""
-    if longest:
-        longest_times(monkeypatch)
-    frames, height, width, turns, _ = size
-    size = Size(frames, max(2, 64 // frames), height, width, turns)
-    lengths = {Lessons(CONFIG, lambda step: size, range(n, n + 1), 5)[0].tokens["input_ids"].shape for n in range(6)}
-    assert lengths == {(size.videos, size.tokens(CONFIG))}
-    assert size.tokens(CONFIG) % 64 == 0
+    """One shape a size, so one CUDA graph a size: prompts of every kind of video, none of which is longer."""
+    if longest:  # every video at the greatest step: the longest times there can be
+        slow = partial(make_videos, dt=MAX_HARD_STEP)
+        monkeypatch.setattr(lessons_module, "make_videos", slow)
+    frames, height, width, _ = size
+    for step, (kind, _) in enumerate(KINDS):
+        size = Size(frames, max(1, 32 // frames), height, width, TURNS, kind)
+        lesson = Lessons(CONFIG, lambda step, size=size: size, range(step, step + 1), 5)[0]
+        assert lesson.tokens["input_ids"].shape == (size.videos, size.tokens(CONFIG))
+        assert size.tokens(CONFIG) % 64 == 0
 
 
-def test_the_longest_questions_fit():
-    """Any number of turns: the longest question and answer of each kind, at the longest times."""
-    videos = make_videos(0, range(400), 16, "train", 1.0)
-    problems = [p for of_video in videos.problems for p in of_video]
-    longest = {
-        task: max((p for p in problems if p.task == task), key=lambda p: len(p.question + p.answer)) for task in "NG"
-    }
+@pytest.mark.parametrize("turns", range(1, TURNS + 1))
+def test_the_longest_questions_fit(turns):
+    """Any number of turns: the longest that can be asked of each kind, at the last and longest times of a video."""
     lessons = Lessons(CONFIG, small, range(1), 0)
-    sums = max(
-        (p for n in range(40) for p in [*lessons_module.text_sums(0, [n], "train")]), key=lambda p: len(p.answer)
-    )
-    for size in (Size(f, 1, h, w, turns) for f, h, w, turns, _ in SIZES):
-        turns = [longest["G"], longest["G"], longest["N"], sums][: size.turns]
-        seconds = [float(n) for n in range(size.frames)]
-        prompt = lessons.conversation(turns, seconds, patch_grid(size, CONFIG))
-        margin = 6 * size.turns  # times of a long video have up to two digits more, twice in an answer
-        assert len(prompt.ids) + margin <= size.tokens(CONFIG), size
+    for frames, height, width, _ in SIZES:
+        seconds = [round(n * MAX_HARD_STEP, 1) for n in range(frames + 1)]
+        first, second = (
+            Event("thing", name, frames - 2, frames - 1, *seconds[-3:-1])
+            for name in ("green triangle", "yellow triangle")
+        )
+        needle_turn = needle(Event("card", "7", frames - 1, frames, *seconds[-2:]))
+        naming_turn = naming([first, second], frames - 2, seconds[-3])
+        others = [*[grounding(second)] * 6, naming_turn, presence(second, frames - 2, seconds[-3])]
+        size = Size(frames, 1, height, width, turns)
+        prompt = lessons.conversation([needle_turn, *others][:turns], seconds[:-1], patch_grid(size, CONFIG))
+        assert len(prompt.ids) <= size.tokens(CONFIG), size
+
+
+def test_every_video_is_asked_for_its_card():
+    """Once, whatever else is asked, at any place of the row; the others are of its own questions, none twice."""
+    places, asked_of = set(), {}
+    for turns in (1, 4, TURNS):
+        for step, (kind, _) in enumerate(KINDS):
+            size = Size(8, 24, turns=turns, difficulty=kind)
+            lesson = Lessons(CONFIG, lambda step, size=size: size, range(step, step + 1), 0)[0]
+            for row, ids in enumerate(lesson.tokens["input_ids"].tolist()):
+                problems, asked = lesson.videos.problems[row], turns_of(ids)
+                own = Counter((p.question, p.answer) for p in problems)
+                summed = [turn for turn in asked if turn not in own]
+                assert all("+" in question for question, _ in summed) and len(summed) <= 1
+                assert Counter(asked) - Counter(summed) <= own
+                assert [question for question, _ in asked].count(NEEDLE_QUESTION) == 1
+                assert len(asked) in {min(turns, len(problems)), min(turns, len(problems) + 1)}
+                places.add([question for question, _ in asked].index(NEEDLE_QUESTION))
+                asked_of.setdefault(turns, set()).update(question.split()[0] for question, _ in asked)
+    assert places == set(range(TURNS))
+    assert asked_of[1] == {"Which"} and asked_of[4] == asked_of[TURNS] == {"Which", "From", "What", "Is"}
+
+
+def test_a_sum_comes_with_a_quarter_of_the_videos():
+    """Where all questions are asked: a plain video has five or six."""
+    lesson = Lessons(CONFIG, lambda step: Size(4, 400, turns=TURNS), range(1), 0)[0]
+    rows = [turns_of(ids) for ids in lesson.tokens["input_ids"].tolist()]
+    assert 0.25 - 4 * 0.022 < sum(any("+" in q for q, _ in row) for row in rows) / 400 < 0.25 + 4 * 0.022
+
+
+def test_a_lesson_is_as_hard_as_its_size_says():
+    """The videos of the row are those of that difficulty, and so are the pixels."""
+    kind = Difficulty(crowd=True, hard=True, second_card=0.5)
+    lesson = Lessons(CONFIG, lambda step: Size(8, 3, 28, 56, TURNS, kind), range(2, 3), 4)[0]
+    videos = make_videos(4, range(2 * 4096, 2 * 4096 + 3), 8, "train", difficulty=kind)
+    assert lesson.videos.events == videos.events and torch.equal(lesson.videos.seconds, videos.seconds)
+    expected = pixels(render(videos.spec, 28, 56).flatten(0, 1), CONFIG)
+    assert torch.equal(lesson.inputs(CONFIG, "cpu")["patches"], expected["patches"])
 
 
 def test_text_only():
@@ -151,13 +194,11 @@ def test_a_row_shows_its_video_and_asks_about_it(step):
         assert ids.count(FRAME) == size.frames and ids.count(VIDEO) == size.frames * tokens_of_frame
         times = [part.split("<|video_pad|>")[0] for part in text(ids).split("<|frame|>")[1:]]
         assert times == [f"{t:.1f}" for t in lesson.videos.seconds[row].tolist()]
-        asked = [
-            part.split("<|im_end|>\n<|im_start|>assistant\n") for part in text(ids).split("<|im_start|>user\n")[1:]
-        ]
-        pairs = {(q.split("<|vision_end|>")[-1], a.split("<|im_end|>")[0]) for q, a in asked}
-        assert {pair for pair in pairs if not pair[0].startswith("What is")} <= known[row]
+        asked = turns_of(ids)
+        sums = [turn for turn in asked if turn[0].endswith("?") and "+" in turn[0]]
+        assert {turn for turn in asked if turn not in sums} <= known[row] and len(sums) <= 1
         counts.append(len(asked))
-    assert max(counts) == 1 if size.turns == 1 else min(counts) >= 2
+    assert counts == [size.turns] * size.videos  # every video has five questions or more
     assert inputs["grids"].tolist() == [[1, size.height // 14, size.width // 14]] * (size.frames * size.videos)
     assert len(inputs["patches"]) == size.frames * size.videos * 4 * tokens_of_frame
     assert "attention_mask" not in inputs
@@ -187,7 +228,7 @@ def test_blank_frames():
 # -------------------------------------------------------------------------------------------------------------- asking
 
 
-@pytest.mark.parametrize("task", ["N", "G"])
+@pytest.mark.parametrize("task", ["N", "G", "D", "Y"])
 def test_asking(task):
     """A prompt ends where the answer begins; answered, it goes on with the answer and its end mark, both learnt."""
     size = Size(8, 5)

@@ -1,18 +1,20 @@
 """The recipe of the shipped checkpoint: which stage trains what, which lengths it sees, and that it can be resumed."""
 
 import json
-import random
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 from minikeye.config import KeyeConfig
 from minikeye.keye import KeyeVL
 from minikeye.minivid.lessons import Lessons, Size
+from minikeye.minivid.scene import Difficulty
 from minikeye.training import tower
-from minikeye.training.curriculum import CAPS, SIZES, Curriculum
+from minikeye.training.curriculum import DENSE_CAPS, KINDS, NAMING_CAPS, NAMING_KINDS, Curriculum
 from minikeye.training.dsa import draw_rows
 from minikeye.training.loop import LoopConfig
 from minikeye.training.recipes import mini
@@ -21,7 +23,7 @@ from minikeye.training.stage import STAGES as TAUGHT
 from minikeye.training.stage import LossWeights, Stage, teach, trainable
 from minikeye.training.tower import teach_tower
 
-STAGES = ("tower", "dense", "warmup", "sparse")
+STAGES = ("tower", "naming", "dense", "warmup", "sparse")
 CONFIG = KeyeConfig.nano()
 
 
@@ -41,7 +43,7 @@ def gradients(model: KeyeVL) -> set[str]:
 
 @pytest.mark.parametrize("stage", STAGES[1:])
 def test_a_stage_trains_what_it_should(stage):
-    """dense: all but the indexer; warmup: the indexer; sparse: all. Every such parameter really gets a gradient."""
+    """naming, dense: all but the indexer; warmup: the indexer; sparse: all. Each of them really gets a gradient."""
     model = KeyeVL(CONFIG)
     parameters = trainable(model, TAUGHT[stage].learns)
     loss, numbers = TAUGHT[stage].loss(model, batch(Size(4, 2)))
@@ -49,14 +51,14 @@ def test_a_stage_trains_what_it_should(stage):
     indexer = {n for n, _ in model.named_parameters() if "sa_indexer" in n}
     table = {"visual.vision_model.embeddings.packing_position_embedding.weight"}  # ships, is never read
     others = {n for n, _ in model.named_parameters()} - indexer - table
-    expected = {"dense": others, "warmup": indexer, "sparse": others | indexer}[stage]
+    expected = {"naming": others, "dense": others, "warmup": indexer, "sparse": others | indexer}[stage]
     assert set(parameters) == expected and gradients(model) == expected
     assert numbers.keys() == (set() if stage == "warmup" else {"answer", "kl", "balance", "right"})
 
 
 @pytest.mark.parametrize("stage", STAGES[1:])
 def test_the_loss_is_the_sum_of_its_parts(stage):
-    """Answers + 0.01 balance + lambda KL; the KL alone in the warm-up; no KL in the dense stage."""
+    """Answers + 0.01 balance + lambda KL; the KL alone in the warm-up; no KL in the dense stages."""
     model, inputs = KeyeVL(CONFIG), batch(Size(4, 2))
     with torch.no_grad():
         loss, numbers = TAUGHT[stage].loss(model, inputs, LossWeights(indexer=0.5))
@@ -103,6 +105,16 @@ def test_labels_are_read_in_float32(monkeypatch):
     assert heads == [(torch.float32, torch.float32)]
 
 
+def test_stills_change_shape_and_kind(monkeypatch):
+    """Step by step the next shape and the next kind, each in turn; no two steps show the same stills."""
+    drawn, make_stills = [], tower.make_stills
+    monkeypatch.setattr(tower, "make_stills", lambda *args: drawn.append(args) or make_stills(*args))
+    sides, kinds = ((28, 28), (28, 56), (56, 28)), (Difficulty(), Difficulty(hard=True))
+    teach_tower(KeyeVL(CONFIG), LoopConfig(steps=6, lr=1e-3), 2, None, sides, kinds)
+    assert [(args[4:6], args[7]) for args in drawn] == [(sides[n % 3], kinds[n % 2]) for n in range(6)]
+    assert [args[1] for args in drawn] == list(range(6)) and {args[3] for args in drawn} == {"train"}
+
+
 def test_the_tower_stage(tmp_path):
     """Only the tower moves, and the loss on stills falls."""
     model = KeyeVL(CONFIG)
@@ -113,57 +125,35 @@ def test_the_tower_stage(tmp_path):
     assert sum(x["loss"] for x in lines[-5:]) < 0.9 * sum(x["loss"] for x in lines[:5])
 
 
-# ---------------------------------------------------------------------------------------------------------- the lengths
-
-
-@pytest.mark.parametrize("growing", [True, False])
-@pytest.mark.parametrize("longest", [16, 1024])
-def test_lengths(growing, longest):
-    """Never longer than the cap of that share of the stage; each listed size in turn; about `frames` frames a batch."""
-    lengths, steps = Curriculum(longest=longest, growing=growing), 4000
-    sizes = [lengths.size_at(step, steps) for step in range(steps)]
-    listed = {(f, h, w, turns) for f, h, w, turns, _ in SIZES}
-    for step, size in enumerate(sizes):
-        caps = [n for n, until in CAPS.items() if step < until * steps] if growing else []
-        assert size.frames <= min([longest, *caps[:1]])
-        if size.frames:
-            assert (size.frames, size.height, size.width, size.turns) in listed
-            assert size.frames * size.videos <= lengths.frames and size.videos <= (96 if size.turns > 1 else 256)
-    assert {s.frames for s in sizes[-1000:]} == {f for f, *_ in SIZES if f <= longest} | {0}
-    assert 0.02 < sum(s.frames == 0 for s in sizes) / steps < 0.06
-    if growing:
-        assert {s.frames for s in sizes[: int(0.08 * steps)]} == {4, 0}
-
-
-def test_lengths_come_as_often_as_they_should():
-    """After the caps: within four standard errors of the listed weights."""
-    sizes = [Curriculum().size_at(step, 1) for step in range(8000)]
-    total = sum(often for *_, often in SIZES)
-    for frames, height, width, turns, often in SIZES:
-        p = 0.96 * often / total
-        count = sum((s.frames, s.height, s.width, s.turns) == (frames, height, width, turns) for s in sizes)
-        assert abs(count / 8000 - p) < 4 * (p * (1 - p) / 8000) ** 0.5
-
-
-def test_a_length_depends_on_its_step_only():
-    random.seed(1)
-    sizes = [Curriculum(growing=True).size_at(step, 100) for step in range(100)]
-    random.seed(2)
-    assert [Curriculum(growing=True).size_at(step, 100) for step in reversed(range(100))] == sizes[::-1]
-
-
-def test_caps_grow_to_all_lengths():
-    assert list(CAPS) == sorted(CAPS) and list(CAPS.values()) == sorted(CAPS.values()) and max(CAPS.values()) < 1
-    assert set(CAPS) < {f for f, *_ in SIZES}
+# ----------------------------------------------------------------------------------------------------------- the recipe
 
 
 def test_the_smoke_recipe_is_the_recipe_in_small():
     smoke = Recipe().scaled(0.0012, frames=32, longest=16, stills=16)
-    assert [getattr(smoke, s).steps for s in STAGES] == [2, 7, 2, 2]
+    assert [getattr(smoke, s).steps for s in STAGES] == [2, 2, 7, 2, 2]
     for stage in STAGES:
         mine, full = getattr(smoke, stage), getattr(Recipe(), stage)
         assert replace(mine, steps=full.steps, log_every=full.log_every, save_every=full.save_every) == full
     assert (smoke.lengths.frames, smoke.lengths.longest, smoke.stills) == (32, 16, 16)
+
+
+def test_what_the_stages_see():
+    """Naming: at most 16 frames, crowds above all; its cap and that of the dense stage grow; sparse: fewer at once."""
+    lengths = {stage: Recipe().lengths_of(stage) for stage in STAGES[1:]}
+    assert [(seen.longest, seen.frames, seen.caps) for seen in lengths.values()] == [
+        (16, 4096, NAMING_CAPS),
+        (1024, 4096, DENSE_CAPS),
+        (1024, 4096, ()),
+        (1024, 3072, ()),
+    ]
+    assert lengths["naming"].kinds == NAMING_KINDS and all(lengths[stage].kinds == KINDS for stage in STAGES[2:])
+    small = Recipe().scaled(0.1, frames=32, longest=8, stills=4).lengths_of("naming")
+    assert small.longest == 8 and small.frames == 32
+
+
+def test_every_stage_sees_videos_of_its_own():
+    """A lesson's seed is its stage's number."""
+    assert [TAUGHT[stage].number for stage in STAGES[1:]] == [1, 2, 3, 4]
 
 
 # ----------------------------------------------------------------------------------------------------------- the script
@@ -171,6 +161,15 @@ def test_the_smoke_recipe_is_the_recipe_in_small():
 
 class Killed(Exception):
     """Stands in for a kill."""
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """A folder with one photograph."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    Image.new("RGB", (300, 200), (200, 0, 200)).save(folder / "one.jpg")
+    return str(folder)
 
 
 @pytest.fixture
@@ -191,17 +190,32 @@ def run(tmp_path, monkeypatch, capsys):
 
 
 def test_every_stage_once(run):
-    """Four stages, a checkpoint after each that loads; a second call finds nothing to do and writes nothing."""
+    """Five stages, a checkpoint after each that loads; a second call finds nothing to do and writes nothing."""
     printed = run()
     assert [p["stage"] for p in printed] == list(STAGES)
-    assert [len(p["recall"].get("16", [])) for p in printed] == [0, 2, 2, 2]
+    assert [len(p["recall"].get("16", [])) for p in printed] == [0, 0, 2, 2, 2]
     assert all(0 < x <= 1 for p in printed for x in p["recall"].get("16", []))
+    assert [list(p["known"]) for p in printed] == [[], *[["4"]] * 4]
+    assert all(0 <= share <= 1 for p in printed[1:] for share in p["known"]["4"].values())
     models = [KeyeVL.from_pretrained(run.out / f"checkpoint-{stage}").state_dict() for stage in STAGES]
     for before, after, stage in zip(models, models[1:], STAGES[1:], strict=False):
         moved = {n for n, t in after.items() if not torch.equal(t, before[n])}
         assert moved and moved <= {n for n in after if TAUGHT[stage].learns(n)}
     before = {path: path.stat().st_mtime_ns for path in run.out.rglob("*")}
     assert run() == [] and {path: path.stat().st_mtime_ns for path in run.out.rglob("*")} == before
+
+
+def test_photographs_reach_every_stage(run, photographs, monkeypatch):
+    """Stills, plain and hard in turn, and lessons are drawn from the folder that the script was given."""
+    stills, seen = [], []
+    make_stills, learn = tower.make_stills, mini.learn
+    monkeypatch.setattr(tower, "make_stills", lambda *args: stills.append(args[-1]) or make_stills(*args))
+    monkeypatch.setattr(
+        mini, "learn", lambda model, recipe, *more: seen.append(recipe.lengths) or learn(model, recipe, *more)
+    )
+    run("--photographs", photographs)
+    assert [(kind.hard, kind.photographs) for kind in stills] == [(False, photographs), (True, photographs)]
+    assert len(seen) == 5 and {lengths.photographs for lengths in seen} == {photographs}
 
 
 def test_killed_in_a_stage(run, monkeypatch):
@@ -259,6 +273,31 @@ def raise_killed():
     raise Killed
 
 
+@pytest.mark.parametrize(
+    ("task", "wrong"), [("N", ["N"]), ("D", ["D"]), ("Y", ["Y"]), ("G", ["G one", "G three to six"])]
+)
+def test_known_tells_tasks_and_numbers_of_things_apart(task, wrong, monkeypatch):
+    """A model that says every answer right but those to one task; of G, those of one thing and of three and more."""
+    asked, prompts = [], mini.question_prompts
+
+    def recorded(videos, task, *more, **options):
+        asked.append((task, [len({e.name for e in events if e.kind == "thing"}) for events in videos.events]))
+        return prompts(videos, task, *more, **options)
+
+    def forward(inputs, attention):
+        ids, (of, counts) = inputs["input_ids"], asked[-1]
+        assert attention == "dense" and len(ids) == len(counts)
+        said = torch.nn.functional.one_hot(ids.roll(-1, 1), CONFIG.text.vocab).float()
+        said[torch.tensor([of == task and (task != "G" or count != 2) for count in counts])] = 0
+        return SimpleNamespace(logits=said)
+
+    model = KeyeVL(CONFIG)
+    monkeypatch.setattr(model, "forward", forward)
+    monkeypatch.setattr(mini, "question_prompts", recorded)
+    names = {"N", "D", "Y", "G one", "G two", "G three to six"}
+    assert mini.known(model, 4, 24) == {name: 0.0 if name in wrong else 1.0 for name in names}
+
+
 def test_recall_looks_at_real_tokens(monkeypatch):
     """Not at padding: the last queries are the end of the question and the mark of the assistant's turn."""
     seen = []
@@ -289,12 +328,6 @@ def test_the_module_needs_a_folder(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         mini.main()
     assert "--out" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("wrong", [{"frames": 0}, {"longest": 2}, {"sizes": ()}, {"sizes": ((-4, 56, 56, 1, 1.0),)}])
-def test_a_curriculum_without_a_lesson(wrong):
-    with pytest.raises(ValueError, match="expected frames >= 1 and a size of 1 to longest frames"):
-        Curriculum(**wrong)
 
 
 def test_lessons_that_run_out():

@@ -1,12 +1,13 @@
 """Train the shipped checkpoint: python -m minikeye.training.recipes.mini --out FOLDER
 
-The report's order in miniature (section 3), about twelve minutes on one H100:
+The report's order in miniature (section 3), about eighteen minutes on one H200:
     tower   vision tower on its own, on labelled stills: the answer loss reaches it through one frame in many
-    dense   all parameters, dense attention, lengths mixed and the cap growing (stages 1 to 3)
+    naming  all parameters, dense attention, short videos of many things: which word belongs to what (stages 0 and 1)
+    dense   the same, lengths mixed and the cap growing (stages 2 and 3)
     warmup  indexer only, dense attention (L_warmup)
     sparse  all parameters, sparse attention (L_NTP + lambda L_sparse)
-Skipped: stage 0, projector only. It aligns a projector to a language model that can already read; ours starts from
-nothing, so there is nothing to align to. All learning rates, lengths and steps: our choice.
+Skipped: a projector learning alone, the report's stage 0. It aligns a projector to a language model that can already
+read; ours starts from nothing, so there is nothing to align to. All learning rates, lengths and steps: our choice.
 """
 
 import argparse
@@ -21,8 +22,8 @@ from minikeye.config import KeyeConfig
 from minikeye.files import whole_file
 from minikeye.keye import KeyeVL
 from minikeye.minivid.dataset import make_videos
-from minikeye.minivid.lessons import Lesson, Size, question_prompts
-from minikeye.training.curriculum import Curriculum
+from minikeye.minivid.lessons import Lesson, Size, parts_right, question_prompts
+from minikeye.training.curriculum import CROWD, DENSE_CAPS, HARD, NAMING_CAPS, NAMING_KINDS, PLAIN, Curriculum
 from minikeye.training.dsa import RecallMeter
 from minikeye.training.loop import LoopConfig
 from minikeye.training.stage import SLOW, STAGES, teach
@@ -33,10 +34,11 @@ from minikeye.training.tower import teach_tower
 
 @dataclass(frozen=True)
 class Recipe:
-    """Steps, peak learning rates and lengths of the four stages."""
+    """Steps, peak learning rates and lengths of the five stages."""
 
     tower: LoopConfig = LoopConfig(steps=1800, lr=1.5e-3)
-    dense: LoopConfig = LoopConfig(steps=6000, lr=1.2e-3, warmup=100, save_every=500, slow=SLOW)
+    naming: LoopConfig = LoopConfig(steps=2000, lr=1.2e-3, warmup=100, final_lr=0.3, save_every=500, slow=SLOW)
+    dense: LoopConfig = LoopConfig(steps=6000, lr=1.0e-3, warmup=100, save_every=500, slow=SLOW)
     warmup: LoopConfig = LoopConfig(steps=200, lr=3e-3, warmup=20)
     sparse: LoopConfig = LoopConfig(steps=1000, lr=4e-4, warmup=20, save_every=500, slow=SLOW)
     stills: int = 2048  # images a step of the tower stage
@@ -44,20 +46,24 @@ class Recipe:
 
     def scaled(self, share: float, frames: int, longest: int, stills: int) -> "Recipe":
         """The same recipe with fewer steps and smaller batches, for a smoke test."""
-        stages = {n: getattr(self, n).scaled(share) for n in ("tower", "dense", "warmup", "sparse")}
+        stages = {n: getattr(self, n).scaled(share) for n in ("tower", *STAGES)}
         return replace(self, **stages, stills=stills, lengths=replace(self.lengths, frames=frames, longest=longest))
 
     def lengths_of(self, stage: str) -> Curriculum:
-        """In the dense stage the cap grows; masks are dear: the sparse one takes three long videos, not four."""
-        frames = self.lengths.frames * 3 // 4 if stage == "sparse" else self.lengths.frames
-        return replace(self.lengths, frames=frames, growing=stage == "dense")
+        """In the first stages the cap grows; masks are dear: the sparse one takes fewer long videos at once."""
+        if stage == "naming":
+            return replace(self.lengths, caps=NAMING_CAPS, longest=min(16, self.lengths.longest), kinds=NAMING_KINDS)
+        if stage == "dense":
+            return replace(self.lengths, caps=DENSE_CAPS)
+        return replace(self.lengths, frames=self.lengths.frames * 3 // 4) if stage == "sparse" else self.lengths
 
 
 def learn(model: KeyeVL, recipe: Recipe, name: str, folder: Path, workers: int) -> None:
     """One stage by its name; what it did is in `folder`."""
     config: LoopConfig = getattr(recipe, name)
     if name == "tower":
-        teach_tower(model, config, recipe.stills, folder)
+        kinds = tuple(replace(kind, photographs=recipe.lengths.photographs) for kind in (PLAIN, HARD))
+        teach_tower(model, config, recipe.stills, folder, difficulties=kinds)
         return
     stage = STAGES[name]
     lessons = recipe.lengths_of(name).lessons_from(model.config, config.steps, stage.number, workers)
@@ -78,17 +84,41 @@ def recall(model: KeyeVL, frames: int, mode: str) -> list[float]:
     return [round(float(kept.mean()), 4) for kept in meter.kept]
 
 
+@torch.no_grad()
+def known(model: KeyeVL, frames: int, count: int = 64) -> dict[str, float]:
+    """Share of exact answers, by dense attention, about fresh training videos: of each task, G by number of things."""
+    size, out = Size(frames, count), {}
+    never = model.config.image_token_id, model.config.video_token_id
+    for task, kind in (*((task, PLAIN) for task in "NDYG"), ("G", CROWD)):
+        videos = make_videos(99, range(count), frames, "train", difficulty=kind)
+        things = torch.tensor([sum(p.task == "G" for p in problems) for problems in videos.problems])
+        prompts = question_prompts(videos, task, size, model.config, answered=True)
+        inputs = Lesson(prompts, videos, size).inputs(model.config, model.device)
+        with autocast(model.device):
+            logits = model(inputs, attention="dense").logits
+        exact = parts_right(logits, inputs["input_ids"], inputs["answer"], never)["exact"].cpu().float()
+        parts = {"G one": exact[things == 1], "G two": exact[things == 2], "G three to six": exact[things > 2]}
+        parts = parts if task == "G" else {task: exact}
+        out |= {name: round(float(part.mean()), 3) for name, part in parts.items() if len(part)}
+    return out
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the resumable states, logs and checkpoints")
     parser.add_argument("--stages", nargs="+", default=["tower", *STAGES], choices=["tower", *STAGES], metavar="STAGE")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=12, help="processes that make prompts")
+    parser.add_argument(
+        "--photographs", type=Path, help="folder of more backgrounds, .jpg; assets/README.md says which"
+    )
     parser.add_argument("--smoke", action="store_true", help="a few tiny steps of every stage, on a CPU")
     options = parser.parse_args()
     device = on(options.device)
     torch.manual_seed(0)
     recipe = Recipe().scaled(0.0012, frames=32, longest=16, stills=16) if options.smoke else Recipe()
+    if options.photographs is not None:
+        recipe = replace(recipe, lengths=replace(recipe.lengths, photographs=str(options.photographs)))
     model = KeyeVL(KeyeConfig.mini()).to(device)
     model.visual.chunk_patches = 2**20  # one pass: memory is not short here
     progress = options.out / "done.pt"
@@ -103,7 +133,9 @@ def main() -> None:
         # Not what the call returned: that lacks what was logged before a kill.
         lines = read_log(options.out / f"{stage}.jsonl")
         lengths = (16,) if options.smoke else (64, 256, 1024)
-        kept = {n: recall(model, n, "dense") for n in lengths} if stage != "tower" else {}
+        kept = {n: recall(model, n, "dense") for n in lengths} if stage not in ("tower", "naming") else {}
+        asked = (4,) if options.smoke else (4, 8, 16) if stage == "naming" else (16, 64, 256)
+        shown = {n: known(model, n, 4 if options.smoke else 128) for n in asked} if stage != "tower" else {}
         log = options.out / "mini_training.jsonl"
         before = [line for line in read_log(log) if line["stage"] != stage]
         write_log(log, before + [{"stage": stage, **line} for line in lines])
@@ -114,7 +146,10 @@ def main() -> None:
         with whole_file(progress) as part:
             torch.save({"model": model.state_dict(), "stages": done}, part)
         seconds = round(time.monotonic() - begun, 1)
-        print(json.dumps({"stage": stage, "seconds": seconds, "last": lines[-1:], "recall": kept}), flush=True)
+        print(
+            json.dumps({"stage": stage, "seconds": seconds, "last": lines[-1:], "recall": kept, "known": shown}),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
