@@ -177,6 +177,7 @@ def frames(arguments: argparse.Namespace) -> None:
         arguments.video,
         arguments.question,
         insert_card=arguments.insert_card,
+        card_seed=arguments.seed or 0,
         max_new_tokens=arguments.max_new_tokens,
         attention=arguments.attention,
         backend=arguments.backend,

@@ -89,8 +89,9 @@ def _add_asking(group) -> None:
     summary = "ask, and show which frames were read"
     frames = _command(group, commands.frames, summary, f"clip.mp4 {QUESTION} --insert-card 7@3.0")
     _add_question(frames)
-    _add_model(frames, longest=32)
-    help_ = "put a card with this digit into the sampled frame nearest to that second, e.g. 7@3.0"
+    seed = "draw the same answer and the same card again: its handwriting, size, place and colours (card's default: 0)"
+    _add_model(frames, longest=32, seed=seed)
+    help_ = "put a card with this digit into the sampled frame nearest to that second, e.g. 7@3.0; --seed for another"
     frames.add_argument("--insert-card", type=parse_card, metavar="DIGIT@SECONDS", help=help_)
     default = Path("minikeye-out")
     frames.add_argument("--out", type=Path, default=default, help=f"folder to write (default: {default})")
@@ -126,7 +127,7 @@ def _add_question(command: argparse.ArgumentParser) -> None:
     command.add_argument("question", metavar="QUESTION")
 
 
-def _add_model(command: argparse.ArgumentParser, longest: int) -> None:
+def _add_model(command: argparse.ArgumentParser, longest: int, seed: str = "draw the same answer again") -> None:
     """Which model, where and how it is held, and how it speaks. What is not given is the checkpoint's own."""
     add = command.add_argument
     add("--checkpoint", metavar="FOLDER", help="folder or hub id (default: assets/checkpoints/mini of the repository)")
@@ -142,7 +143,7 @@ def _add_model(command: argparse.ArgumentParser, longest: int) -> None:
     add("--temperature", type=float, help="0 takes the most likely token (default: the checkpoint's, else 0)")
     add("--top-k", type=int, metavar="K", help="draw from the K most likely tokens; 0: all")
     add("--top-p", type=float, metavar="P", help="draw from the most likely tokens that make up probability P; 1: all")
-    add("--seed", type=int, help="draw the same answer again")
+    add("--seed", type=int, help=seed)
 
 
 def parse_card(text: str) -> tuple[int, float]:

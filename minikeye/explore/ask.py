@@ -82,6 +82,7 @@ def ask(
     question: str,
     *,
     insert_card: tuple[int, float | int] | None = None,
+    card_seed: int = 0,
     max_new_tokens: int = 32,
     attention: Mode = "sparse",
     backend: str = "auto",
@@ -93,14 +94,14 @@ def ask(
     """Ask `question` about the video in `path`, and record what the query of each generated token selected.
 
     insert_card: (digit, seconds) of a card to put into the sampled frame nearest to that second; the earlier one of
-    two that are equally near. attention: "dense" records what the indexer would have selected. on_step: called after
-    each step. on_answer: gets the answer as soon as it is there, before what it read is counted. thinking: as
-    `Processor` takes it. sampling: temperature, top_k, top_p and seed of `generate`; greedy by default. Raises
-    ValueError (VideoError for the file and for a time outside it), and RuntimeError where the answer is empty, because
-    then there is no query to show.
+    two that are equally near. card_seed: picks its handwriting, size, place and colours. attention: "dense" records
+    what the indexer would have selected. on_step: called after each step. on_answer: gets the answer as soon as it is
+    there, before what it read is counted. thinking: as `Processor` takes it. sampling: temperature, top_k, top_p and
+    seed of `generate`; greedy by default. Raises ValueError (VideoError for the file and for a time outside it), and
+    RuntimeError where the answer is empty, because then there is no query to show.
     """
     watch = _Stopwatch(on_step)
-    clip, truth = read_clip(processor, path, insert_card)
+    clip, truth = read_clip(processor, path, insert_card, card_seed)
     height, width = clip.frames.shape[-2:]
     watch.lap("video", f"{len(clip.frames)} frames of {width}x{height} pixels, 0.0 to {clip.seconds[-1]:.1f} s")
     content = [{"type": "video", "video": clip}, {"type": "text", "text": question}]
@@ -170,12 +171,12 @@ def model_and_processor(
 
 
 def read_clip(
-    processor: Processor, path: str | Path, insert_card: tuple[int, float | int] | None = None
+    processor: Processor, path: str | Path, insert_card: tuple[int, float | int] | None = None, card_seed: int = 0
 ) -> tuple[Clip, tuple[int, ...]]:
     """The sampled frames of a video file, with a card where one is asked for, and the numbers of the card's frames.
 
-    Raises VideoError for a file that is no whole video, one too long for the model (before it is decoded) and a time
-    outside it, ValueError for a digit outside 0..9.
+    insert_card, card_seed: as in `ask`. Raises VideoError for a file that is no whole video, one too long for the model
+    (before it is decoded) and a time outside it, ValueError for a digit outside 0..9.
     """
     if is_picture(path):
         raise VideoError(f"{path} is a picture and has no frames to choose from: give a video")
@@ -191,7 +192,7 @@ def read_clip(
             f"the card must go between 0 and {video.info.seconds:.1f} s, where {path} ends; got {seconds} s"
         )
     nearest = min(range(len(times)), key=lambda n: abs(times[n] - seconds))
-    return Clip(needle.insert_card(video.frames, nearest, digit), times, video.notes), (nearest,)
+    return Clip(needle.insert_card(video.frames, nearest, digit, card_seed), times, video.notes), (nearest,)
 
 
 class _Stopwatch:

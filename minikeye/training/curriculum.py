@@ -75,6 +75,13 @@ class Curriculum:
                 f"expected frames >= 1 and a size of 1 to longest frames, got frames = {self.frames}, longest = "
                 f"{self.longest} and a shortest size of {shortest}"
             )
+        if low := [cap for cap, _ in self.caps if cap < shortest]:
+            raise ValueError(
+                f"expected caps of at least the shortest size, {shortest} frames, got {low}: no video would be left"
+            )
+        shares = [until for _, until in self.caps]
+        if shares != sorted(shares):
+            raise ValueError(f"expected caps with growing shares of the stage, got {shares}")
 
     def size_at(self, step: int, steps: int) -> Size:
         """The size of the batch of that step of `steps`; it depends on nothing else."""

@@ -49,7 +49,8 @@ def teach_tower(
 ) -> list[dict[str, float | int]]:
     """Train the tower and a throw-away head on `stills` fresh images a step; returns the log. folder: as in `train`.
 
-    sides: heights and widths in pixels, difficulties: of the stills; both are taken in turn.
+    sides: heights and widths in pixels, in turn. difficulties: of the stills; the next one after each round of the
+    sides, so that every difficulty comes in every shape.
     """
     device = model.device
     head = LabelHead(model.config.vision.width).to(device)
@@ -66,7 +67,7 @@ def teach_tower(
 
     def backward_at(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         height, width = sides[step % len(sides)]
-        difficulty = difficulties[step % len(difficulties)]
+        difficulty = difficulties[step // len(sides) % len(difficulties)]
         frames, digit, things = make_stills(1, step, stills, "train", height, width, device, difficulty)
         return run(pixels(frames, model.config) | {"digit": digit, "things": things})
 

@@ -24,6 +24,7 @@ from minikeye.explore.ask import ask, read_clip
 from minikeye.inference.chat import Chat
 from minikeye.inputs.sampling import VideoError
 from minikeye.inputs.video import decode_video
+from minikeye.minivid import needle
 from minikeye.minivid.tasks import NEEDLE_QUESTION
 
 QUESTION = "Which digit is on the card, and at which second?"
@@ -166,6 +167,29 @@ def test_frames_says_where_a_card_between_two_frames_went(capsys, folder, video,
     asked = "frames", video, QUESTION, "--checkpoint", folder, "--out", tmp_path, "--max-new-tokens", 2, "--insert-card"
     said = {card: re.search("^card     (.*?): ", run(capsys, *asked, card)[1], re.M)[1] for card in ("7@1.4", "7@2.3")}
     assert said == {"7@1.4": "7 at 1.2 s, the sampled frame nearest to 1.4 s", "7@2.3": "7 at 2.3 s"}
+
+
+def test_seed_draws_another_card(capsys, folder, video, tmp_path, monkeypatch):
+    """Of the same digit in the same frame: as `insert_card` draws it for that seed; 0 where no seed is given."""
+    drawn, insert_card = [], needle.insert_card
+    monkeypatch.setattr(needle, "insert_card", lambda *args: drawn.append(args[1:]) or insert_card(*args))
+    asked = "frames", video, QUESTION, "--checkpoint", folder, "--max-new-tokens", 2, "--insert-card", "7@1.2"
+    for n, seed in enumerate(([], ["--seed", 0], ["--seed", 5])):
+        status, out, _ = run(capsys, *asked, "--out", tmp_path / str(n), *seed)
+        assert status == 0 and "card     7 at 1.2 s: " in out
+    assert drawn == [(2, 7, 0), (2, 7, 0), (2, 7, 5)]
+    first, same, other = ((tmp_path / str(n) / "selection.json").read_text() for n in range(3))
+    assert first == same != other
+
+
+def test_help_says_what_a_seed_draws(capsys):
+    texts = {}
+    for command in ("answer", "frames", "chat"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        texts[command] = " ".join(capsys.readouterr().out.split())
+    assert "--seed SEED draw the same answer again" in texts["answer"] and "card" not in texts["chat"]
+    assert "the same card again: its handwriting, size, place and colours (card's default: 0)" in texts["frames"]
 
 
 @pytest.mark.parametrize("fails", ["figure", "to_json"])
@@ -699,6 +723,18 @@ def test_the_card_goes_into_the_nearest_frame(loaded, video, seconds, frame):
     changed = (plain.frames != clip.frames).flatten(1).any(dim=1)
     assert changed.nonzero().flatten().tolist() == [frame]
     assert clip.seconds == plain.seconds
+
+
+def test_a_seed_changes_the_card_only(loaded, video):
+    """Every seed another card in the same frame, the same seed the same card; `ask` tells it from that of sampling."""
+    cards = [read_clip(loaded[1], video, (3, 1.2), seed)[0].frames for seed in (0, 1, 2, 1)]
+    assert torch.equal(cards[1], cards[3]) and not torch.equal(cards[1], cards[2])
+    for other in cards[1:]:
+        changed = (other != cards[0]).flatten(1).any(dim=1)
+        assert changed.nonzero().flatten().tolist() == [2]
+    options = {"insert_card": (3, 1.2), "max_new_tokens": 6, "temperature": 5.0}
+    runs = [ask(*loaded, video, QUESTION, **options, card_seed=card, seed=seed) for card, seed in ((1, 0), (1, 1))]
+    assert all(torch.equal(asked.clip.frames, cards[1]) for asked in runs) and runs[0].answer != runs[1].answer
 
 
 @pytest.mark.parametrize("seconds", [-0.1, 3.01, float("nan")])

@@ -13,6 +13,8 @@ from minikeye.evaluation.dsa_study import (
     METHODS,
     QUESTIONS,
     RECIPE,
+    SIZES,
+    TRAINED_FRAMES,
     Run,
     fresh,
     known,
@@ -21,6 +23,7 @@ from minikeye.evaluation.dsa_study import (
     summarise,
     teach,
 )
+from minikeye.minivid.scene import Difficulty
 from minikeye.training.curriculum import Curriculum
 from minikeye.training.loop import LoopConfig
 from minikeye.training.stage import SPARSE, WARMUP
@@ -37,8 +40,16 @@ def test_the_plan():
         assert main == {(task, 64 * times) for task in "NG" for times in (1, 4, 16)}
     assert {r.task for r in runs if r.k != 256} == {"N"}
     assert all(QUESTIONS[r.frames][r.task] >= 20 for r in runs)
-    for _, _, lengths in RECIPE:
-        assert max(size[0] for size in lengths.sizes if size[0] <= lengths.longest) == 64
+
+
+def test_what_the_study_teaches_on():
+    """Plain square videos of 4 to 64 frames, each length in turn; none of the curriculum's crowds and hard footage."""
+    for _, config, lengths in RECIPE:
+        sizes = [lengths.size_at(step, config.steps) for step in range(config.steps)]
+        seen = {(s.frames, s.height, s.width, s.difficulty) for s in sizes if s.frames}
+        assert seen == {(frames, 56, 56, Difficulty()) for frames in (4, 8, 16, 32, 64)}
+        assert all(s.frames * s.videos <= lengths.frames for s in sizes)
+        assert {frames for frames, *_ in SIZES} == {4, 8, 16, 32, TRAINED_FRAMES}
 
 
 def row(seed, method, task, frames, exact, recall=(1.0,), k=256) -> dict:

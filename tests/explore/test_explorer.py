@@ -395,10 +395,13 @@ def test_without_ipywidgets_the_extra_is_named(monkeypatch):
 
 @pytest.fixture
 def asked(monkeypatch, model, processor, inputs, pictures):
-    """`read_clip` without a file: eight frames, and the card's."""
-    clip = Clip(pictures, [0.5 * n for n in range(8)])
-    monkeypatch.setattr(ask, "read_clip", lambda processor, path, card=None: (clip, (3,) if card else ()))
-    monkeypatch.setattr("minikeye.explore.widget.sources.read_clip", ask.read_clip)
+    """`read_clip` without a file: eight frames, and the card's, which another seed makes brighter."""
+
+    def read_clip(processor, path, card=None, seed=0):
+        return Clip(pictures + seed, [0.5 * n for n in range(8)]), (3,) if card else ()
+
+    monkeypatch.setattr(ask, "read_clip", read_clip)
+    monkeypatch.setattr("minikeye.explore.widget.sources.read_clip", read_clip)
     return {"model": model, "processor": processor, "max_new_tokens": 10}
 
 
@@ -415,6 +418,12 @@ def test_from_video(asked, probed):
         asked.pop("model"), asked.pop("processor"), "clip.mp4", question, insert_card=(7, 1.4), **asked
     ).selection
     assert torch.equal(s.counts[:, :1], explorer.selection.counts) and s.counts.shape[1] == 10
+
+
+def test_from_video_takes_a_seed_of_the_card(asked):
+    shown = [Probed.from_video("c.mp4", "What?", insert_card=(7, 1.5), card_seed=n, **asked).thumbnails for n in (0, 9)]
+    plain = Probed.from_video("c.mp4", "What?", insert_card=(7, 1.5), **asked).thumbnails
+    assert torch.equal(plain, shown[0]) and not torch.equal(*shown)
 
 
 def test_from_video_takes_a_device_and_says_what_was_taught(asked, model, tmp_path, monkeypatch):

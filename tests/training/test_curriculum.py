@@ -108,6 +108,25 @@ def test_a_curriculum_without_a_lesson(wrong):
         Curriculum(**wrong)
 
 
+@pytest.mark.parametrize(
+    ("caps", "message"),
+    [
+        (((2, 0.5),), r"at least the shortest size, 4 frames, got \[2\]"),
+        (((4, 0.1), (3, 0.2), (1, 1.0)), r"at least the shortest size, 4 frames, got \[3, 1\]"),
+        (((4, 0.5), (8, 0.2)), r"growing shares of the stage, got \[0\.5, 0\.2\]"),
+    ],
+)
+def test_caps_that_leave_no_video(caps, message):
+    """Told when the curriculum is made, not at the step that finds nothing to draw from."""
+    with pytest.raises(ValueError, match=message):
+        Curriculum(caps=caps)
+
+
+@pytest.mark.parametrize("caps", [(), ((4, 1.0),), ((4, 0.0), (8, 0.0))])
+def test_caps_that_leave_one(caps):
+    assert max(Curriculum(caps=caps).size_at(step, 50).frames for step in range(50)) >= 4
+
+
 # ----------------------------------------------------------------------------------------------------------- the shapes
 
 

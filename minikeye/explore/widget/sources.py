@@ -135,13 +135,14 @@ class Probed:
         question: str,
         *,
         insert_card: tuple[int, float | int] | None = None,
+        card_seed: int = 0,
         checkpoint: str | Path | None = None,
         model: KeyeVL | None = None,
         processor: Processor | None = None,
         device: str | torch.device | None = None,
         **options: Any,
     ) -> "Probed":
-        """Ask `question` about a video file. insert_card: (digit, seconds), as in `ask.ask`.
+        """Ask `question` about a video file. insert_card: (digit, seconds), card_seed: as in `ask.ask`.
 
         checkpoint, model, processor, device: as `ask.model_and_processor` takes them. options: max_new_tokens,
         attention, backend. Raises as these and `of` do.
@@ -149,7 +150,7 @@ class Probed:
         known = taught(checkpoint or CHECKPOINT) if model is None else ""
         model, processor = model_and_processor(checkpoint, model, processor, device)
         with Waiting(f"1 of 2: reading {Path(path).name}"):
-            clip, truth = read_clip(processor, path, insert_card)
+            clip, truth = read_clip(processor, path, insert_card, card_seed)
         content = [{"type": "video", "video": clip}, {"type": "text", "text": question}]
         inputs = processor([{"role": "user", "content": content}]).to(model.device)
         if truth and abs(clip.seconds[truth[0]] - insert_card[1]) >= 0.05:  # as many decimals as are shown
