@@ -76,7 +76,8 @@ def test_no_answer_leaves_its_range(said, truth):
 
 
 @pytest.mark.parametrize(
-    "none", [(9.0, 0.0, 1.0, 5.0), (0.0, 0.0, 0.0, 5.0), (0.0, 0.0, 1001.0, 5.0), (-1.0, 0.0, 5.0, 5.0), (math.nan,) * 4]
+    "none",
+    [(9.0, 0.0, 1.0, 5.0), (0.0, 0.0, 0.0, 5.0), (0.0, 0.0, 1001.0, 5.0), (-1.0, 0.0, 5.0, 5.0), (math.nan,) * 4],
 )
 def test_a_box_that_is_none_supports_nothing(none):
     """It takes a place, as a box far away would; as a truth it is refused."""
