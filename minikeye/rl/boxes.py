@@ -20,8 +20,8 @@ SAME = 0.9  # two boxes said with at least this IoU are one box said twice: our 
 class Match(NamedTuple):
     """Boxes said against true boxes."""
 
-    ious: list[float]  # of the matched pairs, as many as the smaller set has boxes
-    said: int  # distinct boxes said
+    ious: list[float]  # of the matched pairs
+    said: int  # distinct boxes said, those that are none included: they find no pair
     true: int
     copies: int  # boxes said that are near-copies of an earlier one: N_dup
 
@@ -54,9 +54,7 @@ def matched(said: Sequence[Box], truth: Sequence[Box]) -> Match:
     wrong = sum(not _is_box(box) for box in said)
     ious = box_ious(distinct, truth)
     pairs = ious[linear_sum_assignment(ious, maximize=True)].tolist()
-    unpaired = min(wrong, len(truth) - len(pairs))  # they take the places that are left, with an IoU of 0
-    copies = len(said) - wrong - len(distinct)
-    return Match(pairs + [0.0] * unpaired, len(distinct) + wrong, len(truth), copies)
+    return Match(pairs, len(distinct) + wrong, len(truth), copies=len(said) - wrong - len(distinct))
 
 
 def grounding_reward(

@@ -1,9 +1,9 @@
 """GSPO and its relatives: one loss, one table of variants.
 
 Axes: n answer, t position in the completion.
-The report (section 4.3) trains by GSPO: an answer is kept near the policy that drew it by ONE ratio, the geometric mean
-of its tokens' ratios, because a reward is given to an answer, not to a token. The relatives differ from it in the six
-columns of `VARIANTS` and in no line of code.
+The report (section 4.2.2) trains by GSPO: an answer is kept near the policy that drew it by ONE ratio, the geometric
+mean of its tokens' ratios, because a reward is given to an answer, not to a token. The relatives differ from it in the
+six columns of `VARIANTS` and in no line of code.
 
     a, kept = advantages(rewards, groups, variant)
     loss, numbers = objective(new_logprobs, old_logprobs, mask & kept[:, None], a, variant)

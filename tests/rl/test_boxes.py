@@ -90,6 +90,13 @@ def test_a_box_that_is_none_supports_nothing(none):
             reward([A], [none])
 
 
+def test_near_copies_are_told_from_neighbours():
+    """0.95 of the same box is said twice, and the first one stays; 0.85 is another box."""
+    near, other = (0.0, 0.0, 100.0, 95.0), (0.0, 0.0, 100.0, 85.0)
+    assert matched([near, A], [A]) == ([0.95], 1, 1, 1)
+    assert matched([other, A], [A]) == ([1.0], 2, 1, 0)
+
+
 def test_gate_and_penalty():
     """Just above the gate is worth much more than just below; copies cost, and cannot push grounding below 0."""
     above, below = (0.0, 0.0, 100.0, 50.0), (0.0, 0.0, 100.0, 49.0)
