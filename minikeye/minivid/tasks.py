@@ -6,11 +6,12 @@
 | G, grounding | From when to when is the red circle visible? | [[3.0, 9.5]] |
 | D, naming | What is visible at 3.5 s? | red circle and blue square |
 | Y, presence | Is the red circle visible at 3.5 s? | yes |
+| P, order with evidence | Is the card before, during or after the red circle? | [[3.0, 9.5]] 7.5 during |
 | T, text only | What is 12+34? | 46 |
 
 All times have one decimal, as the timestamps in the prompt have. An interval ends at the first frame without the thing.
 Where a video has two cards with digits, "the card" is the first. Things are named in the order of `things.KINDS`;
-"nothing" where none is visible.
+"nothing" where none is visible. The evidence of P is the thing's interval and the card's second; the word follows.
 """
 
 import re
@@ -23,13 +24,14 @@ import torch
 
 from minikeye.minivid.draws import generator
 from minikeye.minivid.pictures import Split, check_split
-from minikeye.scores import needle_score, temporal_iou
+from minikeye.scores import SECONDS_TOLERANCE, needle_score, temporal_iou
 
 NEEDLE_QUESTION = "Which digit is on the card, and at which second?"
 TRAIN_SUMS = 9_000  # of the 10,000 pairs of numbers; the rest is the test split
 
 _NEEDLE = re.compile(r"\s*([0-9])\s+at\s+([0-9]+\.[0-9])\s+s\s*")
 _PAIR = r"\s*\[\s*([0-9]+\.[0-9])\s*,\s*([0-9]+\.[0-9])\s*\]\s*"
+_ORDER = re.compile(r"\s*(\[.*\])\s*([0-9]+\.[0-9])\s+(before|during|after)\s*")
 _INTERVALS = re.compile(rf"\s*\[{_PAIR}(?:,{_PAIR})*\]\s*")
 
 
@@ -48,7 +50,7 @@ class Event:
 class Problem(NamedTuple):
     """A question with its answer."""
 
-    task: Literal["N", "G", "D", "Y", "T"]
+    task: Literal["N", "G", "D", "Y", "P", "T"]
     question: str
     answer: str
     solution: str  # a sentence that gives the reason
@@ -86,6 +88,17 @@ def presence(thing: Event, frame: int, seconds: float) -> Problem:
     return Problem("Y", question, "yes" if there else "no", solution)
 
 
+def order(card: Event, thing: Event) -> Problem:
+    """Task P: when the card comes, against one thing, after the evidence for it."""
+    word = "before" if card.first < thing.first else "after" if card.first >= thing.stop else "during"
+    question = f"Is the card before, during or after the {thing.name}?"
+    solution = (
+        f"The card is in frame {card.first} at {card.start:.1f} s, {word} the {thing.name}, which is visible from "
+        f"{thing.start:.1f} s to {thing.end:.1f} s."
+    )
+    return Problem("P", question, f"[[{thing.start:.1f}, {thing.end:.1f}]] {card.start:.1f} {word}", solution)
+
+
 def text_sums(seed: int, indices: Sequence[int], split: Split) -> list[Problem]:
     """Task T: sums of two numbers 0..99, one per index. No pair of numbers is in both splits.
 
@@ -114,10 +127,25 @@ def parse_interval(text: str) -> list[tuple[float, float]] | None:
     return pairs if all(start < end for start, end in pairs) else None
 
 
+class Order(NamedTuple):
+    """What an answer to task P says."""
+
+    interval: list[tuple[float, float]] | None  # of the thing; None where it is no interval
+    second: float  # of the card
+    word: str  # before, during or after
+
+
+def parse_order(text: str) -> Order | None:
+    """Evidence and word of an answer to task P; None for text of another form."""
+    match = _ORDER.fullmatch(text)
+    return Order(parse_interval(match[1]), float(match[2]), match[3]) if match else None
+
+
 def score(problem: Problem, answer: str) -> dict[str, float]:
     """What is right about an answer, each part from 0 to 1; "exact": whether it is the expected text.
 
-    Needle: "digit" exact, "second" within 0.5 s, "both". Grounding: "tiou". An answer that cannot be read scores 0.
+    Needle: "digit" exact, "second" within 0.5 s, "both". Grounding: "tiou". Order: "word", "tiou" and "second" of the
+    evidence. An answer that cannot be read scores 0.
     """
     exact = {"exact": float(answer == problem.answer)}
     if problem.task == "N":
@@ -125,6 +153,13 @@ def score(problem: Problem, answer: str) -> dict[str, float]:
         return {"digit": float(parts.digit), "second": float(parts.second), "both": float(parts.both)} | exact
     if problem.task == "G":
         return {"tiou": temporal_iou(parse_interval(answer), parse_interval(problem.answer))} | exact
+    if problem.task == "P":
+        said, truth = parse_order(answer), parse_order(problem.answer)
+        if said is None:
+            return {"word": 0.0, "tiou": 0.0, "second": 0.0} | exact
+        near = abs(said.second - truth.second) <= SECONDS_TOLERANCE + 1e-9
+        tiou = temporal_iou(said.interval, truth.interval)
+        return {"word": float(said.word == truth.word), "tiou": tiou, "second": float(near)} | exact
     return exact
 
 

@@ -9,7 +9,18 @@ import torch
 from minikeye.minivid.dataset import MiniVideos, make_videos
 from minikeye.minivid.draws import Draws
 from minikeye.minivid.scene import Difficulty, draw_videos, frame_labels
-from minikeye.minivid.tasks import NEEDLE_QUESTION, Event, Problem, grounding, naming, needle, presence, score
+from minikeye.minivid.tasks import (
+    NEEDLE_QUESTION,
+    Event,
+    Problem,
+    grounding,
+    naming,
+    needle,
+    order,
+    parse_order,
+    presence,
+    score,
+)
 from minikeye.minivid.things import KINDS
 
 PLAIN, HARD_CROWD = Difficulty(), Difficulty(crowd=True, hard=True, second_card=0.5)
@@ -191,3 +202,41 @@ def test_a_question_is_the_same_in_any_batch() -> None:
     for difficulty in KINDS_OF_VIDEO:
         batch = make_videos(3, range(10, 20), 9, "test", difficulty=difficulty)
         assert batch.problems[7] == make_videos(3, [17], 9, "test", difficulty=difficulty).problems[0]
+
+
+# --- order with evidence (P) ---
+
+
+def test_order_agrees_with_the_frames() -> None:
+    """Before the thing's first frame, in one of its frames, or after its last; the evidence is the events' own."""
+    words = Counter()
+    for card, *things in make_videos(21, range(60), 12).events:
+        for thing in things:
+            problem = order(card, thing)
+            shown = range(thing.first, thing.stop)
+            expected = "during" if card.first in shown else "before" if card.first < min(shown) else "after"
+            said = parse_order(problem.answer)
+            assert said == ([(thing.start, thing.end)], card.start, expected) and thing.name in problem.question
+            assert score(problem, problem.answer) == {"word": 1, "tiou": 1, "second": 1, "exact": 1}
+            words[expected] += 1
+    assert min(words.values()) > 10 and len(words) == 3
+
+
+@pytest.mark.parametrize(
+    ("answer", "word", "tiou", "second"),
+    [
+        ("[[3.0, 9.0]] 7.5 after", 0, 1, 1),
+        ("[[3.0, 6.0]] 8.0 during", 1, 0.5, 1),
+        ("[[6.0, 9.0]] 8.1 during", 1, 0.5, 0),
+        ("[[9.0, 3.0]] 7.5 during", 1, 0, 1),
+        ("[[3.0, 9.0]] 7.5 between", 0, 0, 0),
+        ("during", 0, 0, 0),
+        ("[[3.0, 9.0]] during", 0, 0, 0),
+        ("[[3.0, 9.0]] 7.5 during the", 0, 0, 0),
+    ],
+)
+def test_order_scores(answer: str, word: float, tiou: float, second: float) -> None:
+    card = Event("card", "3", 15, 16, 7.5, 8.0)
+    problem = order(card, Event("thing", "red circle", 6, 18, 3.0, 9.0))
+    assert problem.answer == "[[3.0, 9.0]] 7.5 during"
+    assert score(problem, answer) == {"word": word, "tiou": tiou, "second": second, "exact": 0}

@@ -1,0 +1,159 @@
+"""Learning from reward: roll out, score, and take a few steps; the loop of `training.loop` does the rest.
+
+One iteration: the policy answers a batch of prompts G times each, a reward judges every answer, the answers of a group
+are compared with each other, and the policy takes `minibatches` optimiser steps on them. From the second step on the
+answers are a little old, which is what the ratio and its clipping are for.
+
+Vision tower and projector are frozen (report, Video-RL): their tokens are computed once per prompt. The indexer is
+frozen too, and attention is dense unless told otherwise: our choice.
+
+Axes: b prompt, g answer of a prompt, n token of an answer.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from minikeye.inputs.tokenizer import load_tokenizer
+from minikeye.keye import KeyeVL
+from minikeye.model.step import Mode
+from minikeye.rl.gspo import GSPO, Variant, advantages, objective
+from minikeye.rl.rollout import Answers, answer_logprobs, sample_answers
+from minikeye.training.loop import LoopConfig, train
+from minikeye.training.stage import trainable
+from minikeye.training.step import autocast
+
+Prompts = dict[str, Tensor]  # inputs of a pass, padded on the left; visual tokens in the place of pixels
+Reward = Callable[[str, Any], float]  # an answer's text and what is known of its question -> 0..1
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """How the policy is sampled and how often a sample is used."""
+
+    group: int = 8  # answers to a prompt
+    minibatches: int = 2  # optimiser steps on each rollout, each on its share of the prompts
+    max_new_tokens: int = 24
+    temperature: float = 1.0
+    attention: Mode = "dense"
+    variant: Variant = GSPO
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.group < 2 or self.minibatches < 1:
+            raise ValueError(f"expected group >= 2 and minibatches >= 1, got {self.group} and {self.minibatches}")
+
+
+def learns(name: str) -> bool:
+    """Whether reward teaches the parameter of that name: decoder and head, without the indexers."""
+    return name.startswith(("model.", "lm_head.")) and "sa_indexer" not in name
+
+
+@torch.no_grad()
+def with_visual_tokens(model: KeyeVL, inputs: Mapping[str, Tensor]) -> Prompts:
+    """The same inputs with visual tokens in the place of pixels: what a frozen tower says once it says for good."""
+    kept = {name: value for name, value in inputs.items() if name not in ("patches", "grids")}
+    with autocast(model.device):
+        return kept | {"visual": model.visual_tokens(inputs["patches"], inputs["grids"])}
+
+
+def share_of(prompts: Prompts, part: slice) -> Prompts:
+    """Some of the prompts, with their visual tokens: every prompt has equally many."""
+    rows, out = len(prompts["input_ids"]), {}
+    for name, value in prompts.items():
+        if name == "positions":
+            out[name] = value[:, part]
+        elif name == "visual":
+            out[name] = value.unflatten(0, (rows, -1))[part].flatten(0, 1)
+        else:
+            out[name] = value[part]
+    return out
+
+
+def judge(
+    answers: Answers, known: list[Any], reward: Reward, decode: Callable[[list[int]], str]
+) -> Float[Tensor, "b g"]:
+    """The reward of every answer, on the CPU. Raises ValueError for one that is not a finite number."""
+    texts = [[decode([token for token in row if token >= 0]) for row in group] for group in answers.ids.tolist()]
+    rewards = torch.tensor([[float(reward(text, k)) for text in group] for group, k in zip(texts, known, strict=True)])
+    if not bool(rewards.isfinite().all()):
+        row, column = (~rewards.isfinite()).nonzero()[0].tolist()
+        raise ValueError(f"the reward of {texts[row][column]!r} is {rewards[row, column]}: expected a finite number")
+    return rewards
+
+
+def reinforce(
+    model: KeyeVL,
+    questions_at: Callable[[int], tuple[Prompts, list[Any]]],
+    reward: Reward,
+    config: RolloutConfig,
+    loop: LoopConfig,
+    folder: Path | None = None,
+    name: str = "reinforce",
+) -> list[dict[str, float | int]]:
+    """Teach the decoder by reward; returns the log lines of this call.
+
+    questions_at(iteration) -> prompts and, for each, what the reward has to know; the same for the same number. loop:
+    its steps are optimiser steps, `config.minibatches` an iteration; it is resumed at whole iterations, to the same
+    numbers. Log lines carry reward, share of groups that teach something, clipped share, length of answers.
+    Raises ValueError where steps or save_every are not whole iterations, and what `train` raises.
+    """
+    if loop.steps % config.minibatches or loop.save_every % config.minibatches:
+        raise ValueError(
+            f"expected steps and save_every that are multiples of {config.minibatches} minibatches, got {loop.steps} "
+            f"and {loop.save_every}: a rollout is used up before a state is saved"
+        )
+    tokenizer = load_tokenizer(model.config)
+    stop = (tokenizer.token_id("<|im_end|>"),)
+    decode = lambda ids: tokenizer.decode([token for token in ids if token not in stop])  # noqa: E731
+    parameters = trainable(model, learns)
+    rolled: tuple[Prompts, Answers, Tensor, Tensor, dict[str, float]] | None = None
+
+    def roll_out(iteration: int) -> tuple[Prompts, Answers, Tensor, Tensor, dict[str, float]]:
+        prompts, known = questions_at(iteration)
+        if len(known) % config.minibatches:
+            raise ValueError(f"expected prompts in {config.minibatches} equal minibatches, got {len(known)}")
+        model.eval()
+        with autocast(model.device):
+            answers = sample_answers(
+                model, prompts, config.group, config.max_new_tokens, stop,
+                seed=config.seed * 1_000_003 + iteration, temperature=config.temperature, attention=config.attention,
+            )  # fmt: skip
+        model.train()
+        rewards = judge(answers, known, reward, decode)
+        groups = torch.arange(len(known)).repeat_interleave(config.group)
+        values, teaches = (x.view(rewards.shape) for x in advantages(rewards.flatten(), groups, config.variant))
+        numbers = {"reward": float(rewards.mean()), "teaches": float(teaches[:, 0].double().mean())}
+        numbers["length"] = float(answers.mask.sum(-1).double().mean())
+        return prompts, answers, values, teaches, numbers
+
+    def backward_at(step: int) -> tuple[Tensor, dict[str, float | int | Tensor]]:
+        nonlocal rolled
+        iteration, number = divmod(step, config.minibatches)
+        if number == 0:
+            rolled = roll_out(iteration)
+        prompts, answers, values, teaches, numbers = rolled
+        rows = len(values) // config.minibatches
+        part = slice(rows * number, rows * (number + 1))
+        for p in parameters.values():
+            p.grad = None
+        mask = (answers.mask[part] & teaches[part, :, None].to(answers.ids.device)).flatten(0, 1)
+        if not bool(mask.any()):  # every group agrees with itself: no gradient, and so no step
+            return torch.zeros(()), numbers
+        with autocast(model.device):
+            new = answer_logprobs(
+                model, share_of(prompts, part), answers.ids[part], config.temperature, config.attention
+            )
+        loss, more = objective(
+            new.flatten(0, 1), answers.logprobs[part].flatten(0, 1), mask, values[part].flatten().to(new.device),
+            config.variant,
+        )  # fmt: skip
+        loss.backward()
+        return loss, numbers | more
+
+    return train(parameters, backward_at, loop, folder, name)

@@ -1,0 +1,151 @@
+"""Many answers to one prompt: sampled from a prompt that is read once, and learnt from in one pass, [prompt | answers].
+
+A group is a prompt's G sampled answers. The sampler reads the prompt into a cache and copies it G times. The learner
+lays the G answers behind the prompt, each blind to the others, so that the prompt passes through the model once, not G
+times. Both compute what a plain pass over prompt and answer computes, to rounding: the ratio of a policy to itself is
+1, and what differs from 1 is learning.
+
+Axes: b prompt, g answer of a prompt, n token of an answer, t token of a prompt, s key position, v vocabulary.
+Report, "Post-Training": GSPO samples groups. The layout is our choice; sharing the prompt's pass is common practice.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from minikeye import ops
+from minikeye.inference.generate import log_probabilities, sayable
+from minikeye.keye import KeyeVL
+from minikeye.model.step import AttentionTrace, Mode
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Sampled answers, the stop token included; filled with -1, and their log-probabilities with 0."""
+
+    ids: Int[Tensor, "b g n"]
+    logprobs: Float[Tensor, "b g n"]  # nats, of each token under the policy that drew it
+
+    @property
+    def mask(self) -> Bool[Tensor, "b g n"]:
+        """Which places hold a token."""
+        return self.ids >= 0
+
+
+@torch.no_grad()
+def sample_answers(
+    model: KeyeVL,
+    prompts: Mapping[str, Any],
+    group: int,
+    max_new_tokens: int,
+    stop_ids: tuple[int, ...],
+    seed: int,
+    temperature: float = 1.0,
+    attention: Mode = "dense",
+) -> Answers:
+    """`group` answers to each prompt, of at most max_new_tokens tokens, drawn at `temperature` from one reading.
+
+    prompts: inputs of a pass, padded on the left, each ending where its answer begins (`lessons.question_prompts`).
+    seed: fixes the draw. Raises ValueError for group < 1 or prompts of one token, and what `generate` raises.
+    """
+    ids, mask = prompts["input_ids"], prompts.get("attention_mask")
+    if group < 1 or ids.shape[1] < 2:
+        raise ValueError(f"expected group >= 1 and prompts of at least 2 tokens, got {group} and {list(ids.shape)}")
+    # All but the last token is read once; the last one starts every answer.
+    begun = dict(prompts) | {"input_ids": ids[:, :-1], "positions": prompts["positions"][..., :-1]}
+    if mask is not None:
+        begun["attention_mask"] = mask[:, :-1]
+    cache = model.new_cache()
+    model(begun, cache, attention=attention, last=1)
+    out = model.generate(
+        {"input_ids": ids[:, -1:].repeat_interleave(group, dim=0)},
+        max_new_tokens=max_new_tokens,
+        cache=cache.repeat(group, ids.shape[1] + max_new_tokens),
+        stop_ids=stop_ids,
+        temperature=temperature,
+        seed=seed,
+        attention=attention,
+    )
+    rows = [out.drawn(row) for row in range(len(ids) * group)]
+    longest = max(len(tokens) for tokens, _ in rows)
+    answers = torch.full((len(rows), longest), -1, dtype=torch.int64)
+    logprobs = torch.zeros(len(rows), longest)
+    for row, (tokens, values) in enumerate(rows):
+        answers[row, : len(tokens)], logprobs[row, : len(tokens)] = torch.tensor(tokens), torch.tensor(values)
+    shape = len(ids), group, longest
+    return Answers(answers.view(shape).to(ids.device), logprobs.view(shape).to(ids.device))
+
+
+def answer_logprobs(
+    model: KeyeVL,
+    prompts: Mapping[str, Any],
+    ids: Int[Tensor, "b g n"],
+    temperature: float = 1.0,
+    attention: Mode = "dense",
+    observer: Any = None,
+) -> Float[Tensor, "b g n"]:
+    """Log-probability of every answer token, with gradients, by one pass over [prompt | answers]; 0 where ids are -1.
+
+    prompts: as for `sample_answers`. attention: "dense", or "sparse" for the indexer's top-k among the keys that a
+    token may see; a mask stands for the gather, as in training. Raises ValueError for answers that do not fit the
+    prompts.
+    """
+    prompt, mask = prompts["input_ids"], prompts.get("attention_mask")
+    if ids.ndim != 3 or len(ids) != len(prompt) or not ids.numel():
+        raise ValueError(f"expected answers [b g n] to {len(prompt)} prompts, got {list(ids.shape)}")
+    g, n, t = *ids.shape[1:], prompt.shape[1]
+    # The token that predicts token m of an answer is the one before it: of the first, the prompt's last.
+    read = ids[..., :-1].clamp(min=0).flatten(1)
+    after = prompts["positions"].amax(dim=(0, 2))[:, None] + 1 + torch.arange(n - 1, device=ids.device)  # [b n-1]
+    inputs = {name: value for name, value in prompts.items() if name not in ("attention_mask", "answer")}
+    inputs["input_ids"] = torch.cat((prompt, read), dim=1)
+    inputs["positions"] = torch.cat((prompts["positions"], after.repeat(1, g).expand(3, -1, -1)), dim=2)
+    allowed = visible(torch.ones_like(prompt, dtype=torch.bool) if mask is None else mask.bool(), g, n - 1)
+    with looking(model, allowed, attention):
+        logits = model(inputs, attention="masked", observer=observer).logits
+    first = logits[:, None, t - 1 : t].expand(-1, g, -1, -1)
+    logits = torch.cat((first, logits[:, t:].unflatten(1, (g, n - 1))), dim=2)
+    values = log_probabilities(sayable(logits, model.config), ids.clamp(min=0), temperature)
+    return values.masked_fill(ids < 0, 0.0)
+
+
+def visible(prompt: Bool[Tensor, "b t"], group: int, length: int) -> Bool[Tensor, "b q s"]:
+    """Which of [prompt | answers] each of them may see: the prompt's real tokens up to itself, then its own answer's.
+
+    prompt: its real tokens. length: tokens that are read of each answer.
+    """
+    t = prompt.shape[1]
+    owner = torch.arange(group, device=prompt.device).repeat_interleave(length)
+    number = torch.cat((owner.new_full((t,), -1), owner))  # -1: the prompt, which belongs to all
+    shared = (number == -1) | (number[:, None] == number)
+    real = torch.cat((prompt, prompt.new_ones(len(prompt), group * length)), dim=1)
+    return shared.tril() & real[:, None]
+
+
+@contextmanager
+def looking(model: KeyeVL, allowed: Bool[Tensor, "b q s"], attention: Mode) -> Iterator[None]:
+    """While this holds, every layer's tokens read allowed keys alone: all of them, or the indexer's best among them."""
+    where = torch.arange(allowed.shape[-1], dtype=torch.int32, device=allowed.device)
+    everything = torch.where(allowed, where, -1)
+
+    def rule(trace: AttentionTrace, topk: int) -> Int[Tensor, "b q k"]:
+        if attention == "dense":
+            return everything
+        with torch.no_grad():  # a choice has no gradient
+            scores = ops.index_scores(trace.index_q, trace.index_k, trace.index_w)
+            return ops.topk_positions(scores.masked_fill(~allowed, -torch.inf), topk)
+
+    layers = [layer.self_attn for layer in model.model.layers]
+    before = [layer.rule for layer in layers]
+    try:
+        for layer in layers:
+            layer.rule = rule
+        yield
+    finally:
+        for layer, old in zip(layers, before, strict=True):
+            layer.rule = old

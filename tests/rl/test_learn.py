@@ -1,0 +1,135 @@
+"""Learning from reward on a model of a few thousand parameters: it learns, what it should, and can be killed."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from minikeye.config import KeyeConfig
+from minikeye.keye import KeyeVL
+from minikeye.minivid.dataset import make_videos
+from minikeye.minivid.lessons import Lesson, Size, question_prompts
+from minikeye.rl.gspo import VARIANTS
+from minikeye.rl.learn import RolloutConfig, judge, learns, reinforce, share_of, with_visual_tokens
+from minikeye.rl.rollout import Answers, answer_logprobs
+from minikeye.training.loop import LoopConfig
+
+CONFIG = KeyeConfig.nano()
+SMALL = RolloutConfig(group=6, max_new_tokens=2)
+LOOP = LoopConfig(steps=8, lr=3e-3, warmup=0, log_every=1, save_every=2)
+
+
+def policy() -> KeyeVL:
+    torch.manual_seed(0)
+    return KeyeVL(CONFIG)
+
+
+def questions(model: KeyeVL, count: int = 4):
+    """Needle questions about four frames; all that the reward knows of one is its number."""
+    size = Size(4, count, 28, 28)
+
+    def at(iteration: int):
+        numbers = range(count * iteration, count * (iteration + 1))
+        videos = make_videos(5, numbers, 4, "train")
+        prompts = question_prompts(videos, "N", size, CONFIG)
+        mask = prompts["attention_mask"]
+        del prompts["frames"]
+        inputs = Lesson(prompts, videos, size).inputs(CONFIG, "cpu") | {"attention_mask": mask}
+        return with_visual_tokens(model, inputs), list(numbers)
+
+    return at
+
+
+def early(text: str, _: int) -> float:
+    """Rewarded is an answer that begins with one of the first half of all bytes: an even chance at first."""
+    return float(bool(text) and ord(text[0]) < 128)
+
+
+def test_reward_rises_and_only_the_decoder_moves():
+    model = policy()
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    lines = reinforce(model, questions(model), early, SMALL, replace(LOOP, steps=40, save_every=0))
+    start, end = (sum(line["reward"] for line in part) / len(part) for part in (lines[:6], lines[-6:]))
+    assert start < 0.7 and end > start + 0.2
+    moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert moved <= {n for n in before if learns(n)} and "lm_head.weight" in moved
+    assert {"reward", "teaches", "length", "clipped", "ratio"} <= lines[0].keys()
+    assert lines[0]["ratio"] == pytest.approx(1, abs=1e-5)  # the first step of a rollout is on-policy
+    assert abs(lines[1]["ratio"] - 1) > 1e-5
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_every_variant_takes_steps(variant):
+    model = policy()
+    lines = reinforce(model, questions(model), early, replace(SMALL, variant=variant), replace(LOOP, steps=2))
+    assert all(math.isfinite(line["loss"]) and line["norm"] > 0 for line in lines)
+
+
+def test_killed_and_resumed_it_does_the_same(tmp_path):
+    whole, halves = policy(), policy()
+    lines = reinforce(whole, questions(whole), early, SMALL, LOOP)
+
+    class Killed(Exception):
+        """Stands in for a kill."""
+
+    calls = []
+
+    def fatal(text: str, number: int) -> float:
+        calls.append(number)
+        if number >= 12:  # in the fourth rollout
+            raise Killed
+        return early(text, number)
+
+    with pytest.raises(Killed):
+        reinforce(halves, questions(halves), fatal, SMALL, LOOP, tmp_path)
+    again = policy()
+    rest = reinforce(again, questions(again), early, SMALL, LOOP, tmp_path)
+    assert [line["step"] for line in rest] == [6, 7] and calls
+    for ours, theirs in zip(rest, lines[6:], strict=True):
+        assert {k: v for k, v in ours.items() if k != "seconds"} == {k: v for k, v in theirs.items() if k != "seconds"}
+    assert all(torch.equal(p, q) for p, q in zip(again.parameters(), whole.parameters(), strict=True))
+
+
+def test_groups_that_agree_teach_nothing():
+    model = policy()
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    lines = reinforce(model, questions(model), lambda text, _: 1.0, SMALL, replace(LOOP, steps=4))
+    assert all(line["teaches"] == 0 and line["loss"] == 0 for line in lines)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+def test_a_share_of_the_prompts_is_those_prompts():
+    """Their visual tokens go with them: the same log-probabilities as among the others."""
+    model = policy().eval()
+    prompts, _ = questions(model)(0)
+    ids = torch.randint(0, 256, (4, 2, 3), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole = answer_logprobs(model, prompts, ids)
+        part = answer_logprobs(model, share_of(prompts, slice(1, 3)), ids[1:3])
+    assert torch.allclose(whole[1:3], part, atol=1e-5) and not torch.allclose(whole[1:3], whole[:2], atol=1e-3)
+
+
+def test_rewards_are_judged_one_by_one():
+    """Texts without filling; a reward that is no number is refused by its answer."""
+    ids = torch.tensor([[[72, 105, -1], [72, -1, -1]]])
+    seen = []
+
+    def reward(text, known):
+        seen.append((text, known))
+        return float("nan") if text == "H" else 1.0
+
+    decode = lambda tokens: bytes(tokens).decode()  # noqa: E731
+    with pytest.raises(ValueError, match="the reward of 'H' is nan: expected a finite number"):
+        judge(Answers(ids, torch.zeros(1, 2, 3)), ["known"], reward, decode)
+    assert seen == [("Hi", "known"), ("H", "known")]
+
+
+def test_what_does_not_fit_is_refused():
+    model = policy()
+    with pytest.raises(ValueError, match="multiples of 2 minibatches, got 7 and 2"):
+        reinforce(model, questions(model), early, SMALL, replace(LOOP, steps=7))
+    with pytest.raises(ValueError, match="expected prompts in 2 equal minibatches, got 3"):
+        reinforce(model, questions(model, 3), early, SMALL, LOOP)
+    with pytest.raises(ValueError, match="group >= 2"):
+        RolloutConfig(group=1)
