@@ -55,15 +55,18 @@ class Clip:
 class Processor:
     """Turns conversations into model inputs. Holds what `settings.read_folder` found in the folder, no state.
 
-    A config alone gives the byte tokenizer, ChatML and greedy answers. `unused` lists the keys that nobody reads.
+    A config alone gives the byte tokenizer, ChatML and greedy answers. `unused` lists the keys that nobody reads;
+    `folder` is where it was read from, None for a config.
     """
 
     def __init__(self, source: KeyeConfig | str | Path):
         if isinstance(source, KeyeConfig):
             self.config, self.tokenizer = source, load_tokenizer(source)
             self.template, self.generation, self.unused = None, default_generation(self.tokenizer), []
+            self.folder = None
             return
-        released = read_folder(local_folder(source, weights=False))
+        self.folder = local_folder(source, weights=False)
+        released = read_folder(self.folder)
         self.config, self.tokenizer, self.template = released.config, released.tokenizer, released.template
         self.generation, self.unused = released.generation, released.unused
 

@@ -25,7 +25,7 @@ from minikeye.explore.widget.controls import FIXED
 from minikeye.explore.widget.explorer import FrameExplorer
 from minikeye.explore.widget.sources import ANSWER, BETWEEN, QUESTION, Probed, Recorded, queries_of
 from minikeye.explore.words import percent
-from minikeye.inputs.processor import Clip
+from minikeye.inputs.processor import Clip, Processor
 from minikeye.inputs.prompt import FrameSpan
 from minikeye.inputs.tokenizer import ByteTokenizer
 from minikeye.model.step import AttentionTrace
@@ -433,6 +433,8 @@ def test_from_video_takes_a_device_and_says_what_was_taught(asked, model, tmp_pa
     monkeypatch.setattr(ask.KeyeVL, "from_pretrained", lambda folder, **o: loaded.append(o) or model)
     explorer = FrameExplorer.from_video("c.mp4", "What?", checkpoint=tmp_path / "nano", device="cpu", max_new_tokens=1)
     assert loaded == [{"device": "cpu"}] and "nothing at all" in explorer.about.value
+    handed = {"model": model, "processor": Processor(tmp_path / "nano")}  # the processor knows its folder
+    assert "nothing at all" in FrameExplorer.from_video("c.mp4", "What?", **handed, max_new_tokens=1).about.value
     with pytest.raises(ValueError, match="and with it device"):
         FrameExplorer.from_video("c.mp4", "What?", device="cpu", **asked)
 

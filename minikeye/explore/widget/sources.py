@@ -23,7 +23,6 @@ from minikeye.explore.frames import FrameSelection
 from minikeye.explore.probe import Probe
 from minikeye.explore.selection import shrink
 from minikeye.explore.widget.view import Query
-from minikeye.files import CHECKPOINT
 from minikeye.inputs.processor import Inputs, Processor
 from minikeye.inputs.prompt import FrameSpan
 from minikeye.inputs.tokenizer import Tokenizer
@@ -147,8 +146,8 @@ class Probed:
         checkpoint, model, processor, device: as `ask.model_and_processor` takes them. options: max_new_tokens,
         attention, backend. Raises as these and `of` do.
         """
-        known = taught(checkpoint or CHECKPOINT) if model is None else ""
         model, processor = model_and_processor(checkpoint, model, processor, device)
+        known = "" if processor.folder is None else taught(processor.folder)
         with Waiting(f"1 of 2: reading {Path(path).name}"):
             clip, truth = read_clip(processor, path, insert_card, card_seed)
         content = [{"type": "video", "video": clip}, {"type": "text", "text": question}]
