@@ -165,18 +165,18 @@ def percent_right(rows: list[dict], name: str) -> float:
     return round(100 * sum(row[name] for row in rows) / sum(row["n"] for row in rows), 2)
 
 
-def summarise(rows: list[dict]) -> dict[str, float]:
-    """Over all clips, then by view, by shape, and of the worst clip."""
-    out = {f"real_clips_{name}": percent_right(rows, name) for name in ("digit", "second")}
+def summarise(rows: list[dict], prefix: str = "real_clips") -> dict[str, float]:
+    """Over all clips, then by view, by shape, and of the worst clip. prefix: of the names, which of two sets differ."""
+    out = {f"{prefix}_{name}": percent_right(rows, name) for name in ("digit", "second")}
     levels = {row["view"]: [r for r in rows if r["view"] == row["view"]] for row in rows}
     levels |= {
         f"{height}x{width}": [r for r in rows if (r["height"], r["width"]) == (height, width)]
         for height, width in sorted({(row["height"], row["width"]) for row in rows})
     }
     for level, some in levels.items():
-        out |= {f"real_clips_{name}_{level}": percent_right(some, name) for name in ("digit", "second")}
+        out |= {f"{prefix}_{name}_{level}": percent_right(some, name) for name in ("digit", "second")}
     by_clip = [[row for row in rows if row["clip"] == clip] for clip in sorted({row["clip"] for row in rows})]
-    return out | {"real_clips_second_worst_clip": min(percent_right(some, "second") for some in by_clip)}
+    return out | {f"{prefix}_second_worst_clip": min(percent_right(some, "second") for some in by_clip)}
 
 
 def main() -> None:
@@ -218,7 +218,7 @@ def report(path: Path, rows: list[dict]) -> None:
     where = "; ".join(sorted({row["hardware"] for row in rows}))
     what = "cards put into real footage, asked of the mini checkpoint: right digits and seconds of n questions"
     command = f"python -m minikeye.evaluation.real_clips --clips CLIPS --out assets/results/{path.name}"
-    write_result(path, what, command, rows, summarise(rows), [0], where=where)
+    write_result(path, what, command, rows, summarise(rows, path.stem), [0], where=where)
 
 
 if __name__ == "__main__":

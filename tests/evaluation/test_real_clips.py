@@ -284,12 +284,13 @@ def test_summary_by_hand():
     }
 
 
-def test_the_shipped_result():
-    """Its summary is that of its lines; every clip is one of the held-out list, and was asked all questions."""
-    result = json.loads((ROOT / "assets" / "results" / "real_clips.json").read_text())
+@pytest.mark.parametrize(("name", "folder"), [("real_clips", "held_out/"), ("other_clips", "other/")])
+def test_the_shipped_results(name, folder):
+    """The summary is that of the lines; every clip is one of its list, and was asked all questions in every view."""
+    result = json.loads((ROOT / "assets" / "results" / f"{name}.json").read_text())
     index = json.loads((ROOT / "assets" / "footage" / "index.json").read_text())
-    assert summarise(result["rows"]) == result["summary"]
-    listed = {Path(clip["file"]).name for clip in index["clips"] if clip["file"].startswith("held_out/")}
+    assert summarise(result["rows"], name) == result["summary"]
+    listed = {Path(clip["file"]).name for clip in index["clips"] if clip["file"].startswith(folder)}
     views = {row["view"] for row in result["rows"]}
     assert {row["clip"] for row in result["rows"]} == listed
     assert len(result["rows"]) == len(listed) * len(views)
@@ -333,7 +334,7 @@ def test_the_script(script, tmp_path):
         ("b.mp4", "64"),
     ]
     assert [row["frames"] for row in first["rows"]][2:] == [64, 64]
-    assert first["summary"] == summarise(first["rows"])
+    assert first["summary"] == summarise(first["rows"], "out")
     assert script("--clips", clips, "--out", out, "--views", "own", "64") == ""
     assert script("--clips", clips, "--pack", tmp_path / "frames.zip") == ""
     packed = tmp_path / "frames.zip"
