@@ -9,6 +9,7 @@ Every line is split by all that the generator draws, chance beside each split (q
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -109,6 +110,8 @@ def main() -> None:
         if folder is not None
     }
     rows = json.loads(options.out.read_text(encoding="utf-8"))["rows"] if options.out.is_file() else []
+    if rows:
+        print(f"kept {len(rows)} lines of {options.out}: for another checkpoint choose another --out", file=sys.stderr)
     for run in (r for r in RUNS if r.frames in options.frames and r.model in models):
         run = replace(run, n=options.n) if options.n else run
         if any(all(row[k] == v for k, v in vars(run).items()) for row in rows):

@@ -217,7 +217,6 @@ def measure(model: KeyeVL, run: Run, tokens: int = 262_144) -> dict:
         frames = prompts.pop("frames")
         mask = prompts["attention_mask"].to(model.device)
         inputs = Lesson(prompts, videos, size).inputs(model.config, model.device, run.control == "blank")
-        inputs["attention_mask"] = mask
         with autocast(model.device):
             out = model.generate(inputs, max_new_tokens=40, stop_ids=stop, attention=run.attention, record=True)
         answers = [tokenizer.decode(out.row(row)) for row in range(len(some))]
@@ -232,7 +231,8 @@ def measure(model: KeyeVL, run: Run, tokens: int = 262_144) -> dict:
             for name, keys in selected_keys(out.record, frames, videos, padding.tolist(), run.task).items():
                 selected.setdefault(name, []).append(keys)
     row = _row(run, asked, scores, begun) | {"context": round(context / run.n)}
-    row["selected_share"] = round(min(1.0, model.config.indexer.topk / row["context"]), 4)
+    read = row["context"] if run.attention == "dense" else model.config.indexer.topk
+    row["selected_share"] = round(min(1.0, read / row["context"]), 4)
     if selected:
         row["selected"] = _selected_by_layer({name: torch.cat(keys, 1) for name, keys in selected.items()}, recorded)
     return row

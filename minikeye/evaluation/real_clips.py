@@ -13,6 +13,7 @@ it, and the question is which digit it shows, and when. Every clip is seen in tw
 import argparse
 import io
 import json
+import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from minikeye.config import KeyeConfig
@@ -94,10 +95,11 @@ def unpack(path: Path) -> list[Footage]:
         with zipfile.ZipFile(path) as archive:
             for name in sorted(archive.namelist()):
                 with Image.open(io.BytesIO(archive.read(name))) as frame:
-                    clips.setdefault(name.split("/")[0], []).append(torch.from_numpy(np.array(frame)).permute(2, 0, 1))
-    except (zipfile.BadZipFile, UnidentifiedImageError):
+                    seen = torch.from_numpy(np.array(frame.convert("RGB")))
+                clips.setdefault(name.split("/")[0], []).append(seen.permute(2, 0, 1))
+    except (zipfile.BadZipFile, OSError):  # no archive; no picture, or half of one
         clips = {}
-    if not clips:
+    if not clips or any(len({frame.shape for frame in frames}) > 1 for frames in clips.values()):
         raise ValueError(f"expected what --pack wrote, an archive of JPEG frames; {path} is none")
     return [Footage(name, torch.stack(f), tuple(STEP * n for n in range(len(f)))) for name, f in clips.items()]
 
@@ -203,6 +205,8 @@ def main() -> None:
         return
     model = KeyeVL.from_pretrained(options.checkpoint, dtype=torch.float32, device=on(options.device))
     rows = json.loads(options.out.read_text(encoding="utf-8"))["rows"] if options.out.is_file() else []
+    if rows:
+        print(f"kept {len(rows)} lines of {options.out}: for another checkpoint choose another --out", file=sys.stderr)
     for view in options.views:
         for clip in decode(options.clips, config) if view == "own" else footage:
             if any(row["clip"] == clip.name and row["view"] == view for row in rows):

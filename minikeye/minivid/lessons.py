@@ -50,8 +50,13 @@ class Lesson:
     size: Size
 
     def inputs(self, config: KeyeConfig, device: torch.device | str, blank: bool = False) -> dict[str, Tensor]:
-        """Model inputs on `device`, pixels rendered there. blank: grey frames, the control that must fail."""
-        out = {name: t.to(device, non_blocking=True) for name, t in self.tokens.items() if name != "attention_mask"}
+        """Model inputs on `device`, pixels rendered there. blank: grey frames, the control that must fail.
+
+        attention_mask is among them only where rows are padded on the left: on the right no real token sees padding.
+        """
+        left = not bool(self.tokens["attention_mask"][:, 0].all())
+        kept = {name: t for name, t in self.tokens.items() if left or name != "attention_mask"}
+        out = {name: t.to(device, non_blocking=True) for name, t in kept.items()}
         if self.videos is not None:
             draw = render_blank if blank else render
             frames = draw(self.videos.spec, self.size.height, self.size.width, device)

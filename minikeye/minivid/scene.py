@@ -34,7 +34,7 @@ class Difficulty:
 
     crowd: bool = False  # two to six things, one after another in each half of the frame, instead of one or two
     hard: bool = False  # what misleads in real footage: fixed cameras, signs, walkers, cards without a digit, film
-    second_card: float | int = 0.0  # share of the videos in which another card with a digit comes after the first
+    second_card: float | int = 0.0  # share, of videos whose card is not in the last frame, that have another one later
     photographs: str | None = None  # folder of more pictures for the backgrounds of the training split
 
     def __post_init__(self) -> None:

@@ -61,7 +61,7 @@ VARIANTS = (GSPO, GSPO_PAPER, GRPO, DR_GRPO, DAPO, CISPO)
 
 
 def advantages(
-    rewards: Float[Tensor, " n"], groups: Int[Tensor, " n"], variant: Variant
+    rewards: Float[Tensor, " n"] | Int[Tensor, " n"], groups: Int[Tensor, " n"], variant: Variant
 ) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
     """How much better than its group an answer is, and which answers have a group to learn from.
 
@@ -75,6 +75,7 @@ def advantages(
     if not bool(rewards.isfinite().all()):
         at = (~rewards.isfinite()).nonzero().flatten().tolist()
         raise ValueError(f"expected finite rewards, got {rewards[at].tolist()} at {at}: mend the reward of that answer")
+    rewards = rewards.to(torch.promote_types(rewards.dtype, torch.float32))  # of whole numbers an advantage is none
     a, kept = torch.zeros_like(rewards), torch.zeros_like(rewards, dtype=torch.bool)
     for group in groups.unique():
         here = groups == group
@@ -119,6 +120,9 @@ def objective(
     beyond 1 - low .. 1 + high, on the harmless side too; "ratio": mean; "largest"; and "kl": KL(old || new), nats a
     token. Raises ValueError for a batch without a token to learn, and for kl > 0 without a reference.
     """
+    shapes = [list(x.shape) for x in (new_logprobs, old_logprobs, mask, advantages)]
+    if shapes[:3] != [shapes[0]] * 3 or len(shapes[0]) != 2 or shapes[3] != shapes[0][:1]:
+        raise ValueError(f"expected log-probs and mask [n t] and advantages [n], got {shapes}")
     if not bool(mask.any()):
         raise ValueError("expected a token to learn, got a mask of nothing: skip a batch whose groups were all dropped")
     if variant.kl > 0 and reference_logprobs is None:

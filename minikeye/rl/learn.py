@@ -21,7 +21,7 @@ from torch import Tensor
 
 from minikeye.inputs.tokenizer import load_tokenizer
 from minikeye.keye import KeyeVL
-from minikeye.model.step import Mode
+from minikeye.model.step import MODES, Mode
 from minikeye.rl.gspo import GSPO, Variant, advantages, objective
 from minikeye.rl.rollout import Answers, answer_logprobs, sample_answers
 from minikeye.training.loop import LoopConfig, train
@@ -30,6 +30,10 @@ from minikeye.training.step import autocast
 
 Prompts = dict[str, Tensor]  # inputs of a pass, padded on the left; visual tokens in the place of pixels
 Reward = Callable[[str, Any], float]  # an answer's text and what is known of its question -> 0..1
+
+
+# What the log says of a ratio where groups agree and no step is taken.
+STILL = {"clipped": 0.0, "outside": 0.0, "ratio": 1.0, "largest": 1.0, "kl": 0.0}
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,11 @@ class RolloutConfig:
     def __post_init__(self) -> None:
         if self.group < 2 or self.minibatches < 1:
             raise ValueError(f"expected group >= 2 and minibatches >= 1, got {self.group} and {self.minibatches}")
+        if not self.temperature > 0 or self.attention not in MODES or self.variant.kl:
+            raise ValueError(
+                f"expected temperature above 0 (else a group's answers are one), attention among {', '.join(MODES)}, "
+                f"a variant without kl, for which there is no reference here; got {self}"
+            )
 
 
 def learns(name: str) -> bool:
@@ -58,6 +67,8 @@ def learns(name: str) -> bool:
 def with_visual_tokens(model: KeyeVL, inputs: Mapping[str, Tensor]) -> Prompts:
     """The same inputs with visual tokens in the place of pixels: what a frozen tower says once it says for good."""
     kept = {name: value for name, value in inputs.items() if name not in ("patches", "grids")}
+    if "patches" not in inputs:
+        return kept
     with autocast(model.device):
         return kept | {"visual": model.visual_tokens(inputs["patches"], inputs["grids"])}
 
@@ -98,15 +109,22 @@ def reinforce(
 ) -> list[dict[str, float | int]]:
     """Teach the decoder by reward; returns the log lines of this call.
 
-    questions_at(iteration) -> prompts and, for each, what the reward has to know; the same for the same number. loop:
-    its steps are optimiser steps, `config.minibatches` an iteration; it is resumed at whole iterations, to the same
-    numbers. Log lines carry reward, share of groups that teach something, clipped share, length of answers.
-    Raises ValueError where steps or save_every are not whole iterations, and what `train` raises.
+    questions_at(iteration) -> prompts `with_visual_tokens` and, for each, what the reward has to know; the same for the
+    same number. loop: its steps are optimiser steps, `config.minibatches` an iteration; it is resumed at whole
+    iterations, to the same numbers; whatever `learns` does not name is left frozen. Log lines carry reward, share of
+    groups that teach something, length of answers, and the numbers of `objective`. Raises ValueError where steps or
+    save_every are not whole iterations, where log_every would show first minibatches only, in which the policy has not
+    moved yet; for prompts with pixels or without equally many known; and what `train` raises.
     """
     if loop.steps % config.minibatches or loop.save_every % config.minibatches:
         raise ValueError(
             f"expected steps and save_every that are multiples of {config.minibatches} minibatches, got {loop.steps} "
             f"and {loop.save_every}: a rollout is used up before a state is saved"
+        )
+    if config.minibatches > 1 and loop.log_every > 1 and loop.log_every % config.minibatches == 0:
+        raise ValueError(
+            f"expected log_every 1 or no multiple of {config.minibatches} minibatches, got {loop.log_every}: the log "
+            f"would show the first of each rollout alone, whose ratio is 1"
         )
     tokenizer = load_tokenizer(model.config)
     stop = (tokenizer.token_id("<|im_end|>"),)
@@ -116,6 +134,11 @@ def reinforce(
 
     def roll_out(iteration: int) -> tuple[Prompts, Answers, Tensor, Tensor, dict[str, float]]:
         prompts, known = questions_at(iteration)
+        if "patches" in prompts or len(known) != len(prompts["input_ids"]):
+            raise ValueError(
+                f"expected prompts without pixels (with_visual_tokens) and as many known, got {sorted(prompts)}, "
+                f"{len(prompts['input_ids'])} prompts and {len(known)} known"
+            )
         if len(known) % config.minibatches:
             raise ValueError(f"expected prompts in {config.minibatches} equal minibatches, got {len(known)}")
         model.eval()
@@ -137,6 +160,11 @@ def reinforce(
         iteration, number = divmod(step, config.minibatches)
         if number == 0:
             rolled = roll_out(iteration)
+        if rolled is None:
+            raise ValueError(
+                f"expected to go on at a whole rollout of {config.minibatches} minibatches, got step {step}: resume "
+                f"with the config that the run began with"
+            )
         prompts, answers, values, teaches, numbers = rolled
         rows = len(values) // config.minibatches
         part = slice(rows * number, rows * (number + 1))
@@ -144,7 +172,7 @@ def reinforce(
             p.grad = None
         mask = (answers.mask[part] & teaches[part, :, None].to(answers.ids.device)).flatten(0, 1)
         if not bool(mask.any()):  # every group agrees with itself: no gradient, and so no step
-            return torch.zeros(()), numbers
+            return torch.zeros(()), numbers | STILL
         with autocast(model.device):
             new = answer_logprobs(
                 model, share_of(prompts, part), answers.ids[part], config.temperature, config.attention

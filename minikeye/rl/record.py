@@ -1,4 +1,6 @@
-"""The record of one answer, from the moment it is drawn until the policy has learnt from it; there is no other type.
+"""The record of one answer, from the moment it is drawn until the policy has learnt from it.
+
+`learn` keeps whole groups as `rollout.Answers`, in one piece; these are for answers that end at different times.
 
 Axes: n answer, s position in the prompt, t position in the completion.
 An answer that is not finished, or that calls a tool, needs no second type: the mask tells what the policy drew from
@@ -86,6 +88,6 @@ def stack(rollouts: Sequence[Rollout], padding: int) -> Stack:
         mask=right("mask", False),
         old_logprobs=right("old_logprobs", 0.0),
         versions=right("versions", -1),
-        rewards=torch.tensor([r.reward for r in rollouts]),
+        rewards=torch.tensor([r.reward for r in rollouts], dtype=torch.float32),
         groups=torch.tensor([r.group for r in rollouts]),
     )

@@ -21,7 +21,9 @@ Pairs = Sequence[tuple[float, float]] | None  # as they were said, backwards one
 _NO_TAG = r"(?:(?!</?(?:think|answer)>).)*"
 THOUGHT_AND_ANSWER = re.compile(rf"\s*<think>{_NO_TAG}</think>\s*<answer>{_NO_TAG}</answer>\s*", re.DOTALL)
 _COUNT = re.compile(r"\s*([0-9]{1,18})\s*")  # int() refuses thousands of digits: such an answer is no count either
-_KEPT = re.compile(r"(?<=[0-9])[.,:/-](?=[0-9])|(?<![^\W_])[.-](?=[0-9])")  # 3.5 is not 35, -5 not 5, .5 not 5
+# What holds a number together: 3.5 is not 35, -5 not 5, .5 not 5, -.5 none of them.
+_KEPT = re.compile(r"(?<=[0-9])[.,:/-](?=[0-9])|(?<![^\W_])(?:-(?=\.?[0-9])|\.(?=[0-9]))")
+_MINUS = str.maketrans({"\u2212": "-", "\u2013": "-"})  # a minus sign and an en dash, which stands for one
 _LONGEST = 1e9  # seconds, thirty years: sums of such intervals stay exact enough to divide
 
 
@@ -69,7 +71,7 @@ def normalised(text: str) -> str:
     >>> normalised("  STOP!\\n Sign. "), normalised("12:30, e-mail"), normalised("(-5)"), normalised("3.50.")
     ('stop sign', '12:30 email', '-5', '3.50')
     """
-    text = unicodedata.normalize("NFKC", text).casefold()
+    text = unicodedata.normalize("NFKC", text).casefold().translate(_MINUS)
     kept = {match.start() for match in _KEPT.finditer(text)}
     bare = (c for n, c in enumerate(text) if n in kept or not unicodedata.category(c).startswith("P"))
     return " ".join("".join(bare).split())

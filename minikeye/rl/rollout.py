@@ -21,7 +21,8 @@ from torch import Tensor
 from minikeye import ops
 from minikeye.inference.generate import log_probabilities, sayable
 from minikeye.keye import KeyeVL
-from minikeye.model.step import AttentionTrace, Mode
+from minikeye.model.batch import first_tokens
+from minikeye.model.step import MODES, AttentionTrace, Mode
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,11 @@ def sample_answers(
 ) -> Answers:
     """`group` answers to each prompt, of at most max_new_tokens tokens, drawn at `temperature` from one reading.
 
-    prompts: inputs of a pass, padded on the left, each ending where its answer begins (`lessons.question_prompts`).
-    seed: fixes the draw. Raises ValueError for group < 1 or prompts of one token, and what `generate` raises.
+    prompts: inputs of a pass with positions, padded on the left, each ending where its answer begins, such as
+    `Lesson(question_prompts(...), videos, size).inputs(config, device)`. seed: fixes the draw. Raises ValueError for
+    group < 1 or prompts of one token, and what `generate` raises.
     """
+    require_positions(prompts)
     ids, mask = prompts["input_ids"], prompts.get("attention_mask")
     if group < 1 or ids.shape[1] < 2:
         raise ValueError(f"expected group >= 1 and prompts of at least 2 tokens, got {group} and {list(ids.shape)}")
@@ -96,6 +99,10 @@ def answer_logprobs(
     prompts.
     """
     prompt, mask = prompts["input_ids"], prompts.get("attention_mask")
+    require_positions(prompts)
+    first_tokens(mask, prompt, None)  # refuses a mask that does not fit, or that has gaps
+    if attention not in MODES:
+        raise ValueError(f"attention must be one of {', '.join(MODES)}; got {attention!r}")
     if ids.ndim != 3 or len(ids) != len(prompt) or not ids.numel():
         raise ValueError(f"expected answers [b g n] to {len(prompt)} prompts, got {list(ids.shape)}")
     g, n, t = *ids.shape[1:], prompt.shape[1]
@@ -112,6 +119,12 @@ def answer_logprobs(
     logits = torch.cat((first, logits[:, t:].unflatten(1, (g, n - 1))), dim=2)
     values = log_probabilities(sayable(logits, model.config), ids.clamp(min=0), temperature)
     return values.masked_fill(ids < 0, 0.0)
+
+
+def require_positions(prompts: Mapping[str, Any]) -> None:
+    """Raise ValueError for prompts without positions: behind a video they are not what could be counted."""
+    if "positions" not in prompts:
+        raise ValueError(f"expected prompts with positions, got {sorted(prompts)}: take them from `Lesson.inputs`")
 
 
 def visible(prompt: Bool[Tensor, "b t"], group: int, length: int) -> Bool[Tensor, "b q s"]:

@@ -75,6 +75,8 @@ class Curriculum:
                 f"expected frames >= 1 and a size of 1 to longest frames, got frames = {self.frames}, longest = "
                 f"{self.longest} and a shortest size of {shortest}"
             )
+        if not self.kinds:
+            raise ValueError("expected kinds of videos with how often they come, got none")
         if low := [cap for cap, _ in self.caps if cap < shortest]:
             raise ValueError(
                 f"expected caps of at least the shortest size, {shortest} frames, got {low}: no video would be left"
@@ -93,7 +95,9 @@ class Curriculum:
         frames, height, width, _ = rng.choices(sizes, [size[-1] for size in sizes])[0]
         kind = rng.choices([kind for kind, _ in self.kinds], [often for _, often in self.kinds])[0]
         videos = max(1, min(64, self.frames * 56 * 56 // (frames * height * width)))
-        return Size(frames, videos, height, width, TURNS, replace(kind, photographs=self.photographs))
+        return Size(
+            frames, videos, height, width, TURNS, replace(kind, photographs=self.photographs or kind.photographs)
+        )
 
     def lessons_from(
         self, config: KeyeConfig, steps: int, seed: int, workers: int

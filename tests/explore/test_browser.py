@@ -162,6 +162,21 @@ def test_the_explorer_by_keyboard(page, home):
     assert json.loads((home / "frames.json").read_text())["view"]["layer"] == 3
 
 
+def test_a_frame_is_picked_by_a_click(page):
+    """In the heat map, a quarter of the way: that frame alone, with its share of the keys; a click more: all frames."""
+    from playwright.sync_api import expect
+
+    words, picture = page.locator(".jp-OutputArea p[role=status]").first, page.locator(".jp-OutputArea img").first
+    whole, box = words.inner_text(), picture.bounding_box()
+    middle = 84 + (1000 - 2 * 84) * 21.5 / 84  # of frame 21 of 84; the page's margins are 84 of 1,000 units
+    picture.click(position={"x": middle * box["width"] / 1000, "y": box["height"] * 0.5})
+    expect(words).to_contain_text("in the frame at 10.6 s")
+    assert "heat map of 6 layers by 1 frame," in picture.get_attribute("alt")
+    box = picture.bounding_box()
+    picture.click(position={"x": box["width"] * 0.5, "y": box["height"] * 0.5})
+    expect(words).to_have_text(whole)
+
+
 def test_the_heat_map_stays_on_a_small_screen_while_a_slider_moves(page):
     """1280x720: from the first control to the last row of the heat map, all is within the notebook's panel."""
     page.set_viewport_size({"width": 1280, "height": 720})

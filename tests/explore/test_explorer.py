@@ -23,6 +23,7 @@ from minikeye.explore.probe import Probe
 from minikeye.explore.widget import panels
 from minikeye.explore.widget.controls import FIXED
 from minikeye.explore.widget.explorer import FrameExplorer
+from minikeye.explore.widget.page import SCALE
 from minikeye.explore.widget.sources import ANSWER, BETWEEN, QUESTION, Probed, Recorded, queries_of
 from minikeye.explore.words import percent
 from minikeye.inputs.processor import Clip, Processor
@@ -509,3 +510,20 @@ def test_an_update_is_quick():
             taken.append(time.process_time() - begun)
             assert explorer.sentence != before
     assert statistics.median(taken) < 0.6, [round(t, 3) for t in taken]
+
+
+def test_a_click_shows_one_frame_and_the_next_all(probed):
+    """The picture is scaled down to its place, never up; a click beside the frames changes nothing."""
+    explorer = FrameExplorer(probed)
+    frames, count = explorer.controls.frames, len(explorer.controls.frames.options)
+    low = explorer._page.image.height / SCALE - 116
+    middle = panels.LEFT + 1.5 / count * (panels.WIDTH - panels.LEFT - panels.RIGHT)
+    for width in (panels.WIDTH / 2, panels.WIDTH, 2 * panels.WIDTH):
+        shrunk = min(1.0, width / panels.WIDTH)
+        click = {"boundingRectWidth": width, "relativeX": middle * shrunk, "relativeY": low * shrunk}
+        explorer._pick(click | {"relativeX": 2})
+        assert frames.index == (0, count - 1)
+        explorer._pick(click)
+        assert frames.index == (1, 1) and explorer.view.first == explorer.view.last == 1
+        explorer._pick(click | {"relativeY": (explorer._page.image.height / SCALE - 116) * shrunk})
+        assert frames.index == (0, count - 1)

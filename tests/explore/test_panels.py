@@ -233,3 +233,27 @@ def test_picture_in_words(tiny):
     )
     s = fake(8, 1)
     assert picture(s, view(s)).startswith("A strip of video frames over a heat map of 1 layer by 8 frames, lighter")
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 39), (10, 29)])
+def test_a_place_belongs_to_a_frame(first, last):
+    """In the heat map and the bars the frame whose column it is; in the margins none; a thumbnail's is its own."""
+    s = fake(40, 3)
+    page = panels.draw(s, view(s, 1, first, last))
+    count = last - first + 1
+    low = page.image.height / SCALE - 106 - 10  # in the bars
+    for n in range(count):
+        x = panels.LEFT + (n + 0.5) / count * INNER
+        assert page.at(x, low) == page.at(x, low - 2 * panels.BARS) == first + n
+    assert page.at(panels.LEFT - 1, low) is page.at(WIDTH - panels.RIGHT + 1, low) is page.at(500, 5) is None
+    thumbnails = {page.at(x, 110) for x in range(panels.LEFT, WIDTH - panels.RIGHT)} - {None}
+    assert 20 in thumbnails and thumbnails <= set(range(first, last + 1)) and len(thumbnails) > 3
+
+
+def test_a_column_of_many_frames_gives_the_one_with_most_keys():
+    s = fake(5000, 2)
+    page, low = panels.draw(s, view(s)), None
+    low = page.image.height / SCALE - 106 - 10
+    step = panels.columns(s.shown[:, 0].double().numpy())[1]
+    frame = page.at(panels.LEFT + 0.5 * step / 5000 * INNER, low)
+    assert step > 1 and frame < step and s.counts[0, 0, frame] == s.counts[0, 0, :step].max()

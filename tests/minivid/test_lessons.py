@@ -251,3 +251,13 @@ def test_asking(task):
         assert torch.equal(*same)
         for span, seconds in zip(asked["frames"][row], videos.seconds[row].tolist(), strict=True):
             assert span.seconds == seconds and prompt[span.start : span.stop] == [VIDEO] * 4
+
+
+def test_a_mask_is_given_where_it_is_needed():
+    """Prompts padded on the left need one; those padded on the right are learnt from without."""
+    size, videos = Size(8, 5), make_videos(1, range(5), 8, "test")
+    for answered in (False, True):
+        prompts = question_prompts(videos, "G", size, CONFIG, answered=answered)
+        prompts.pop("frames", None)
+        inputs = Lesson(prompts, videos, size).inputs(CONFIG, "cpu")
+        assert ("attention_mask" in inputs) == (not answered) and len({*prompts["attention_mask"].sum(1).tolist()}) > 1

@@ -350,3 +350,14 @@ def test_a_bandit_is_learnt(variant: Variant):
 def test_a_bandit_that_pays_the_same_is_left_alone(variant: Variant):
     learnt, updates = bandit(variant, torch.tensor([0.3, 0.3, 0.3]), steps=20)
     assert learnt == pytest.approx([1 / 3] * 3) and updates == 0
+
+
+def test_whole_numbers_and_shapes(unchecked):
+    """Rewards of 0 and 1 as whole numbers are rewards; shapes that would spread are refused."""
+    groups = torch.zeros(4, dtype=torch.int64)
+    wanted = advantages(torch.tensor([1.0, 0.0, 0.0, 0.0]), groups, GSPO)[0]
+    assert torch.equal(advantages(torch.tensor([1, 0, 0, 0]), groups, GSPO)[0], wanted)
+    new, mask = torch.zeros(4, 3), torch.ones(4, 3, dtype=torch.bool)
+    for old, a in ((new, wanted[:, None]), (new[:, :1], wanted), (new, wanted[:1])):
+        with pytest.raises(ValueError, match=r"log-probs and mask \[n t\] and advantages \[n\]"):
+            objective(new, old, mask, a, GSPO)

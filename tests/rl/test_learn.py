@@ -10,7 +10,7 @@ from minikeye.config import KeyeConfig
 from minikeye.keye import KeyeVL
 from minikeye.minivid.dataset import make_videos
 from minikeye.minivid.lessons import Lesson, Size, question_prompts
-from minikeye.rl.gspo import VARIANTS
+from minikeye.rl.gspo import GSPO, VARIANTS
 from minikeye.rl.learn import RolloutConfig, judge, learns, reinforce, share_of, with_visual_tokens
 from minikeye.rl.rollout import Answers, answer_logprobs
 from minikeye.training.loop import LoopConfig
@@ -95,7 +95,7 @@ def test_groups_that_agree_teach_nothing():
     model = policy()
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     lines = reinforce(model, questions(model), lambda text, _: 1.0, SMALL, replace(LOOP, steps=4))
-    assert all(line["teaches"] == 0 and line["loss"] == 0 for line in lines)
+    assert all(line["teaches"] == line["loss"] == line["clipped"] == 0 and line["ratio"] == 1 for line in lines)
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
 
 
@@ -125,7 +125,7 @@ def test_rewards_are_judged_one_by_one():
     assert seen == [("Hi", "known"), ("H", "known")]
 
 
-def test_what_does_not_fit_is_refused():
+def test_what_does_not_fit_is_refused(unchecked):
     model = policy()
     with pytest.raises(ValueError, match="multiples of 2 minibatches, got 7 and 2"):
         reinforce(model, questions(model), early, SMALL, replace(LOOP, steps=7))
@@ -133,3 +133,19 @@ def test_what_does_not_fit_is_refused():
         reinforce(model, questions(model, 3), early, SMALL, LOOP)
     with pytest.raises(ValueError, match="group >= 2"):
         RolloutConfig(group=1)
+    for bad in ({"temperature": 0.0}, {"attention": "Dense"}, {"variant": replace(GSPO, kl=0.1)}):
+        with pytest.raises(ValueError, match="temperature above 0"):
+            RolloutConfig(**bad)
+    with pytest.raises(ValueError, match="log_every 1 or no multiple of 2 minibatches, got 4"):
+        reinforce(model, questions(model), early, SMALL, replace(LOOP, log_every=4))
+    few = questions(model)
+    with pytest.raises(ValueError, match="4 prompts and 3 known"):
+        reinforce(model, lambda n: (few(n)[0], few(n)[1][:3]), early, SMALL, LOOP)
+
+
+def test_a_run_is_resumed_with_its_own_minibatches(tmp_path):
+    model = policy()
+    reinforce(model, questions(model, 6), early, SMALL, replace(LOOP, steps=4), tmp_path)
+    other = replace(SMALL, minibatches=3)
+    with pytest.raises(ValueError, match="whole rollout of 3 minibatches, got step 4"):
+        reinforce(model, questions(model, 6), early, other, replace(LOOP, steps=6, save_every=3), tmp_path)

@@ -168,3 +168,11 @@ def test_evidence_at_its_bounds():
     assert process_reward(Solution("a", (), (1.0,)), Solution("a", (), (1.2,))) == 1.0
     assert process_reward(Solution("a", ((0.0, 1.0),), (1.0,)), Solution("a", (), (1.2,))) == 0.0  # unsupported
     assert process_reward(Solution("a", ((0.0, 1.0),)), Solution("a", ((0.0, 1.0),))) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "truth", "reward"),
+    [("-.5", ".5", 0), ("\u20135", "5", 0), ("\u22125", "-5", 1), ("stop-5", "stop5", 1), ("e-mail", "email", 1)],
+)
+def test_a_sign_is_part_of_a_number(text, truth, reward):
+    assert text_reward(text, truth) == reward

@@ -109,8 +109,16 @@ def test_layers_get_their_rules_back():
     assert all(layer.self_attn.rule is None for layer in model.model.layers)
 
 
-def test_what_does_not_fit_is_refused():
+def test_what_does_not_fit_is_refused(unchecked):
     model, inputs = model_and_prompts()
+    ids, mask = torch.zeros(3, 1, 4, dtype=torch.int64), inputs["attention_mask"]
+    for wrong in (mask[:, 1:], mask[:1], mask.flip(1)):  # another length, other rows, padding on the right
+        with pytest.raises(ValueError, match="attention_mask must be"):
+            answer_logprobs(model, inputs | {"attention_mask": wrong}, ids)
+    with pytest.raises(ValueError, match="attention must be one of sparse, dense, masked; got 'Dense'"):
+        answer_logprobs(model, inputs, ids, attention="Dense")
+    with pytest.raises(ValueError, match="expected prompts with positions"):
+        sample_answers(model, {"input_ids": inputs["input_ids"]}, 2, 3, STOP, seed=0)
     with pytest.raises(ValueError, match="group >= 1"):
         sample_answers(model, inputs, 0, 4, STOP, seed=0)
     with pytest.raises(ValueError, match=r"answers \[b g n\] to 3 prompts, got \[2, 1, 4\]"):

@@ -182,3 +182,13 @@ def test_lessons_are_those_of_the_curriculum(tmp_path):
     )
     crowds = [lesson.size.difficulty.crowd for lesson in whole if lesson.videos is not None]
     assert [v.spec.things.shown.shape[2] == 6 for v in videos] == crowds and len(set(crowds)) == 2
+
+
+def test_kinds_keep_their_photographs():
+    """A folder of the curriculum's own comes before them; without kinds there is nothing to draw."""
+    sizes = Curriculum(kinds=((Difficulty(photographs="theirs"), 1.0),))
+    assert {sizes.size_at(n, 10).difficulty.photographs for n in range(20)} <= {"theirs", None}
+    assert sizes.size_at(1, 10).difficulty.photographs == "theirs"
+    assert replace(sizes, photographs="own").size_at(1, 10).difficulty.photographs == "own"
+    with pytest.raises(ValueError, match="expected kinds of videos"):
+        Curriculum(kinds=())

@@ -358,3 +358,11 @@ def test_lessons_that_run_out():
     lessons = Curriculum(frames=8, longest=4).lessons_from(CONFIG, 1, 0, 0)
     with pytest.raises(ValueError, match="expected lessons up to step 2, got none for step 1"):
         teach(KeyeVL(CONFIG), TAUGHT["dense"], LoopConfig(steps=3, lr=1e-3, warmup=1), lessons, None)
+
+
+def test_a_smoke_run_is_not_gone_on_with(run, monkeypatch):
+    """What --smoke left is of another recipe: to take it for the full run would train nothing, without a word."""
+    run()
+    monkeypatch.setattr(sys, "argv", ["mini", "--device", "cpu", "--workers", "0", "--out", str(run.out)])
+    with pytest.raises(ValueError, match="holds a run of another recipe"):
+        mini.main()

@@ -13,8 +13,9 @@ from typing import Any
 
 try:
     import ipywidgets as widgets
+    from ipyevents import Event
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError("the explorer needs ipywidgets: install the extra minikeye[notebooks]") from error
+    raise ModuleNotFoundError(f"the explorer needs {error.name}: install the extra minikeye[notebooks]") from error
 
 from minikeye.explore.figures import bundle
 from minikeye.explore.frames import FrameSelection
@@ -27,7 +28,8 @@ from minikeye.files import write_whole
 class FrameExplorer(widgets.VBox):
     """Controls, a picture, a sentence. `controls` holds the widgets; setting their values is the same as moving them:
     `layer.value` and `topk.value` (numbers, kept within their limits), `head.value` (-1: all), `where.value` (a group
-    of tokens), `token.index` (a number within the group), `frames.value` (first, last).
+    of tokens), `token.index` (a number within the group), `frames.value` (first, last). A click on a frame, in the film
+    strip, the heat map or the bars, shows it alone; the next click brings all frames back.
 
     source: a `Probed`, or a FrameSelection, of which layer, query and frames can be chosen but not head and k. Raises
     TypeError for anything else, such as a path: that is for `from_video`.
@@ -49,6 +51,8 @@ class FrameExplorer(widgets.VBox):
         self.controls.where.observe(self._offer_tokens, "value")
         for control in self.controls.choices():
             control.observe(self._refresh, "value")
+        self.clicks = Event(source=self.picture, watched_events=["click"])
+        self.clicks.on_dom_event(self._pick)
         for ending, button in self.controls.buttons().items():
             button.on_click(lambda _, ending=ending: self._save(ending))
         self._refresh()
@@ -100,6 +104,14 @@ class FrameExplorer(widgets.VBox):
 
     def _offer_tokens(self, _: Any) -> None:
         self.controls.token.options = named(self.source, self.controls.where.value)
+
+    def _pick(self, click: dict[str, Any]) -> None:
+        """Show the clicked frame alone, or all frames where one is shown. The picture is never wider than WIDTH."""
+        units = panels.WIDTH / min(click["boundingRectWidth"], panels.WIDTH)
+        frame = self._page.at(click["relativeX"] * units, click["relativeY"] * units)
+        if frame is not None:
+            first, last = self.controls.frames.index
+            self.controls.frames.index = (frame, frame) if last > first else (0, len(self.controls.frames.options) - 1)
 
     def _refresh(self, _: Any = None) -> None:
         c = self.controls

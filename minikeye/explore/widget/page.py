@@ -22,6 +22,16 @@ class Page:
     def __init__(self, height: Units):
         self.image = Image.new("RGB", (round(WIDTH * SCALE), round(height * SCALE)), "white")
         self._pen = ImageDraw.Draw(self.image)
+        self._areas: list[tuple[Units, Units, Units, Units, int]] = []
+
+    def area(self, x: Units, y: Units, wide: Units, high: Units, number: int) -> None:
+        """What is there belongs to that number: see `at`."""
+        self._areas.append((x, y, wide, high, number))
+
+    def at(self, x: Units, y: Units) -> int | None:
+        """The number of the area that holds a place; None where none does."""
+        inside = (a for a in self._areas if a[0] <= x < a[0] + a[2] and a[1] <= y < a[1] + a[3])
+        return next((a[-1] for a in inside), None)
 
     def text(self, x: Units, y: Units, text: str, size: Units = 12.5, bold: bool = False, **style) -> None:
         """style: fill, and anchor as in Pillow; default "la", left and top."""

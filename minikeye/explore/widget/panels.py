@@ -31,6 +31,7 @@ KEYS, ATTENTION = PALETTE["blue"], PALETTE["orange"]
 def draw(selection: FrameCounts, view: View) -> Page:
     """The picture of one layer's selection among all layers, of the view's frames.
 
+    `Page.at` tells which frame a place of it belongs to, in the film strip, the heat map and the bars.
     Raises ValueError where view and selection do not fit.
     """
     check(selection, view)
@@ -51,11 +52,16 @@ def draw(selection: FrameCounts, view: View) -> Page:
     for n, line in enumerate(title):
         page.text(LEFT, above + 21 * n, line, size=15, bold=True)
     _draw_scale(page, above + 8 + 21 * len(title), share.max(), "attention" if s.reads_all else "keys")
-    _draw_film(page, s, view.layer, shown, time, head, heat)
+    _draw_film(page, s, view.layer, shown, time, head, heat, view.first)
     _draw_heat(page, s, view.layer, time, heat, rows)
     _draw_unseen(page, time.edge(max(0, view.query.sees - view.first)), time, heat, rows)
     _draw_bars(page, s, view.layer, time, bars)
     _draw_gauges(page, selection, s, view.layer, bars + 2 * BARS + 62)
+    strongest = columns(s.counts[view.layer, 0].double().numpy())[0]
+    for n in range(len(strongest)):  # of a column of several frames, the one with most keys
+        of_column = s.counts[view.layer, 0, n * time.step : (n + 1) * time.step]
+        left, width = time.column(n * time.step)
+        page.area(left, heat, width, bars + 2 * BARS - heat, view.first + n * time.step + int(of_column.argmax()))
     return page
 
 
@@ -151,8 +157,13 @@ def _peaks(s: FrameCounts, layer: int) -> set[int]:
     return {f for f in both if keys[f]}
 
 
-def _draw_film(page: Page, s: FrameCounts, layer: int, shown: list[int], time: Time, top: Units, end: Units) -> None:
-    """Thumbnails with time and number of keys, a line from each to its column; a tag on each run of truth."""
+def _draw_film(
+    page: Page, s: FrameCounts, layer: int, shown: list[int], time: Time, top: Units, end: Units, before: int
+) -> None:
+    """Thumbnails with time and number of keys, a line from each to its column; a tag on each run of truth.
+
+    before: frames of the selection that stand before the first one here.
+    """
     counts, name, peaks = s.counts[layer, 0].tolist(), printable(s.subject or "answer"), _peaks(s, layer)
     foot, tags = end - LEADERS, [(time.middle((first + last) // 2), end - 18) for first, last in runs(s.truth)]
     if shown:
@@ -163,6 +174,7 @@ def _draw_film(page: Page, s: FrameCounts, layer: int, shown: list[int], time: T
     for frame, middle in zip(shown, middles if shown else [], strict=True):
         real, much = frame in s.truth, frame in peaks
         colour, edge = (ACCENT, 2.6) if real else (INK, 1.6) if much else (FAINT, 0.8)
+        page.area(middle - slot / 2, top, slot, foot - top, before + frame)
         page.text(middle - slot / 2, top, _time(s, frame), bold=real or much)
         read = f"{counts[frame] or 'no'} key{'s' * (counts[frame] != 1)}"
         if s.reads_all:

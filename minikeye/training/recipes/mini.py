@@ -130,6 +130,10 @@ def main() -> None:
     done: list[str] = []
     if progress.is_file():
         saved = torch.load(progress, weights_only=True, map_location=device)
+        if saved["recipe"] != repr(recipe):
+            raise ValueError(
+                f"{options.out} holds a run of another recipe (--smoke, --photographs): choose another --out"
+            )
         done = saved["stages"]
         model.load_state_dict(saved["model"])
     for stage in (s for s in options.stages if s not in done):
@@ -149,7 +153,7 @@ def main() -> None:
         # Last: a stage is done when everything that it leaves is there. Killed before, it is resumed at its last step.
         done.append(stage)
         with whole_file(progress) as part:
-            torch.save({"model": model.state_dict(), "stages": done}, part)
+            torch.save({"model": model.state_dict(), "stages": done, "recipe": repr(recipe)}, part)
         seconds = round(time.monotonic() - begun, 1)
         print(
             json.dumps({"stage": stage, "seconds": seconds, "last": lines[-1:], "recall": kept, "known": shown}),
