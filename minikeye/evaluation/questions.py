@@ -19,10 +19,10 @@ from minikeye.inputs.prompt import FrameSpan
 from minikeye.inputs.tokenizer import load_tokenizer
 from minikeye.keye import KeyeVL
 from minikeye.minivid.dataset import MiniVideos, make_videos
+from minikeye.minivid.drawing.things import KINDS
 from minikeye.minivid.lessons import Lesson, Size, parts_right, question_prompts
 from minikeye.minivid.scene import PLAIN, Difficulty
 from minikeye.minivid.tasks import Event, Problem, grounding, parse_interval, score
-from minikeye.minivid.things import KINDS
 from minikeye.model.record import Record
 from minikeye.scores import SECONDS_TOLERANCE, bootstrap_mean, temporal_iou, wilson
 from minikeye.training.step import autocast

@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from minikeye.minivid.drawing.pictures import Split
+from minikeye.minivid.drawing.things import KINDS
 from minikeye.minivid.draws import Draws
-from minikeye.minivid.pictures import Split
 from minikeye.minivid.scene import PLAIN, Difficulty, VideoSpec, draw_stills, draw_videos, frame_labels, render
 from minikeye.minivid.tasks import Event, Problem, grounding, naming, needle, presence
-from minikeye.minivid.things import KINDS
 
 MIN_STEP, MAX_STEP = 0.25, 1.0  # seconds between two frames of plain videos
 MIN_HARD_STEP, MAX_HARD_STEP = 0.1, 2.5  # of hard ones: from a slow motion to an hour in 1,440 frames
@@ -88,7 +88,8 @@ def make_stills(
 def _problems(events: tuple[Event, ...], clock: list[float], asked: list[float]) -> tuple[Problem, ...]:
     """The questions about one video; `asked` are uniform numbers that pick the frames and things in question.
 
-    D: four times of five about a frame that shows something. Y: once about a frame with the thing, once anywhere.
+    D: four times of five about a frame that shows something. Y: once about a frame with the thing, once about one
+    without it, either of them first: who answers yes always is right half of the time.
     """
     card, things = events[0], [event for event in events if event.kind == "thing"]
     named = sorted(things, key=lambda thing: KINDS.index(thing.name))
@@ -101,10 +102,13 @@ def _problems(events: tuple[Event, ...], clock: list[float], asked: list[float])
 
     anywhere = int(asked[2] * (len(clock) - 1))
     frame = frame_of(pick(asked[1]), asked[2]) if asked[0] < 0.8 else anywhere
-    with_it, other = pick(asked[3]), pick(asked[5])
-    there, somewhere = frame_of(with_it, asked[4]), int(asked[6] * (len(clock) - 1))
+    seen, missed = pick(asked[3]), pick(asked[5])
+    there = frame_of(seen, asked[4])
+    gone = int(asked[6] * (len(clock) - 1 - (missed.stop - missed.first)))  # among the frames without it
+    gone += (missed.stop - missed.first) * (gone >= missed.first)
+    pair = presence(seen, there, clock[there]), presence(missed, gone, clock[gone])
     questions = [needle(card), *map(grounding, things), naming(named, frame, clock[frame])]
-    return *questions, presence(with_it, there, clock[there]), presence(other, somewhere, clock[somewhere])
+    return *questions, *(pair if asked[7] < 0.5 else reversed(pair))
 
 
 def _events(spec: VideoSpec, times: list[list[float]]) -> tuple[tuple[Event, ...], ...]:
@@ -119,12 +123,12 @@ def _events(spec: VideoSpec, times: list[list[float]]) -> tuple[tuple[Event, ...
             if stop > first:
                 of_video.append(Event("thing", KINDS[kind], first, stop, clock[first], clock[stop]))
         events.append(of_video)
-    for cards in spec.decoys:  # a second card to read is an event, one without a digit is none
-        first, _ = _interval(cards.shown & (cards.weight > 0))
+    if (later := spec.later) is not None:
+        first, _ = _interval(later.shown)
         for row, frame in enumerate(first.tolist()):
-            if cards.shown[row, frame] and cards.weight[row, frame] > 0:
+            if later.shown[row, frame]:
                 clock = times[row]
-                digit = str(int(cards.digit[row, frame]))
+                digit = str(int(later.digit[row, frame]))
                 events[row].append(Event("card", digit, frame, frame + 1, clock[frame], clock[frame + 1]))
     return tuple(map(tuple, events))
 

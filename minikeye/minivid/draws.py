@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-WIDTH = 640  # uniform numbers a sample owns; a hard video with a crowd of things uses most of them
+WIDTH = 768  # uniform numbers a sample owns; a hard video with a crowd of things uses most of them
 
 
 def generator(*name: int | str) -> torch.Generator:

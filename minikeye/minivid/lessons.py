@@ -19,7 +19,7 @@ from minikeye.inputs.pixels import patchify
 from minikeye.inputs.prompt import Prompt, pad
 from minikeye.inputs.tokenizer import load_tokenizer
 from minikeye.minivid.dataset import MAX_HARD_STEP, MiniVideos, make_videos
-from minikeye.minivid.pictures import Split
+from minikeye.minivid.drawing.pictures import Split
 from minikeye.minivid.scene import PLAIN, Difficulty, render, render_blank
 from minikeye.minivid.tasks import Problem, text_sums
 

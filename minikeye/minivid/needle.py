@@ -4,9 +4,9 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from minikeye.minivid.card import draw_cards, paint_cards
+from minikeye.minivid.drawing.card import draw_cards, paint_cards
+from minikeye.minivid.drawing.pictures import load_digits
 from minikeye.minivid.draws import Draws
-from minikeye.minivid.pictures import load_digits
 
 
 def insert_card(

@@ -15,16 +15,25 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from minikeye.minivid.background import Background, cut_out, draw_background, hold
-from minikeye.minivid.card import Cards, draw_blank_cards, draw_cards, draw_later_card, paint_cards
+from minikeye.minivid.drawing.background import Background, bleach, cut_out, draw_background, hold
+from minikeye.minivid.drawing.card import Cards, draw_blank_cards, draw_cards, draw_later_card, paint_cards
+from minikeye.minivid.drawing.footage import (
+    Clutter,
+    Film,
+    develop,
+    draw_clutter,
+    draw_film,
+    draw_strokes,
+    paint_clutter,
+)
+from minikeye.minivid.drawing.pictures import Split, check_split, load_digits
+from minikeye.minivid.drawing.things import CROWD, KINDS, THINGS, Things, draw_things, paint_things
 from minikeye.minivid.draws import Draws, generator
-from minikeye.minivid.footage import Clutter, Film, develop, draw_clutter, draw_film, paint_clutter
-from minikeye.minivid.pictures import Split, check_split, load_digits
-from minikeye.minivid.things import CROWD, KINDS, THINGS, Things, draw_things, paint_things
 
 MIN_FRAMES = 4  # a thing needs a frame before it, two with it and one after it
 NO_DIGIT = 10  # label of a frame without a card
 BLANK = 128  # grey level of the blank control
+STROKES = 3  # places for strokes on no card in a hard video
 _NOISE_TILES = 32
 
 
@@ -66,7 +75,9 @@ class VideoSpec:
     things: Things
     cards: Cards
     light: Light
-    decoys: tuple[Cards, ...] = ()  # cards that are not asked for: without a digit, or after the first
+    later: Cards | None = None  # a second card, after the one that is asked for
+    decoys: tuple[Cards, ...] = ()  # cards without a digit
+    strokes: tuple[Cards, ...] = ()  # digits without a card
     clutter: Clutter | None = None
     film: Film | None = None
 
@@ -78,9 +89,11 @@ class VideoSpec:
 
     def take(self, videos: Sequence[int], frames: Sequence[int]) -> "VideoSpec":
         """The same videos with these frames only: a sub-video, or a single frame."""
-        parts = {name: getattr(self, name) for name in ("background", "things", "cards", "light", "clutter", "film")}
-        taken = {name: _take(part, list(videos), list(frames)) for name, part in parts.items() if part is not None}
-        return replace(self, **taken, decoys=tuple(_take(part, list(videos), list(frames)) for part in self.decoys))
+        at = list(videos), list(frames)
+        names = ("background", "things", "cards", "light", "later", "clutter", "film")
+        taken = {name: _take(part, *at) for name in names if (part := getattr(self, name)) is not None}
+        many = {name: tuple(_take(part, *at) for part in getattr(self, name)) for name in ("decoys", "strokes")}
+        return replace(self, **taken, **many)
 
 
 def draw_videos(draws: Draws, frames: int, split: Split, difficulty: Difficulty = PLAIN) -> VideoSpec:
@@ -144,12 +157,16 @@ def render(
     frames = cut_out(spec.background, spec.pictures, height, width, device)  # [b*f 3 h w]
     if spec.clutter is not None:
         paint_clutter(frames, spec.clutter, spec.pictures)
+    for strokes in spec.strokes:
+        paint_cards(frames, strokes, spec.split)
     if spec.film is not None:
         frames = develop(frames, spec.film)
     for cards in spec.decoys:  # behind things, which are said to be visible
         paint_cards(frames, cards, spec.split)
     paint_things(frames, spec.things)
-    paint_cards(frames, spec.cards, spec.split)
+    for cards in (spec.later, spec.cards):  # either is to be read
+        if cards is not None:
+            paint_cards(frames, cards, spec.split)
     exposure, noise = (
         part.flatten().to(device, torch.float32)[:, None, None, None]
         for part in (spec.light.exposure, spec.light.noise)
@@ -170,11 +187,12 @@ def render_blank(
 def frame_labels(spec: VideoSpec) -> tuple[Int[Tensor, "b f"], Bool[Tensor, "b f kinds"]]:
     """What is in each frame: the digit 0..9 on its card (10: no card), and for each of KINDS whether it is there.
 
-    Of several cards in a frame the one that is asked for counts; cards without a digit are none.
+    Of two cards in a frame the one that is asked for counts; cards without a digit are none.
     """
     digit = torch.full(spec.shape, NO_DIGIT)
-    for cards in (*spec.decoys, spec.cards):
-        digit = torch.where(cards.shown & (cards.weight > 0), cards.digit, digit)
+    for cards in (spec.later, spec.cards):
+        if cards is not None:
+            digit = torch.where(cards.shown, cards.digit, digit)
     kinds = torch.arange(len(KINDS))
     things = ((spec.things.kind[..., None] == kinds) & spec.things.shown[..., None]).any(2)
     return digit, things
@@ -203,13 +221,13 @@ def _draw(
     pictures = difficulty.photographs if difficulty.photographs and split == "train" else split
     spec = VideoSpec(split, pictures, draw_background(draws, time, pictures, cuts=frames > 1), things, cards, light)
     if difficulty.second_card:
-        later = draw_later_card(draws, cards, things, split, difficulty.second_card)
-        spec = replace(spec, decoys=(later,))
+        spec = replace(spec, later=draw_later_card(draws, cards, things, split, difficulty.second_card))
     if difficulty.hard:
         spec = replace(
             spec,
-            background=hold(spec.background, draws.chance(0.4)),
-            decoys=(*draw_blank_cards(draws, cards, things, split), *spec.decoys),
+            background=bleach(hold(spec.background, draws.chance(0.4)), draws.chance(0.25) * draws.uniform(0.4, 0.85)),
+            decoys=draw_blank_cards(draws, cards, things, split),
+            strokes=tuple(draw_strokes(draws, time, split) for _ in range(STROKES)),
             clutter=draw_clutter(draws, time, pictures),
             film=draw_film(draws, frames),
         )

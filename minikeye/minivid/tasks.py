@@ -22,8 +22,8 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from minikeye.minivid.drawing.pictures import Split, check_split
 from minikeye.minivid.draws import generator
-from minikeye.minivid.pictures import Split, check_split
 from minikeye.scores import SECONDS_TOLERANCE, needle_score, temporal_iou
 
 NEEDLE_QUESTION = "Which digit is on the card, and at which second?"

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from minikeye.keye import KeyeVL
 from minikeye.minivid.dataset import make_stills
+from minikeye.minivid.drawing.things import KINDS
 from minikeye.minivid.lessons import pixels
 from minikeye.minivid.scene import PLAIN, Difficulty
-from minikeye.minivid.things import KINDS
 from minikeye.training.loop import LoopConfig, train
 from minikeye.training.stage import trainable
 from minikeye.training.step import autocast, stepper

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from minikeye.minivid.dataset import MiniVideos, make_videos
+from minikeye.minivid.drawing.things import COLOURS, KINDS
 from minikeye.minivid.scene import Difficulty, VideoSpec, frame_labels, render
-from minikeye.minivid.things import COLOURS, KINDS
 
 CROWD = Difficulty(crowd=True)
 LENGTHS = (4, 5, 7, 16, 64, 257)

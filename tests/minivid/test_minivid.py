@@ -11,14 +11,14 @@ import torch
 from sklearn.datasets import load_digits as sklearn_digits
 from torch.nn import functional as F
 
-from minikeye.minivid import pictures
 from minikeye.minivid.dataset import make_stills, make_videos
+from minikeye.minivid.drawing import pictures
+from minikeye.minivid.drawing.pictures import load_digits, load_pictures
+from minikeye.minivid.drawing.things import COLOURS, KINDS
 from minikeye.minivid.draws import Draws
 from minikeye.minivid.needle import insert_card
-from minikeye.minivid.pictures import load_digits, load_pictures
 from minikeye.minivid.scene import NO_DIGIT, draw_stills, frame_labels, render, render_blank
 from minikeye.minivid.tasks import parse_interval, parse_needle, text_sums
-from minikeye.minivid.things import COLOURS, KINDS
 
 
 def without(spec, part: str):

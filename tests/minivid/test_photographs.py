@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from minikeye.minivid.background import PATTERNS
 from minikeye.minivid.dataset import make_stills, make_videos
-from minikeye.minivid.pictures import load_pictures
+from minikeye.minivid.drawing.background import PATTERNS
+from minikeye.minivid.drawing.pictures import load_pictures
 from minikeye.minivid.scene import Difficulty, render
 
 COLOURS = {"a.jpg": (200, 0, 200), "b.jpg": (0, 200, 200)}

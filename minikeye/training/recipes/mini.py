@@ -117,6 +117,7 @@ def main() -> None:
     parser.add_argument(
         "--photographs", type=Path, help="folder of more backgrounds, .jpg; assets/README.md says which"
     )
+    parser.add_argument("--begin", type=Path, metavar="CHECKPOINT", help="start from it, not from nothing")
     parser.add_argument("--smoke", action="store_true", help="a few tiny steps of every stage, on a CPU")
     options = parser.parse_args()
     device = on(options.device)
@@ -125,6 +126,8 @@ def main() -> None:
     if options.photographs is not None:
         recipe = replace(recipe, lengths=replace(recipe.lengths, photographs=str(options.photographs)))
     model = KeyeVL(KeyeConfig.mini()).to(device)
+    if options.begin is not None:
+        model.load_state_dict(KeyeVL.from_pretrained(options.begin, dtype=torch.float32).state_dict())
     model.visual.chunk_patches = 2**20  # one pass: memory is not short here
     progress = options.out / "done.pt"
     done: list[str] = []

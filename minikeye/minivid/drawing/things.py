@@ -7,13 +7,15 @@ Axes: b video, f frame, n thing of a video, c channel.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from minikeye.minivid.background import curve, pixel_grid
+from minikeye.minivid.drawing.background import curve, pixel_grid
 from minikeye.minivid.draws import Draws
 
 COLOURS = {
@@ -88,18 +90,24 @@ def _points(draws: Draws, count: int) -> Float[Tensor, "b n 3 2"]:
 
 def paint_things(frames: Float[Tensor, "rows 3 h w"], things: Things) -> None:
     """Draw all things into frames [b*f 3 h w] of 0..1, in place. Only the frames that show a thing are touched."""
-    for n in range(things.shown.shape[-1]):
-        rows = things.shown[..., n].flatten().nonzero().squeeze(-1)  # on the CPU: nothing waits for a GPU here
+    for here, part in of_shown(things, frames.device):
+        shape = part.pop("kind") // len(COLOURS)
+        frames[here] = _paint(frames[here], shape, **{name: value.float() for name, value in part.items()})
 
-        def at_rows(values: Tensor, n: int = n, rows: Tensor = rows) -> Tensor:
-            return values[:, :, n].flatten(0, 1)[rows].to(frames.device, non_blocking=True)
 
-        here = rows.to(frames.device, non_blocking=True)
-        shape = at_rows(things.kind) // len(COLOURS)
-        numbers = (
-            at_rows(part).float() for part in (things.place, things.radius, things.angle, things.colour, things.edge)
-        )
-        frames[here] = _paint(frames[here], shape, *numbers)
+def of_shown(pieces: Any, device: torch.device) -> Iterator[tuple[Int[Tensor, "m"], dict[str, Tensor]]]:
+    """Piece after piece: the rows of b*f that show it, and its other fields there [m ...], all on `device`.
+
+    pieces: a dataclass of tensors [b f n ...] on the CPU, one of them `shown`. What no row shows is passed over.
+    """
+    for n in range(pieces.shown.shape[-1]):
+        rows = pieces.shown[..., n].flatten().nonzero().squeeze(-1)  # on the CPU: nothing waits for a GPU here
+        if not len(rows):
+            continue
+        names = (field.name for field in fields(pieces) if field.name != "shown")
+        values = {name: getattr(pieces, name)[:, :, n].flatten(0, 1)[rows] for name in names}
+        sent = {name: value.to(device, non_blocking=True) for name, value in values.items()}
+        yield rows.to(device, non_blocking=True), sent
 
 
 def _paint(

@@ -8,7 +8,7 @@ Axes: b video, f frame, c channel. A view is where the frame looks: the tile's s
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 
 import torch
@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from minikeye.minivid.drawing.pictures import SIDE, load_pictures
 from minikeye.minivid.draws import Draws, generator
-from minikeye.minivid.pictures import SIDE, load_pictures
 
 SCENES = 3  # a video is cut into at most three scenes
 PATTERNS = 6  # plain tiles at the end of the atlas
@@ -63,6 +63,12 @@ def hold(background: Background, fixed: Bool[Tensor, "b"]) -> Background:
         return torch.where(fixed.view(-1, *[1] * (part.ndim - 1)), part[:, :1], part)
 
     return Background(**{field.name: held(getattr(background, field.name)) for field in fields(background)})
+
+
+def bleach(background: Background, share: Float[Tensor, "b"]) -> Background:
+    """The same backgrounds, moved towards white by that share: snow, sand, a pavement in the sun."""
+    kept = (1 - share)[:, None, None]
+    return replace(background, gain=kept * background.gain, bias=kept * background.bias + (1 - kept))
 
 
 def cut_out(background: Background, pictures: str, height: int, width: int, device: torch.device) -> Tensor:

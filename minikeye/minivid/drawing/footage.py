@@ -1,22 +1,25 @@
 """What real footage has and plain scenes lack: signs and screens, people who walk by, bars, grey film, soft lenses.
 
-Such things mislead a model that was shown plain scenes only: it takes a white sign for the card. They are painted
-behind things and cards; cards that carry no digit, or a second one, are cards like others (scene.py).
+Such things mislead a model that was shown plain scenes only: it takes a white sign for the card, and a few dark figures
+on a pale pavement for its digit. They are painted behind things and cards, and film is what those are put into: a thing
+is told by its colour. Cards that carry no digit, or a second one, are cards like others (scene.py).
 
 Axes: b video, f frame, n piece of clutter, m frames that show it.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from minikeye.minivid.background import PATTERNS, curve, look, pixel_grid
+from minikeye.minivid.drawing.background import PATTERNS, curve, look, pixel_grid
+from minikeye.minivid.drawing.card import Cards, draw_cards, some_frames
+from minikeye.minivid.drawing.pictures import Split, load_digits, load_pictures
+from minikeye.minivid.drawing.things import of_shown
 from minikeye.minivid.draws import Draws
-from minikeye.minivid.pictures import load_pictures
 
 PIECES = 4  # places for clutter in a video
 _SIGN, _SCREEN, _WALKER = range(3)
@@ -56,8 +59,12 @@ def draw_clutter(draws: Draws, time: Float[Tensor, "b f"], pictures: str) -> Clu
     half = draws.uniform(0.15, 0.6, PIECES, 2)
     half = torch.where(walker, torch.stack((half[..., 0] * 0.6, 0.25 + half[..., 1]), -1), half)
     pale = draws.uniform(0.75, 1, PIECES, 1) * draws.uniform(0.9, 1, PIECES, 3)
-    paper = torch.where(sign & draws.chance(0.7, PIECES, 1), pale, draws.uniform(0, 1, PIECES, 3))
+    colour = draws.uniform(0, 1, PIECES, 3)
+    dull = torch.lerp(colour.mean(-1, keepdim=True), colour, 0.4)  # a sign in full colour would be one of the things
+    dark = walker & draws.chance(0.5, PIECES, 1)
+    paper = torch.where(sign & draws.chance(0.7, PIECES, 1), pale, torch.where(dark, dull * 0.3, dull))
     printed = torch.where(sign[..., 0], draws.chance(0.6, PIECES) * draws.uniform(0.2, 1, PIECES), 0.8)
+    printed = torch.where(dark[..., 0], 0.0, printed)
     start, length = draws.uniform(-0.3, 0.9, PIECES), draws.uniform(0.05, 0.6, PIECES)
     stays = draws.chance(0.5, PIECES)
     since = time[..., None] - start[:, None]
@@ -92,6 +99,33 @@ def _places(draws: Draws, time: Float[Tensor, "b f"], walker: Bool[Tensor, "b n 
     return torch.where(walker[:, None], walk, path)
 
 
+def draw_strokes(draws: Draws, time: Float[Tensor, "b f"], split: Split) -> Cards:
+    """Dark strokes that are on no card, in 40 % of the videos: figures seen from above, letters on a wall.
+
+    They are digits, bent, turned, standing or moving. What tells a card from them is its paper and its border.
+    """
+    frames = time.shape[1]
+    shown = some_frames(draws, frames) & draws.chance(0.4, 1)
+    cards = draw_cards(draws, shown, None, draws.integer(len(load_digits(split)[0])), split)
+    points, still = draws.uniform(-1, 1, 1, 3, 2), draws.chance(0.4, 1, 1, 1)
+    place = curve(torch.where(still, points[:, :, :1], points), time[..., None])[:, :, 0]
+    turn = draws.uniform(-1, 1) * torch.where(draws.chance(0.5), 0.3, math.pi)
+    bend = torch.tensor([[0.4, 0.5, 0.2], [0.4, 0.4, 0.2]]) * draws.uniform(-1, 1, 2, 3)
+
+    def every_frame(values: Tensor) -> Tensor:
+        return values[:, None].expand(-1, frames, *values.shape[1:])
+
+    return replace(
+        cards,
+        place=place,
+        angle=every_frame(turn),
+        half=every_frame(draws.uniform(0.12, 0.5)),
+        ink=every_frame(draws.uniform(0, 0.3, 1) + draws.uniform(0, 0.1, 3)),
+        warp=every_frame(torch.eye(2, 3) + bend),
+        sheet=torch.zeros_like(cards.sheet),
+    )
+
+
 def draw_film(draws: Draws, frames: int) -> Film:
     """What was done to random recordings: bars 15 %, grey 8 %, a soft lens and coarse colours half of them each."""
     bars = draws.uniform(0.05, 0.3, 1) * draws.chance(0.15, 1) * torch.eye(2, dtype=torch.float64)[draws.integer(2)]
@@ -102,35 +136,25 @@ def draw_film(draws: Draws, frames: int) -> Film:
 
 def paint_clutter(frames: Float[Tensor, "rows 3 h w"], clutter: Clutter, pictures: str) -> None:
     """Draw all pieces into frames [b*f 3 h w] of 0..1, in place. Only the frames that show one are touched."""
-    for n in range(clutter.shown.shape[-1]):
-        rows = clutter.shown[..., n].flatten().nonzero().squeeze(-1)  # on the CPU: nothing waits for a GPU here
-
-        def at_rows(values: Tensor, n: int = n, rows: Tensor = rows) -> Tensor:
-            return values[:, :, n].flatten(0, 1)[rows].to(frames.device, non_blocking=True)
-
-        if len(rows):
-            here = rows.to(frames.device, non_blocking=True)
-            values = (getattr(clutter, name) for name in Clutter.__dataclass_fields__ if name != "shown")
-            frames[here] = _paint(frames[here], *map(at_rows, values), pictures)
+    for here, part in of_shown(clutter, frames.device):
+        tile = part.pop("tile")
+        frames[here] = _paint(frames[here], pictures, tile, **{name: value.float() for name, value in part.items()})
 
 
 def _paint(
     frames: Float[Tensor, "m 3 h w"],
+    pictures: str,
+    tile: Int[Tensor, "m"],
     place: Float[Tensor, "m 2"],
     half: Float[Tensor, "m 2"],
     angle: Float[Tensor, "m"],
     round: Float[Tensor, "m"],
     paper: Float[Tensor, "m 3"],
     border: Float[Tensor, "m 3"],
-    tile: Int[Tensor, "m"],
     window: Float[Tensor, "m 3"],
     printed: Float[Tensor, "m"],
-    pictures: str,
 ) -> Float[Tensor, "m 3 h w"]:
     """One piece in each frame, over what is there; it may be cut off by the frame's edge."""
-    place, half, angle, round, paper, border, window, printed = (
-        part.float() for part in (place, half, angle, round, paper, border, window, printed)
-    )
     height, width = frames.shape[-2:]
     short = min(height, width)
     x, y = pixel_grid(height, width, frames.device)

@@ -12,9 +12,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from minikeye.minivid.drawing.pictures import Split, load_digits
+from minikeye.minivid.drawing.things import Things, local
 from minikeye.minivid.draws import Draws
-from minikeye.minivid.pictures import Split, load_digits
-from minikeye.minivid.things import Things, local
 
 _TRIES = 6  # places that are looked at before one is taken
 _CLEAR = 0.55  # a place this far from every thing is good enough, in halves of the short side
@@ -33,7 +33,8 @@ class Cards:
     ink: Float[Tensor, "b f 3"]  # 0..1
     paper: Float[Tensor, "b f 3"]  # 0..1
     warp: Float[Tensor, "b f 2 3"]  # from card to handwriting, both of which reach from -1 to 1
-    weight: Float[Tensor, "b f"]  # factor on the ink: thin or bold strokes
+    weight: Float[Tensor, "b f"]  # factor on the ink: thin or bold strokes; 0: nothing is written
+    sheet: Float[Tensor, "b f"]  # how much of paper and border is there: 1, or 0 for strokes on no card
 
 
 def draw_cards(
@@ -52,7 +53,7 @@ def draw_cards(
         return values[:, None].expand(-1, frames, *values.shape[1:])
 
     digit = load_digits(split)[1][number]
-    values = (number, digit, place, half, angle, ink, tint, *_draw_hand(draws, split))
+    values = (number, digit, place, half, angle, ink, tint, *_draw_hand(draws, split), torch.ones_like(half))
     return Cards(shown, *(every_frame(value) for value in values))
 
 
@@ -72,12 +73,17 @@ def draw_blank_cards(draws: Draws, first: Cards, things: Things, split: Split) -
 
 
 def _blank_card(draws: Draws, frames: int, things: Things, split: Split) -> Cards:
+    shown = some_frames(draws, frames) & draws.chance(0.5, 1)
+    cards = draw_cards(draws, shown, things, draws.integer(len(load_digits(split)[0])), split)
+    return replace(cards, weight=torch.zeros_like(cards.weight))
+
+
+def some_frames(draws: Draws, frames: int) -> Bool[Tensor, "b {frames}"]:
+    """One frame, a run of at most half of them, or all: each for a third of the videos."""
     start, kind = draws.integer(frames, 1), draws.integer(3, 1)
     length = torch.where(kind == 0, 1, torch.where(kind == 1, 1 + draws.integer(max(1, frames // 2), 1), frames))
     since = torch.arange(frames) - start * (kind < 2)
-    shown = (since >= 0) & (since < length) & draws.chance(0.5, 1)
-    cards = draw_cards(draws, shown, things, draws.integer(len(load_digits(split)[0])), split)
-    return replace(cards, weight=torch.zeros_like(cards.weight))
+    return (since >= 0) & (since < length)
 
 
 def _draw_hand(draws: Draws, split: Split) -> tuple[Float[Tensor, "b 2 3"], Float[Tensor, "b"]]:
@@ -115,7 +121,7 @@ def paint_cards(frames: Float[Tensor, "rows 3 h w"], cards: Cards, split: Split)
     handwriting = load_digits(split)[0][cards.number.flatten()[rows]].to(frames.device)
     place, half, angle, ink, paper = map(at_rows, (cards.place, cards.half, cards.angle, cards.ink, cards.paper))
     hand = handwriting, at_rows(cards.warp), at_rows(cards.weight)
-    frames[here] = _paint(frames[here], hand, place, half, angle, ink, paper)
+    frames[here] = _paint(frames[here], hand, place, half, angle, ink, paper, at_rows(cards.sheet))
 
 
 def _paint(
@@ -126,9 +132,10 @@ def _paint(
     angle: Float[Tensor, "m"],
     ink: Float[Tensor, "m 3"],
     paper: Float[Tensor, "m 3"],
+    sheet: Float[Tensor, "m"],
 ) -> Float[Tensor, "m 3 h w"]:
     """One card in each frame, on top of what is there and wholly inside the frame."""
-    margin = half * (angle.cos() + angle.sin().abs())
+    margin = half * (angle.cos().abs() + angle.sin().abs())
     x, y = local(frames, place, margin, angle)
     pixel = 2 / min(frames.shape[-2:])
     distance = (torch.maximum(x.abs(), y.abs()) - half[:, None, None])[:, None]  # to the card's edge, [m 1 h w]
@@ -137,8 +144,10 @@ def _paint(
     inner = (0.5 - (distance + line) / pixel).clamp(0, 1)
     # the 8x8 digit fills 84 % of the card: its pixels reach from -1 to 1
     stroke = _write(*hand, torch.stack((x, y), -1) / (0.84 * half)[:, None, None, None])
-    sheet = torch.lerp(paper[..., None, None], ink[..., None, None], torch.maximum(stroke, 1 - inner))
-    return torch.lerp(frames, sheet, inside)
+    sheet = sheet[:, None, None, None]
+    inked = torch.maximum(torch.maximum(stroke, 1 - inner), 1 - sheet)
+    card = torch.lerp(paper[..., None, None], ink[..., None, None], inked)
+    return torch.lerp(frames, card, inside * torch.maximum(sheet, stroke))
 
 
 def _write(

@@ -1,0 +1,1 @@
+"""What frames are painted from: pictures, backgrounds, things, cards, and what misleads in real footage."""
