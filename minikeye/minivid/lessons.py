@@ -119,15 +119,20 @@ def patch_grid(size: Size, config: KeyeConfig) -> tuple[int, int, int]:
 
 
 def question_prompts(
-    videos: MiniVideos, task: str, size: Size, config: KeyeConfig, answered: bool = False
+    videos: MiniVideos, asked: str | Sequence[Problem], size: Size, config: KeyeConfig, answered: bool = False
 ) -> dict[str, Tensor | list]:
-    """One question of the task for every video: prompts padded on the left that end where the answer begins.
+    """One question for every video: prompts padded on the left that end where the answer begins.
 
-    answered: with the answer instead, padded on the right, for reading off how likely it is.
+    asked: a task, whose first question each video is asked, or a problem for each video. answered: with the answer
+    instead, padded on the right, for learning it or reading off how likely it is. Raises ValueError for another number
+    of problems than videos.
     """
     tokenizer, prompts = load_tokenizer(config), []
-    for row, problems in enumerate(videos.problems):
-        problem = next(p for p in problems if p.task == task)
+    if isinstance(asked, str):
+        asked = [next(p for p in problems if p.task == asked) for problems in videos.problems]
+    if len(asked) != len(videos.problems):
+        raise ValueError(f"expected a problem for each of {len(videos.problems)} videos, got {len(asked)}")
+    for row, problem in enumerate(asked):
         prompt = Prompt(tokenizer, config.vision.merge)
         prompt.begin("user")
         prompt.video(videos.seconds[row].tolist(), patch_grid(size, config))

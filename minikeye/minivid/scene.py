@@ -42,6 +42,7 @@ class Difficulty:
     """What makes videos harder than the plain ones, which is what the defaults give."""
 
     crowd: bool = False  # two to six things, one after another in each half of the frame, instead of one or two
+    alone: bool = False  # one thing: no question which is meant
     hard: bool = False  # what misleads in real footage: fixed cameras, signs, walkers, cards without a digit, film
     second_card: float | int = 0.0  # share, of videos whose card is not in the last frame, that have another one later
     photographs: str | None = None  # folder of more pictures for the backgrounds of the training split
@@ -51,6 +52,8 @@ class Difficulty:
             raise ValueError(f"expected second_card, a share, in 0..1, got {self.second_card}")
         if self.photographs in get_args(Split):
             raise ValueError(f"expected photographs, a folder, got the name of a split, {self.photographs!r}")
+        if self.crowd and self.alone:
+            raise ValueError("expected a crowd of things or one alone, got both")
 
 
 PLAIN = Difficulty()
@@ -108,6 +111,8 @@ def draw_videos(draws: Draws, frames: int, split: Split, difficulty: Difficulty 
         raise ValueError(f"a video with events needs at least {MIN_FRAMES} frames, not {frames}")
     frame = torch.arange(frames)
     start, length, present = (_crowd if difficulty.crowd else _one_or_two)(draws, frames)  # [b n] each
+    if difficulty.alone:
+        present = present & (torch.arange(present.shape[1]) == 0)
     since = frame[:, None] - start[:, None]  # frames since the thing came, [b f n]
     shown = (since >= 0) & (since < length[:, None]) & present[:, None]
     card_shown = frame == draws.integer(frames, 1)

@@ -88,15 +88,19 @@ def presence(thing: Event, frame: int, seconds: float) -> Problem:
     return Problem("Y", question, "yes" if there else "no", solution)
 
 
-def order(card: Event, thing: Event) -> Problem:
-    """Task P: when the card comes, against one thing, after the evidence for it."""
+def order(card: Event, thing: Event, noted: tuple[Event, Event] | None = None) -> Problem:
+    """Task P: when the card comes, against one thing, after the evidence for it.
+
+    noted: card and thing as the evidence gives them, where an annotator was careless; the word is the true one.
+    """
     word = "before" if card.first < thing.first else "after" if card.first >= thing.stop else "during"
     question = f"Is the card before, during or after the {thing.name}?"
     solution = (
         f"The card is in frame {card.first} at {card.start:.1f} s, {word} the {thing.name}, which is visible from "
         f"{thing.start:.1f} s to {thing.end:.1f} s."
     )
-    return Problem("P", question, f"[[{thing.start:.1f}, {thing.end:.1f}]] {card.start:.1f} {word}", solution)
+    said, seen = noted or (card, thing)
+    return Problem("P", question, f"[[{seen.start:.1f}, {seen.end:.1f}]] {said.start:.1f} {word}", solution)
 
 
 def text_sums(seed: int, indices: Sequence[int], split: Split) -> list[Problem]:
