@@ -1,8 +1,9 @@
 """Learning from reward: roll out, score, and take a few steps; the loop of `training.loop` does the rest.
 
 One iteration: the policy answers a batch of prompts G times each, a reward judges every answer, the answers of a group
-are compared with each other, and the policy takes `minibatches` optimiser steps on them. From the second step on the
-answers are a little old, which is what the ratio and its clipping are for.
+are compared with each other, groups that agree are dropped and made up for (`groups`), and the policy takes
+`minibatches` optimiser steps on the rest. From the second step on the answers are a little old, which is what the ratio
+and its clipping are for.
 
 Vision tower and projector are frozen (report, Video-RL): their tokens are computed once per prompt. The indexer is
 frozen too, and attention is dense unless told otherwise: our choice.
@@ -22,17 +23,17 @@ from torch import Tensor
 from minikeye.inputs.tokenizer import load_tokenizer
 from minikeye.keye import KeyeVL
 from minikeye.model.step import MODES, Mode
+from minikeye.rl.groups import Groups, Prompts, over_sampled
 from minikeye.rl.gspo import GSPO, Variant, advantages, objective
 from minikeye.rl.rollout import Answers, answer_logprobs, sample_answers
 from minikeye.training.loop import LoopConfig, train
 from minikeye.training.stage import trainable
 from minikeye.training.step import autocast
 
-Prompts = dict[str, Tensor]  # inputs of a pass, padded on the left; visual tokens in the place of pixels
 Reward = Callable[[str, Any], float]  # an answer's text and what is known of its question -> 0..1
 
 
-# What the log says of a ratio where groups agree and no step is taken.
+# What the log says of a ratio where no group is left and no step is taken.
 STILL = {"clipped": 0.0, "outside": 0.0, "ratio": 1.0, "largest": 1.0, "kl": 0.0}
 
 
@@ -41,7 +42,8 @@ class RolloutConfig:
     """How the policy is sampled and how often a sample is used."""
 
     group: int = 8  # answers to a prompt
-    minibatches: int = 2  # optimiser steps on each rollout, each on its share of the prompts
+    minibatches: int = 2  # optimiser steps on each rollout, each on its share of the groups that teach something
+    oversample: int = 1  # batches of prompts an iteration may roll out, until as many groups teach as one batch has
     max_new_tokens: int = 24
     temperature: float = 1.0
     attention: Mode = "dense"
@@ -49,8 +51,11 @@ class RolloutConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.group < 2 or self.minibatches < 1:
-            raise ValueError(f"expected group >= 2 and minibatches >= 1, got {self.group} and {self.minibatches}")
+        if self.group < 2 or min(self.minibatches, self.oversample) < 1:
+            raise ValueError(
+                f"expected group >= 2, minibatches and oversample >= 1, got {self.group}, {self.minibatches} and "
+                f"{self.oversample}"
+            )
         if not self.temperature > 0 or self.attention not in MODES or self.variant.kl:
             raise ValueError(
                 f"expected temperature above 0 (else a group's answers are one), attention among {', '.join(MODES)}, "
@@ -71,19 +76,6 @@ def with_visual_tokens(model: KeyeVL, inputs: Mapping[str, Tensor]) -> Prompts:
         return kept
     with autocast(model.device):
         return kept | {"visual": model.visual_tokens(inputs["patches"], inputs["grids"])}
-
-
-def share_of(prompts: Prompts, part: slice) -> Prompts:
-    """Some of the prompts, with their visual tokens: every prompt has equally many."""
-    rows, out = len(prompts["input_ids"]), {}
-    for name, value in prompts.items():
-        if name == "positions":
-            out[name] = value[:, part]
-        elif name == "visual":
-            out[name] = value.unflatten(0, (rows, -1))[part].flatten(0, 1)
-        else:
-            out[name] = value[part]
-    return out
 
 
 def judge(
@@ -109,12 +101,14 @@ def reinforce(
 ) -> list[dict[str, float | int]]:
     """Teach the decoder by reward; returns the log lines of this call.
 
-    questions_at(iteration) -> prompts `with_visual_tokens` and, for each, what the reward has to know; the same for the
-    same number. loop: its steps are optimiser steps, `config.minibatches` an iteration; it is resumed at whole
-    iterations, to the same numbers; whatever `learns` does not name is left frozen. Log lines carry reward, share of
-    groups that teach something, length of answers, and the numbers of `objective`. Raises ValueError where steps or
-    save_every are not whole iterations, where log_every would show first minibatches only, in which the policy has not
-    moved yet; for prompts with pixels or without equally many known; and what `train` raises.
+    questions_at(number) -> prompts `with_visual_tokens` and, for each, what the reward has to know; the same for the
+    same number. Iteration i asks for i * oversample, and for the oversample - 1 numbers after it while groups that
+    teach are lacking. loop: its steps are optimiser steps, `config.minibatches` an iteration; it is resumed at whole
+    iterations, to the same numbers; whatever `learns` does not name is left frozen. Log lines carry the numbers of
+    `over_sampled` (reward, teaches, length, rolled, lacking) and of `objective`. A step whose groups all agreed, or
+    were none, changes nothing. Raises ValueError where steps or save_every are not whole iterations, where log_every
+    would show first minibatches only, in which the policy has not moved yet; for prompts with pixels or without equally
+    many known; and what `train` raises.
     """
     if loop.steps % config.minibatches or loop.save_every % config.minibatches:
         raise ValueError(
@@ -126,62 +120,73 @@ def reinforce(
             f"expected log_every 1 or no multiple of {config.minibatches} minibatches, got {loop.log_every}: the log "
             f"would show the first of each rollout alone, whose ratio is 1"
         )
-    tokenizer = load_tokenizer(model.config)
-    stop = (tokenizer.token_id("<|im_end|>"),)
-    decode = lambda ids: tokenizer.decode([token for token in ids if token not in stop])  # noqa: E731
     parameters = trainable(model, learns)
-    rolled: tuple[Prompts, Answers, Tensor, Tensor, dict[str, float]] | None = None
-
-    def roll_out(iteration: int) -> tuple[Prompts, Answers, Tensor, Tensor, dict[str, float]]:
-        prompts, known = questions_at(iteration)
-        if "patches" in prompts or len(known) != len(prompts["input_ids"]):
-            raise ValueError(
-                f"expected prompts without pixels (with_visual_tokens) and as many known, got {sorted(prompts)}, "
-                f"{len(prompts['input_ids'])} prompts and {len(known)} known"
-            )
-        if len(known) % config.minibatches:
-            raise ValueError(f"expected prompts in {config.minibatches} equal minibatches, got {len(known)}")
-        model.eval()
-        with autocast(model.device):
-            answers = sample_answers(
-                model, prompts, config.group, config.max_new_tokens, stop,
-                seed=config.seed * 1_000_003 + iteration, temperature=config.temperature, attention=config.attention,
-            )  # fmt: skip
-        model.train()
-        rewards = judge(answers, known, reward, decode)
-        groups = torch.arange(len(known)).repeat_interleave(config.group)
-        values, teaches = (x.view(rewards.shape) for x in advantages(rewards.flatten(), groups, config.variant))
-        numbers = {"reward": float(rewards.mean()), "teaches": float(teaches[:, 0].double().mean())}
-        numbers["length"] = float(answers.mask.sum(-1).double().mean())
-        return prompts, answers, values, teaches, numbers
+    rolled: tuple[Groups, dict[str, float]] | None = None
 
     def backward_at(step: int) -> tuple[Tensor, dict[str, float | int | Tensor]]:
         nonlocal rolled
         iteration, number = divmod(step, config.minibatches)
         if number == 0:
-            rolled = roll_out(iteration)
+            first = iteration * config.oversample
+            rolled = over_sampled(lambda n: roll_out(model, questions_at, first + n, reward, config), config.oversample)
         if rolled is None:
             raise ValueError(
                 f"expected to go on at a whole rollout of {config.minibatches} minibatches, got step {step}: resume "
                 f"with the config that the run began with"
             )
-        prompts, answers, values, teaches, numbers = rolled
-        rows = len(values) // config.minibatches
-        part = slice(rows * number, rows * (number + 1))
+        groups, numbers = rolled
         for p in parameters.values():
             p.grad = None
-        mask = (answers.mask[part] & teaches[part, :, None].to(answers.ids.device)).flatten(0, 1)
-        if not bool(mask.any()):  # every group agrees with itself: no gradient, and so no step
+        if not len(part := groups.share(number, config.minibatches)):  # no gradient, and so no step
             return torch.zeros(()), numbers | STILL
-        with autocast(model.device):
-            new = answer_logprobs(
-                model, share_of(prompts, part), answers.ids[part], config.temperature, config.attention
-            )
-        loss, more = objective(
-            new.flatten(0, 1), answers.logprobs[part].flatten(0, 1), mask, values[part].flatten().to(new.device),
-            config.variant,
-        )  # fmt: skip
-        loss.backward()
+        loss, more = learn_from(model, part, config)
         return loss, numbers | more
 
     return train(parameters, backward_at, loop, folder, name)
+
+
+def roll_out(
+    model: KeyeVL,
+    questions_at: Callable[[int], tuple[Prompts, list[Any]]],
+    number: int,
+    reward: Reward,
+    config: RolloutConfig,
+) -> Groups:
+    """`config.group` answers to each prompt of batch `number`, judged and compared; drawn from the number alone.
+
+    Raises ValueError for prompts with pixels or without equally many known, and for a number of prompts that is no
+    multiple of the minibatches.
+    """
+    prompts, known = questions_at(number)
+    if "patches" in prompts or len(known) != len(prompts["input_ids"]):
+        raise ValueError(
+            f"expected prompts without pixels (with_visual_tokens) and as many known, got {sorted(prompts)}, "
+            f"{len(prompts['input_ids'])} prompts and {len(known)} known"
+        )
+    if len(known) % config.minibatches:
+        raise ValueError(f"expected prompts in {config.minibatches} equal minibatches, got {len(known)}")
+    tokenizer = load_tokenizer(model.config)
+    stop = (tokenizer.token_id("<|im_end|>"),)
+    model.eval()
+    with autocast(model.device):
+        answers = sample_answers(
+            model, prompts, config.group, config.max_new_tokens, stop,
+            seed=config.seed * 1_000_003 + number, temperature=config.temperature, attention=config.attention,
+        )  # fmt: skip
+    model.train()
+    decode = lambda ids: tokenizer.decode([token for token in ids if token not in stop])  # noqa: E731
+    rewards = judge(answers, known, reward, decode)
+    groups = torch.arange(len(known)).repeat_interleave(config.group)
+    values, teaches = (x.view(rewards.shape) for x in advantages(rewards.flatten(), groups, config.variant))
+    return Groups(prompts, answers, rewards, values, teaches[:, 0])
+
+
+def learn_from(model: KeyeVL, groups: Groups, config: RolloutConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss and numbers of `objective` over all answers of these groups; leaves the gradients in the parameters."""
+    answers = groups.answers
+    with autocast(model.device):
+        new = answer_logprobs(model, groups.prompts, answers.ids, config.temperature, config.attention)
+    rows = (x.flatten(0, 1) for x in (new, answers.logprobs, answers.mask))
+    loss, numbers = objective(*rows, groups.advantages.flatten().to(new.device), config.variant)
+    loss.backward()
+    return loss, numbers

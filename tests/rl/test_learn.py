@@ -10,10 +10,11 @@ from minikeye.config import KeyeConfig
 from minikeye.keye import KeyeVL
 from minikeye.minivid.dataset import make_videos
 from minikeye.minivid.lessons import Lesson, Size, question_prompts
+from minikeye.rl.groups import share_of
 from minikeye.rl.gspo import GSPO, VARIANTS
-from minikeye.rl.learn import RolloutConfig, judge, learns, reinforce, share_of, with_visual_tokens
+from minikeye.rl.learn import RolloutConfig, judge, learns, reinforce, with_visual_tokens
 from minikeye.rl.rollout import Answers, answer_logprobs
-from minikeye.training.loop import LoopConfig
+from minikeye.training.loop import LoopConfig, learning_rate
 
 CONFIG = KeyeConfig.nano()
 SMALL = RolloutConfig(group=6, max_new_tokens=2)
@@ -91,6 +92,38 @@ def test_killed_and_resumed_it_does_the_same(tmp_path):
     assert all(torch.equal(p, q) for p, q in zip(again.parameters(), whole.parameters(), strict=True))
 
 
+def test_groups_that_agree_are_made_up_for(tmp_path):
+    """Most groups agree: others are asked for, by numbers that belong to the iteration, and a kill changes nothing."""
+    config, asked = replace(SMALL, oversample=3), []
+
+    def rarely(text: str, number: int) -> float:
+        return early(text, number) if number % 4 < 2 else 0.5
+
+    def noted(model: KeyeVL):
+        at = questions(model)
+        return lambda number: asked.append(number) or at(number)
+
+    whole = policy()
+    lines = reinforce(whole, noted(whole), rarely, config, LOOP)
+    numbers = [line["rolled"] / 4 for line in lines[::2]]  # batches of each iteration
+    assert asked == [3 * i + n for i, count in enumerate(numbers) for n in range(int(count))]
+    assert 2.0 in numbers and set(numbers) <= {2.0, 3.0}  # two of four groups can teach: a second batch, at least
+    assert all(line["lacking"] == 0 or line["rolled"] == 12 for line in lines)
+    plain = reinforce(policy(), questions(whole), rarely, SMALL, LOOP)
+    assert all(line["lacking"] == 4 - 4 * line["teaches"] >= 2 for line in plain)
+    assert sum(line["lacking"] for line in lines) < sum(line["lacking"] for line in plain)
+    halves = policy()
+    stop = replace(LOOP, steps=4)
+    with pytest.MonkeyPatch.context() as patch:  # the schedule of the whole run: it was killed after four steps
+        patch.setattr("minikeye.training.loop.learning_rate", lambda step, _: learning_rate(step, LOOP))
+        reinforce(halves, questions(halves), rarely, config, stop, tmp_path)
+    again = policy()
+    rest = reinforce(again, questions(again), rarely, config, LOOP, tmp_path)
+    for ours, theirs in zip(rest, lines[4:], strict=True):
+        assert {k: v for k, v in ours.items() if k != "seconds"} == {k: v for k, v in theirs.items() if k != "seconds"}
+    assert all(torch.equal(p, q) for p, q in zip(again.parameters(), whole.parameters(), strict=True))
+
+
 def test_groups_that_agree_teach_nothing():
     model = policy()
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
@@ -131,8 +164,9 @@ def test_what_does_not_fit_is_refused(unchecked):
         reinforce(model, questions(model), early, SMALL, replace(LOOP, steps=7))
     with pytest.raises(ValueError, match="expected prompts in 2 equal minibatches, got 3"):
         reinforce(model, questions(model, 3), early, SMALL, LOOP)
-    with pytest.raises(ValueError, match="group >= 2"):
-        RolloutConfig(group=1)
+    for bad in ({"group": 1}, {"minibatches": 0}, {"oversample": 0}):
+        with pytest.raises(ValueError, match="group >= 2"):
+            RolloutConfig(**bad)
     for bad in ({"temperature": 0.0}, {"attention": "Dense"}, {"variant": replace(GSPO, kl=0.1)}):
         with pytest.raises(ValueError, match="temperature above 0"):
             RolloutConfig(**bad)
