@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from minikeye.inputs.tokenizer import load_tokenizer
 from minikeye.keye import KeyeVL
@@ -108,7 +108,8 @@ def reinforce(
     `over_sampled` (reward, teaches, length, rolled, lacking) and of `objective`. A step whose groups all agreed, or
     were none, changes nothing. Raises ValueError where steps or save_every are not whole iterations, where log_every
     would show first minibatches only, in which the policy has not moved yet; for prompts with pixels or without equally
-    many known; and what `train` raises.
+    many known; FloatingPointError for a loss or a gradient that is not finite, before any parameter moves, naming the
+    file `folder`/NAME.failed.pt that `Groups.save` wrote; and what `train` raises.
     """
     if loop.steps % config.minibatches or loop.save_every % config.minibatches:
         raise ValueError(
@@ -139,7 +140,15 @@ def reinforce(
             p.grad = None
         if not len(part := groups.share(number, config.minibatches)):  # no gradient, and so no step
             return torch.zeros(()), numbers | STILL
-        loss, more = learn_from(model, part, config)
+        try:
+            loss, more = learn_from(model, part, config)
+            require_finite(loss, parameters)
+        except FloatingPointError as error:
+            kept = "was not kept: give a folder"
+            if folder is not None:
+                part.save(path := Path(folder) / f"{name}.failed.pt", step)
+                kept = f"(prompts, answers, advantages) is in {path}"
+            raise FloatingPointError(f"{name} stopped at step {step}: {error}; its batch {kept}") from error
         return loss, numbers | more
 
     return train(parameters, backward_at, loop, folder, name)
@@ -190,3 +199,13 @@ def learn_from(model: KeyeVL, groups: Groups, config: RolloutConfig) -> tuple[Te
     loss, numbers = objective(*rows, groups.advantages.flatten().to(new.device), config.variant)
     loss.backward()
     return loss, numbers
+
+
+def require_finite(loss: Tensor, parameters: dict[str, nn.Parameter]) -> None:
+    """Raise FloatingPointError for a loss or a gradient that is not finite, naming the first such parameter."""
+    if not bool(loss.isfinite()):
+        raise FloatingPointError(f"the loss is {float(loss.detach())}")
+    graded = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+    finite = torch.stack([grad.isfinite().all() for grad in graded.values()]).tolist()  # a GPU waits once
+    if not all(finite):
+        raise FloatingPointError(f"the gradient of {list(graded)[finite.index(False)]} is not finite")

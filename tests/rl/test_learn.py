@@ -11,7 +11,7 @@ from minikeye.keye import KeyeVL
 from minikeye.minivid.dataset import make_videos
 from minikeye.minivid.lessons import Lesson, Size, question_prompts
 from minikeye.rl.groups import share_of
-from minikeye.rl.gspo import GSPO, VARIANTS
+from minikeye.rl.gspo import GSPO, VARIANTS, objective
 from minikeye.rl.learn import RolloutConfig, judge, learns, reinforce, with_visual_tokens
 from minikeye.rl.rollout import Answers, answer_logprobs
 from minikeye.training.loop import LoopConfig, learning_rate
@@ -130,6 +130,56 @@ def test_groups_that_agree_teach_nothing():
     lines = reinforce(model, questions(model), lambda text, _: 1.0, SMALL, replace(LOOP, steps=4))
     assert all(line["teaches"] == line["loss"] == line["clipped"] == 0 and line["ratio"] == 1 for line in lines)
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("loss", "the loss is nan"),
+        ("gradient", r"the gradient of model\.norm\.weight is not"),
+        ("logits", "the model's logits are not"),
+    ],
+)
+def test_what_is_not_finite_is_kept_and_stops_the_run(tmp_path, monkeypatch, what: str, message: str):
+    """At once, also at steps that are neither logged nor saved; nothing has moved, and the batch tells all."""
+    model, steps = policy(), []
+    config = replace(SMALL, variant=GSPO)
+
+    def broken(*given):
+        steps.append(given)
+        loss, numbers = objective(*given)
+        if len(steps) == 4:
+            before.update({n: p.detach().clone() for n, p in model.named_parameters()})
+            if what == "loss":
+                loss = loss * math.nan
+            if what == "gradient":
+                model.model.norm.weight.register_hook(lambda grad: grad * math.inf)
+            if what == "logits":
+                raise FloatingPointError("the model's logits are not finite")
+        return loss, numbers
+
+    before: dict[str, torch.Tensor] = {}
+    monkeypatch.setattr("minikeye.rl.learn.objective", broken)
+    loop = replace(LOOP, log_every=7, save_every=0)
+    with pytest.raises(FloatingPointError, match=rf"stopped at step 3: {message}.*reinforce\.failed\.pt"):
+        reinforce(model, questions(model), early, config, loop, tmp_path)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    kept = torch.load(tmp_path / "reinforce.failed.pt", weights_only=True)
+    _, logprobs, mask, advantages, _ = steps[-1]
+    assert kept["step"] == 3 and torch.equal(kept["advantages"].flatten(), advantages)
+    assert torch.equal(kept["ids"].flatten(0, 1) >= 0, mask) and torch.equal(kept["logprobs"].flatten(0, 1), logprobs)
+    assert {"input_ids", "positions", "visual"} <= kept["prompts"].keys() and kept["teaches"].all()
+    assert kept["rewards"].shape == kept["advantages"].shape and len(kept["prompts"]["input_ids"]) == len(
+        kept["rewards"]
+    )
+
+
+def test_without_a_folder_nothing_is_kept(monkeypatch):
+    model = policy()
+    nan = lambda *given: (objective(*given)[0] * math.nan, {})  # noqa: E731
+    monkeypatch.setattr("minikeye.rl.learn.objective", nan)
+    with pytest.raises(FloatingPointError, match=r"step 0: the loss is nan; its batch was not kept: give a folder"):
+        reinforce(model, questions(model), early, SMALL, LOOP)
 
 
 def test_a_share_of_the_prompts_is_those_prompts():
