@@ -11,6 +11,7 @@ Axes: b prompt, g answer of a prompt, n token of an answer.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,16 +23,21 @@ from minikeye.rl.rollout import Answers
 
 Prompts = dict[str, Tensor]  # inputs of a pass, padded on the left; visual tokens in the place of pixels
 
+Reward = Callable[[str, Any], float]  # an answer's text and what is known of its question -> 0..1
+VALUES = ("rewards", "advantages", "teaches", "hinted", "importance")
+
 
 @dataclass(frozen=True)
 class Groups:
-    """Prompts, the answers to each, and what these are worth. Rewards and advantages lie on the CPU."""
+    """Prompts, the answers to each, and what these are worth, which lies on the CPU."""
 
     prompts: Prompts
     answers: Answers
     rewards: Float[Tensor, "b g"]
     advantages: Float[Tensor, "b g"]  # of `gspo.advantages`
     teaches: Bool[Tensor, " b"]  # the rewards of the group differ
+    hinted: Bool[Tensor, "b g"]  # drawn under a report of the mistake, learnt without it (`second_chance`)
+    importance: Float[Tensor, "b g"]  # of those, s0 of `second_chance`; 1 elsewhere
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -39,8 +45,7 @@ class Groups:
     def of(self, rows: slice | Bool[Tensor, " b"]) -> "Groups":
         """Some of the groups."""
         answers = Answers(self.answers.ids[rows], self.answers.logprobs[rows])
-        kept = self.rewards[rows], self.advantages[rows], self.teaches[rows]
-        return Groups(share_of(self.prompts, rows), answers, *kept)
+        return Groups(share_of(self.prompts, rows), answers, *(getattr(self, name)[rows] for name in VALUES))
 
     def share(self, number: int, shares: int) -> "Groups":
         """Share `number` of `shares`, in order; sizes differ by one at most, and some are empty where groups lack."""
@@ -49,12 +54,12 @@ class Groups:
 
     def save(self, path: Path, step: int) -> None:
         """Write everything to one file that `torch.load(path)` reads as a dict of tensors and the step."""
-        parts = {name: getattr(self, name) for name in ("prompts", "rewards", "advantages", "teaches")}
+        parts = {name: getattr(self, name) for name in ("prompts", *VALUES)}
         with whole_file(path) as part:
             torch.save({"step": step, **parts, "ids": self.answers.ids, "logprobs": self.answers.logprobs}, part)
 
 
-def share_of(prompts: Prompts, rows: slice | Bool[Tensor, " b"]) -> Prompts:
+def share_of(prompts: Prompts, rows: slice | list[int] | Bool[Tensor, " b"]) -> Prompts:
     """Some of the prompts, with their visual tokens: every prompt has equally many."""
     count, out = len(prompts["input_ids"]), {}
     for name, value in prompts.items():
@@ -67,13 +72,26 @@ def share_of(prompts: Prompts, rows: slice | Bool[Tensor, " b"]) -> Prompts:
     return out
 
 
+def judge(
+    answers: Answers, known: list[Any], reward: Reward, decode: Callable[[list[int]], str]
+) -> Float[Tensor, "b g"]:
+    """The reward of every answer, on the CPU. Raises ValueError for one that is not a finite number."""
+    texts = [[decode([token for token in row if token >= 0]) for row in group] for group in answers.ids.tolist()]
+    rewards = torch.tensor([[float(reward(text, k)) for text in group] for group, k in zip(texts, known, strict=True)])
+    if not bool(rewards.isfinite().all()):
+        row, column = (~rewards.isfinite()).nonzero()[0].tolist()
+        raise ValueError(f"the reward of {texts[row][column]!r} is {rewards[row, column]}: expected a finite number")
+    return rewards
+
+
 def over_sampled(batch_at: Callable[[int], Groups], most: int) -> tuple[Groups, dict[str, float]]:
     """As many groups that teach as a batch has groups, from up to `most` batches; and numbers for the log.
 
     batch_at(n) -> batch n = 0, 1, ..., asked for until enough groups teach. What comes first is kept, so that the same
     batches give the same groups. Numbers: "reward", "length" (tokens of an answer) and "teaches" (share of groups), all
-    three over everything that was rolled out, what was dropped included; "rolled": groups rolled out; "lacking": how
-    many of the wanted groups were not found. Raises ValueError as `joined` does.
+    three over everything that was rolled out, what was dropped included; "rescued": share of groups that teach by a
+    second chance alone, whose answers count as the 0 in whose place they are; "rolled": groups rolled out; "lacking":
+    how many of the wanted groups were not found. Raises ValueError as `joined` does.
     """
     drawn: list[Groups] = []
     while len(drawn) < most and (not drawn or sum(int(b.teaches.sum()) for b in drawn) < len(drawn[0])):
@@ -82,9 +100,10 @@ def over_sampled(batch_at: Callable[[int], Groups], most: int) -> tuple[Groups, 
     kept = joined([batch.of(batch.teaches) for batch in drawn]).of(slice(wanted))
     over_all = lambda values: float(torch.cat([v.double().flatten() for v in values]).mean())  # noqa: E731
     return kept, {
-        "reward": over_all([batch.rewards for batch in drawn]),
+        "reward": over_all([batch.rewards.masked_fill(batch.hinted, 0.0) for batch in drawn]),
         "teaches": over_all([batch.teaches for batch in drawn]),
         "length": over_all([batch.answers.mask.sum(-1) for batch in drawn]),
+        "rescued": over_all([batch.hinted.any(dim=1) for batch in drawn]),
         "rolled": rolled,
         "lacking": wanted - len(kept),
     }
@@ -119,5 +138,8 @@ def joined(parts: Sequence[Groups]) -> Groups:
             torch.cat([wide(part.answers.ids, -1) for part in parts]),
             torch.cat([wide(part.answers.logprobs, 0.0) for part in parts]),
         ),
-        *(torch.cat([getattr(part, name) for part in parts]) for name in ("rewards", "advantages", "teaches")),
+        *(
+            torch.cat([getattr(part, name) for part in parts])
+            for name in ("rewards", "advantages", "teaches", "hinted", "importance")
+        ),
     )

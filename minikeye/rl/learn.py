@@ -17,24 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from minikeye.inputs.tokenizer import load_tokenizer
 from minikeye.keye import KeyeVL
 from minikeye.model.step import MODES, Mode
-from minikeye.rl.groups import Groups, Prompts, over_sampled
+from minikeye.rl.groups import Groups, Prompts, Reward, judge, over_sampled, share_of
 from minikeye.rl.gspo import GSPO, Variant, advantages, objective
 from minikeye.rl.rollout import Answers, answer_logprobs, sample_answers
+from minikeye.rl.second_chance import SecondChance, all_wrong, importance, mixed, rolled_back, told_again
 from minikeye.training.loop import LoopConfig, train
 from minikeye.training.stage import trainable
 from minikeye.training.step import autocast
 
-Reward = Callable[[str, Any], float]  # an answer's text and what is known of its question -> 0..1
-
-
 # What the log says of a ratio where no group is left and no step is taken.
-STILL = {"clipped": 0.0, "outside": 0.0, "ratio": 1.0, "largest": 1.0, "kl": 0.0}
+STILL = {"clipped": 0.0, "outside": 0.0, "ratio": 1.0, "largest": 1.0, "kl": 0.0, "hinted": 0, "hint_ratio": 1.0}
 
 
 @dataclass(frozen=True)
@@ -78,18 +76,6 @@ def with_visual_tokens(model: KeyeVL, inputs: Mapping[str, Tensor]) -> Prompts:
         return kept | {"visual": model.visual_tokens(inputs["patches"], inputs["grids"])}
 
 
-def judge(
-    answers: Answers, known: list[Any], reward: Reward, decode: Callable[[list[int]], str]
-) -> Float[Tensor, "b g"]:
-    """The reward of every answer, on the CPU. Raises ValueError for one that is not a finite number."""
-    texts = [[decode([token for token in row if token >= 0]) for row in group] for group in answers.ids.tolist()]
-    rewards = torch.tensor([[float(reward(text, k)) for text in group] for group, k in zip(texts, known, strict=True)])
-    if not bool(rewards.isfinite().all()):
-        row, column = (~rewards.isfinite()).nonzero()[0].tolist()
-        raise ValueError(f"the reward of {texts[row][column]!r} is {rewards[row, column]}: expected a finite number")
-    return rewards
-
-
 def reinforce(
     model: KeyeVL,
     questions_at: Callable[[int], tuple[Prompts, list[Any]]],
@@ -98,18 +84,20 @@ def reinforce(
     loop: LoopConfig,
     folder: Path | None = None,
     name: str = "reinforce",
+    second_chance: SecondChance | None = None,
 ) -> list[dict[str, float | int]]:
     """Teach the decoder by reward; returns the log lines of this call.
 
     questions_at(number) -> prompts `with_visual_tokens` and, for each, what the reward has to know; the same for the
     same number. Iteration i asks for i * oversample, and for the oversample - 1 numbers after it while groups that
     teach are lacking. loop: its steps are optimiser steps, `config.minibatches` an iteration; it is resumed at whole
-    iterations, to the same numbers; whatever `learns` does not name is left frozen. Log lines carry the numbers of
-    `over_sampled` (reward, teaches, length, rolled, lacking) and of `objective`. A step whose groups all agreed, or
-    were none, changes nothing. Raises ValueError where steps or save_every are not whole iterations, where log_every
-    would show first minibatches only, in which the policy has not moved yet; for prompts with pixels or without equally
-    many known; FloatingPointError for a loss or a gradient that is not finite, before any parameter moves, naming the
-    file `folder`/NAME.failed.pt that `Groups.save` wrote; and what `train` raises.
+    iterations, to the same numbers; whatever `learns` does not name is left frozen. second_chance: how groups that
+    earned nothing are asked again; None: they are not. Log lines carry the numbers of `over_sampled` (reward, teaches,
+    length, rescued, rolled, lacking) and of `learn_from`. A step for which no group is left changes nothing. Raises
+    ValueError where steps or save_every are not whole iterations, where log_every would show first minibatches only, in
+    which the policy has not moved yet; for a second chance that would replace whole groups; for prompts with pixels or
+    without equally many known; FloatingPointError for a loss or a gradient that is not finite, before any parameter
+    moves, naming the file `folder`/NAME.failed.pt that `Groups.save` wrote; and what `train` raises.
     """
     if loop.steps % config.minibatches or loop.save_every % config.minibatches:
         raise ValueError(
@@ -121,6 +109,8 @@ def reinforce(
             f"expected log_every 1 or no multiple of {config.minibatches} minibatches, got {loop.log_every}: the log "
             f"would show the first of each rollout alone, whose ratio is 1"
         )
+    if second_chance is not None and second_chance.most >= config.group:
+        raise ValueError(f"expected to replace less than a group of {config.group} answers, got {second_chance.most}")
     parameters = trainable(model, learns)
     rolled: tuple[Groups, dict[str, float]] | None = None
 
@@ -129,7 +119,8 @@ def reinforce(
         iteration, number = divmod(step, config.minibatches)
         if number == 0:
             first = iteration * config.oversample
-            rolled = over_sampled(lambda n: roll_out(model, questions_at, first + n, reward, config), config.oversample)
+            batch_at = lambda n: roll_out(model, questions_at, first + n, reward, config, second_chance)  # noqa: E731
+            rolled = over_sampled(batch_at, config.oversample)
         if rolled is None:
             raise ValueError(
                 f"expected to go on at a whole rollout of {config.minibatches} minibatches, got step {step}: resume "
@@ -160,8 +151,11 @@ def roll_out(
     number: int,
     reward: Reward,
     config: RolloutConfig,
+    second_chance: SecondChance | None = None,
 ) -> Groups:
     """`config.group` answers to each prompt of batch `number`, judged and compared; drawn from the number alone.
+
+    second_chance: how prompts whose answers all earned 0 are asked again, by as many answers.
 
     Raises ValueError for prompts with pixels or without equally many known, and for a number of prompts that is no
     multiple of the minibatches.
@@ -176,29 +170,72 @@ def roll_out(
         raise ValueError(f"expected prompts in {config.minibatches} equal minibatches, got {len(known)}")
     tokenizer = load_tokenizer(model.config)
     stop = (tokenizer.token_id("<|im_end|>"),)
-    model.eval()
-    with autocast(model.device):
-        answers = sample_answers(
-            model, prompts, config.group, config.max_new_tokens, stop,
-            seed=config.seed * 1_000_003 + number, temperature=config.temperature, attention=config.attention,
-        )  # fmt: skip
-    model.train()
-    decode = lambda ids: tokenizer.decode([token for token in ids if token not in stop])  # noqa: E731
+    decode = lambda ids: tokenizer.decode([token for token in ids if token >= 0 and token not in stop])  # noqa: E731
+
+    def sampled(prompts: Prompts, seed: int) -> Answers:
+        model.eval()
+        with autocast(model.device):
+            answers = sample_answers(
+                model, prompts, config.group, config.max_new_tokens, stop,
+                seed=seed, temperature=config.temperature, attention=config.attention,
+            )  # fmt: skip
+        model.train()
+        return answers
+
+    answers = sampled(prompts, seed := config.seed * 1_000_003 + number)
     rewards = judge(answers, known, reward, decode)
+    hinted = torch.zeros_like(rewards, dtype=torch.bool)
+    if second_chance is not None and (rows := all_wrong(rewards)):
+        wrong = [[token for token in answers.ids[row, 0].tolist() if token >= 0] for row in rows]
+        about = [known[row] for row in rows]
+        reports = [second_chance.report(decode(ids), k) for ids, k in zip(wrong, about, strict=True)]
+        again = sampled(told_again(share_of(prompts, rows), wrong, reports, model.config), seed + 2**40)
+        alone = lambda text, k: reward(text, k) if second_chance.independent(text) else 0.0  # noqa: E731
+        answers, rewards, hinted = mixed(
+            answers, rewards, rows, again, judge(again, about, alone, decode), second_chance.most
+        )
+    answers, ratios = stripped(model, prompts, answers, hinted, config)
     groups = torch.arange(len(known)).repeat_interleave(config.group)
     values, teaches = (x.view(rewards.shape) for x in advantages(rewards.flatten(), groups, config.variant))
-    return Groups(prompts, answers, rewards, values, teaches[:, 0])
+    if second_chance is not None:
+        values = torch.where(hinted, second_chance.weight * values, values)
+    return Groups(prompts, answers, rewards, values, teaches[:, 0], hinted, ratios)
+
+
+@torch.no_grad()
+def stripped(
+    model: KeyeVL, prompts: Prompts, answers: Answers, hinted: Bool[Tensor, "b g"], config: RolloutConfig
+) -> tuple[Answers, Float[Tensor, "b g"]]:
+    """The answers as ones to the plain prompts: old log-probs `rolled_back` where hinted, and `importance` there."""
+    ratios = torch.ones(hinted.shape)
+    if not (rows := hinted.any(dim=1).nonzero().flatten().tolist()):
+        return answers, ratios
+    with autocast(model.device):
+        plain = answer_logprobs(model, share_of(prompts, rows), answers.ids[rows], config.temperature, config.attention)
+    where = hinted.to(plain.device)
+    three = plain[where[rows]], answers.logprobs[where], answers.mask[where]
+    logprobs = answers.logprobs.clone()
+    logprobs[where], ratios[hinted] = rolled_back(*three, config.variant), importance(*three).cpu()
+    return Answers(answers.ids, logprobs), ratios
 
 
 def learn_from(model: KeyeVL, groups: Groups, config: RolloutConfig) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss and numbers of `objective` over all answers of these groups; leaves the gradients in the parameters."""
+    """Loss and numbers over all answers of these groups; leaves the gradients in the parameters.
+
+    Numbers: those of `objective`; "hinted": answers of a second chance; "hint_ratio": mean of their importance, 1
+    where there are none.
+    """
     answers = groups.answers
     with autocast(model.device):
         new = answer_logprobs(model, groups.prompts, answers.ids, config.temperature, config.attention)
     rows = (x.flatten(0, 1) for x in (new, answers.logprobs, answers.mask))
     loss, numbers = objective(*rows, groups.advantages.flatten().to(new.device), config.variant)
     loss.backward()
-    return loss, numbers
+    ratios = groups.importance[groups.hinted]
+    return loss, numbers | {
+        "hinted": groups.hinted.sum(),
+        "hint_ratio": ratios.mean() if len(ratios) else torch.ones(()),
+    }
 
 
 def require_finite(loss: Tensor, parameters: dict[str, nn.Parameter]) -> None:

@@ -22,7 +22,8 @@ def batch(first: int, teaches: list[bool], tokens: int = 3, length: int = 2, mas
         prompts["attention_mask"][0, 0] = False
     rewards = torch.tensor([[0.25 * (first + n), 0.25 * (first + n) + says] for n, says in enumerate(teaches)])
     answers = Answers(torch.full((b, 2, length), 7), torch.full((b, 2, length), -0.5 - first))
-    return Groups(prompts, answers, rewards, rewards - rewards.mean(1, keepdim=True), torch.tensor(teaches))
+    values, hinted = rewards - rewards.mean(1, keepdim=True), torch.zeros(b, 2, dtype=torch.bool)
+    return Groups(prompts, answers, rewards, values, torch.tensor(teaches), hinted, torch.ones(b, 2))
 
 
 def test_groups_are_made_up_for_by_hand():
@@ -35,7 +36,7 @@ def test_groups_are_made_up_for_by_hand():
     assert kept.prompts["input_ids"].tolist() == [[0, 1, 2], [6, 7, 8], [43, 44, 45], [80, 81, 82]]
     assert kept.answers.logprobs[:, 0, 0].tolist() == [-0.5, -0.5, -4.5, -8.5]
     # Rewards of groups 0 to 11 are .25 n and .25 n, or 1 more where they teach: 2.75 / 2 + 7 / 24.
-    expected = {"reward": 1.375 + 7 / 24, "teaches": 7 / 12, "length": 2.0, "rolled": 12, "lacking": 0}
+    expected = {"reward": 1.375 + 7 / 24, "teaches": 7 / 12, "length": 2.0, "rescued": 0, "rolled": 12, "lacking": 0}
     assert numbers == pytest.approx(expected)
 
 

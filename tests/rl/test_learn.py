@@ -10,9 +10,9 @@ from minikeye.config import KeyeConfig
 from minikeye.keye import KeyeVL
 from minikeye.minivid.dataset import make_videos
 from minikeye.minivid.lessons import Lesson, Size, question_prompts
-from minikeye.rl.groups import share_of
+from minikeye.rl.groups import judge, share_of
 from minikeye.rl.gspo import GSPO, VARIANTS, objective
-from minikeye.rl.learn import RolloutConfig, judge, learns, reinforce, with_visual_tokens
+from minikeye.rl.learn import RolloutConfig, learns, reinforce, with_visual_tokens
 from minikeye.rl.rollout import Answers, answer_logprobs
 from minikeye.training.loop import LoopConfig, learning_rate
 
