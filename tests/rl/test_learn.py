@@ -12,7 +12,7 @@ from minikeye.minivid.dataset import make_videos
 from minikeye.minivid.lessons import Lesson, Size, question_prompts
 from minikeye.rl.groups import judge, share_of
 from minikeye.rl.gspo import GSPO, VARIANTS, objective
-from minikeye.rl.learn import RolloutConfig, learns, reinforce, with_visual_tokens
+from minikeye.rl.learn import RolloutConfig, learn_from, learns, reinforce, roll_out, with_visual_tokens
 from minikeye.rl.rollout import Answers, answer_logprobs
 from minikeye.training.loop import LoopConfig, learning_rate
 
@@ -58,6 +58,32 @@ def test_reward_rises_and_only_the_decoder_moves():
     assert {"reward", "teaches", "length", "clipped", "ratio"} <= lines[0].keys()
     assert lines[0]["ratio"] == pytest.approx(1, abs=1e-5)  # the first step of a rollout is on-policy
     assert abs(lines[1]["ratio"] - 1) > 1e-5
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_an_empty_answer_adds_nothing(variant):
+    """A row without tokens, whatever its advantage: the loss and gradients of the answers beside it, and no nan."""
+    config, losses, grads = replace(SMALL, variant=variant), [], []
+    for empty in (False, True):
+        model = policy()
+        groups = roll_out(model, questions(model), 0, early, config)
+        assert torch.equal(groups.answers.ids, roll_out(model, questions(model), 0, early, config).answers.ids)
+        if empty:  # one more answer to each prompt
+            wide = lambda x, value: torch.cat((x, torch.full_like(x[:, :1], value)), dim=1)  # noqa: E731
+            answers = Answers(wide(groups.answers.ids, -1), wide(groups.answers.logprobs, 0.0))
+            parts = {name: wide(getattr(groups, name), 1) for name in ("rewards", "advantages", "importance")}
+            groups = replace(groups, answers=answers, hinted=wide(groups.hinted, False), **parts)
+        loss, _ = learn_from(model, groups, config)
+        losses.append(float(loss.detach()))
+        grads.append(model.lm_head.weight.grad)
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6) and grads[0].abs().max() > 0
+    assert torch.allclose(grads[0], grads[1], atol=1e-6)
+
+
+def test_a_reward_that_is_no_number_stops_the_run():
+    model = policy()
+    with pytest.raises(ValueError, match=r"the reward of .* is nan: expected a finite number"):
+        reinforce(model, questions(model), lambda text, _: math.nan, SMALL, LOOP)
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)

@@ -144,6 +144,8 @@ def test_noise_turns_choices_and_says_how_many(model, prompts):
         now = expert_flips(cut(choices), cut(chosen), real), index_jaccard(cut(choices), cut(chosen), real)
         assert now[0] > previous[0] and now[1] < previous[1]
         previous = now
+        start = t - real.sum(1)  # padding is never read, however loud the noise
+        assert all(((x < 0) | (x >= start[:, None, None]))[:, :t][real].all() for x in choices.indices)
 
 
 def test_flips_and_jaccard_by_hand():

@@ -12,7 +12,7 @@ from minikeye.inputs.tokenizer import load_tokenizer
 from minikeye.keye import KeyeVL
 from minikeye.rl import second_chance
 from minikeye.rl.gspo import CISPO, GRPO, GSPO, VARIANTS, advantages, objective
-from minikeye.rl.learn import RolloutConfig, reinforce
+from minikeye.rl.learn import RolloutConfig, reinforce, roll_out
 from minikeye.rl.rollout import Answers, answer_logprobs
 from minikeye.rl.second_chance import SecondChance, all_wrong, importance, mixed, rolled_back, told_again
 from minikeye.training.loop import LoopConfig
@@ -241,6 +241,53 @@ def test_a_model_learns_what_it_said_with_a_report(pupil):
     assert lines[0]["reward"] == 0.0 and lines[-1]["reward"] > 0.3  # of what plain sampling said
     assert lines[0]["rescued"] > 0.5 and lines[0]["hinted"] >= 2 and lines[0]["hint_ratio"] < 0.3
     assert lines[0]["ratio"] == pytest.approx(1 - 0.05 * lines[0]["hinted"] / 8, abs=1e-3)
+
+
+def test_advantages_of_a_second_chance_are_weighed(pupil):
+    """Halved where the answer is not the policy's own, and there alone."""
+    plain, config = text_prompts([f"Which, {n}?" for n in range(4)]), RolloutConfig(group=4, max_new_tokens=2)
+    paid = lambda text, known: float(text == "Z")  # noqa: E731
+    whole, half = (
+        roll_out(
+            pupil, lambda _: (plain, [0] * 4), 0, paid, config, SecondChance(lambda *_: "Not A.", weight=w, most=2)
+        )
+        for w in (1.0, 0.5)
+    )
+    assert whole.hinted.any() and torch.equal(whole.hinted, half.hinted)
+    assert torch.equal(half.advantages, torch.where(whole.hinted, whole.advantages / 2, whole.advantages))
+    assert (whole.importance[~whole.hinted] == 1).all() and (whole.importance[whole.hinted] < 0.5).all()
+
+
+def test_killed_in_a_second_chance_it_does_the_same(pupil, tmp_path):
+    """The second draw, too, belongs to the number of the batch: resumed, the same numbers and parameters."""
+    plain = text_prompts([f"Which, {n}?" for n in range(4)])
+    config = RolloutConfig(group=4, max_new_tokens=3, temperature=2.0)  # second answers differ, too
+    loop = LoopConfig(steps=8, lr=1e-5, warmup=0, log_every=1, save_every=4)
+    chance = SecondChance(lambda text, known: "Not A.", most=2)
+
+    class Killed(Exception):
+        """Stands in for a kill."""
+
+    def run(folder, until: int = 99):
+        model = KeyeVL(CONFIG)
+        model.load_state_dict(pupil.state_dict())
+
+        def at(number: int):
+            if number == until:
+                raise Killed
+            return plain, [0] * 4
+
+        paid = lambda text, known: float(text[:1] == "Z")  # noqa: E731
+        return model, reinforce(model, at, paid, config, loop, folder, second_chance=chance)
+
+    whole, lines = run(None)
+    with pytest.raises(Killed):
+        run(tmp_path, until=3)
+    again, rest = run(tmp_path)
+    assert [line["step"] for line in rest] == [4, 5, 6, 7] and any(line["hinted"] > 0 for line in rest)
+    for ours, theirs in zip(rest, lines[4:], strict=True):
+        assert {k: v for k, v in ours.items() if k != "seconds"} == {k: v for k, v in theirs.items() if k != "seconds"}
+    assert all(torch.equal(p, q) for p, q in zip(again.parameters(), whole.parameters(), strict=True))
 
 
 def test_answers_that_lean_on_the_report_are_not_learnt(pupil):
