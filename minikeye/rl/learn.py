@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from minikeye.inputs.tokenizer import load_tokenizer
@@ -155,10 +155,9 @@ def roll_out(
 ) -> Groups:
     """`config.group` answers to each prompt of batch `number`, judged and compared; drawn from the number alone.
 
-    second_chance: how prompts whose answers all earned 0 are asked again, by as many answers.
-
-    Raises ValueError for prompts with pixels or without equally many known, and for a number of prompts that is no
-    multiple of the minibatches.
+    second_chance: how prompts whose answers all earned 0 are asked again, for as many answers. Raises ValueError for
+    prompts with pixels or without equally many known, and for a number of prompts that is no multiple of the
+    minibatches.
     """
     prompts, known = questions_at(number)
     if "patches" in prompts or len(known) != len(prompts["input_ids"]):
@@ -168,38 +167,60 @@ def roll_out(
         )
     if len(known) % config.minibatches:
         raise ValueError(f"expected prompts in {config.minibatches} equal minibatches, got {len(known)}")
-    tokenizer = load_tokenizer(model.config)
-    stop = (tokenizer.token_id("<|im_end|>"),)
-    decode = lambda ids: tokenizer.decode([token for token in ids if token >= 0 and token not in stop])  # noqa: E731
-
-    def sampled(prompts: Prompts, seed: int) -> Answers:
-        model.eval()
-        with autocast(model.device):
-            answers = sample_answers(
-                model, prompts, config.group, config.max_new_tokens, stop,
-                seed=seed, temperature=config.temperature, attention=config.attention,
-            )  # fmt: skip
-        model.train()
-        return answers
-
-    answers = sampled(prompts, seed := config.seed * 1_000_003 + number)
-    rewards = judge(answers, known, reward, decode)
+    seed = config.seed * 1_000_003 + number
+    answers = sampled(model, prompts, config, seed)
+    rewards = judge(answers, known, reward, decoder(model))
     hinted = torch.zeros_like(rewards, dtype=torch.bool)
     if second_chance is not None and (rows := all_wrong(rewards)):
-        wrong = [[token for token in answers.ids[row, 0].tolist() if token >= 0] for row in rows]
-        about = [known[row] for row in rows]
-        reports = [second_chance.report(decode(ids), k) for ids, k in zip(wrong, about, strict=True)]
-        again = sampled(told_again(share_of(prompts, rows), wrong, reports, model.config), seed + 2**40)
-        alone = lambda text, k: reward(text, k) if second_chance.independent(text) else 0.0  # noqa: E731
-        answers, rewards, hinted = mixed(
-            answers, rewards, rows, again, judge(again, about, alone, decode), second_chance.most
-        )
+        wrong, about = [answers.ids[row, 0] for row in rows], [known[row] for row in rows]
+        part = share_of(prompts, rows)
+        again, right = asked_again(model, part, wrong, about, reward, config, second_chance, seed + 2**40)
+        answers, rewards, hinted = mixed(answers, rewards, rows, again, right, second_chance.most)
     answers, ratios = stripped(model, prompts, answers, hinted, config)
     groups = torch.arange(len(known)).repeat_interleave(config.group)
     values, teaches = (x.view(rewards.shape) for x in advantages(rewards.flatten(), groups, config.variant))
     if second_chance is not None:
         values = torch.where(hinted, second_chance.weight * values, values)
     return Groups(prompts, answers, rewards, values, teaches[:, 0], hinted, ratios)
+
+
+def sampled(model: KeyeVL, prompts: Prompts, config: RolloutConfig, seed: int) -> Answers:
+    """`config.group` answers to each prompt, by the model as it answers, not as it learns."""
+    stop = (load_tokenizer(model.config).token_id("<|im_end|>"),)
+    model.eval()
+    with autocast(model.device):
+        answers = sample_answers(
+            model, prompts, config.group, config.max_new_tokens, stop,
+            seed=seed, temperature=config.temperature, attention=config.attention,
+        )  # fmt: skip
+    model.train()
+    return answers
+
+
+def decoder(model: KeyeVL) -> Callable[[list[int]], str]:
+    """From an answer's tokens, filled with -1 or not, to its text without the end of the turn."""
+    tokenizer = load_tokenizer(model.config)
+    silent = {-1, tokenizer.token_id("<|im_end|>")}
+    return lambda ids: tokenizer.decode([token for token in ids if token not in silent])
+
+
+def asked_again(
+    model: KeyeVL,
+    prompts: Prompts,
+    wrong: list[Int[Tensor, " n"]],
+    known: list[Any],
+    reward: Reward,
+    config: RolloutConfig,
+    chance: SecondChance,
+    seed: int,
+) -> tuple[Answers, Float[Tensor, "b g"]]:
+    """Answers to prompts that were answered wrongly, told the mistake; and rewards, 0 for what does not stand alone."""
+    decode = decoder(model)
+    said = [[token for token in ids.tolist() if token >= 0] for ids in wrong]
+    reports = [chance.report(decode(ids), about) for ids, about in zip(said, known, strict=True)]
+    again = sampled(model, told_again(prompts, said, reports, model.config), config, seed)
+    alone = lambda text, about: reward(text, about) if chance.independent(text) else 0.0  # noqa: E731
+    return again, judge(again, known, alone, decode)
 
 
 @torch.no_grad()
