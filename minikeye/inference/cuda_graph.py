@@ -35,6 +35,8 @@ def obstacle(model, attention: str = "sparse", backend: str = "auto", record: ob
         return "every step is to be looked at"
     if any(layer.self_attn.rule is not None for layer in model.model.layers):
         return "another rule than the indexer selects"
+    if any(layer.mlp.gate.rule is not None for layer in model.model.layers):
+        return "another rule than the router chooses experts"
     chosen, why = choose_backend(backend, device)
     return "" if chosen == "triton" else f"backend {chosen}: {why}"
 

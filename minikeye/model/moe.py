@@ -4,6 +4,8 @@ Axes: n token (batch and time flattened), d width, x expert, c chosen expert of 
 Report, section 2 (Qwen3-MoE): softmax over all experts, top-8, the eight weights renormalised, no shared expert.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -11,6 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from minikeye.config import TextConfig
+
+Rule = Callable[[Tensor], Tensor]  # the router's probabilities [n x] -> numbers of the chosen experts, int64 [n c]
 
 
 class Router(nn.Module):
@@ -21,6 +25,7 @@ class Router(nn.Module):
         self.chosen = config.experts_per_token
         self.weight = nn.Parameter(torch.empty(config.experts, config.width))
         nn.init.normal_(self.weight, std=config.width**-0.5)
+        self.rule: Rule | None = None  # a study's choice of experts in the place of the most likely (rl/replay.py)
 
     def forward(self, x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n x"], Float[Tensor, "n c"], Int[Tensor, "n c"]]:
         """Probabilities of all experts, weights of the chosen ones (they sum to 1), and their numbers.
@@ -29,7 +34,11 @@ class Router(nn.Module):
         """
         with torch.autocast(x.device.type, enabled=False):
             probabilities = F.linear(x.float(), self.weight.float()).softmax(dim=-1)
-        weights, chosen = probabilities.topk(self.chosen, dim=-1)
+        if self.rule is None:
+            weights, chosen = probabilities.topk(self.chosen, dim=-1)
+        else:
+            chosen = self.rule(probabilities)
+            weights = probabilities.gather(-1, chosen)
         return probabilities, weights / weights.sum(dim=-1, keepdim=True), chosen
 
 

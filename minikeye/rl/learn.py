@@ -1,8 +1,9 @@
 """Learning from reward: roll out, score, and take a few steps; the loop of `training.loop` does the rest.
 
 One iteration: the policy answers a batch of prompts G times each, a reward judges every answer, the answers of a group
-are compared with each other, and the policy takes `minibatches` optimiser steps on them. From the second step on the
-answers are a little old, which is what the ratio and its clipping are for.
+are compared with each other, groups that agree are dropped and made up for (`groups`), and the policy takes
+`minibatches` optimiser steps on the rest. From the second step on the answers are a little old, which is what the ratio
+and its clipping are for.
 
 Vision tower and projector are frozen (report, Video-RL): their tokens are computed once per prompt. The indexer is
 frozen too, and attention is dense unless told otherwise: our choice.
@@ -16,24 +17,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
 
 from minikeye.inputs.tokenizer import load_tokenizer
 from minikeye.keye import KeyeVL
 from minikeye.model.step import MODES, Mode
+from minikeye.rl.groups import Groups, Prompts, Reward, judge, over_sampled, share_of
 from minikeye.rl.gspo import GSPO, Variant, advantages, objective
 from minikeye.rl.rollout import Answers, answer_logprobs, sample_answers
+from minikeye.rl.second_chance import SecondChance, all_wrong, importance, mixed, rolled_back, told_again
 from minikeye.training.loop import LoopConfig, train
 from minikeye.training.stage import trainable
 from minikeye.training.step import autocast
 
-Prompts = dict[str, Tensor]  # inputs of a pass, padded on the left; visual tokens in the place of pixels
-Reward = Callable[[str, Any], float]  # an answer's text and what is known of its question -> 0..1
-
-
-# What the log says of a ratio where groups agree and no step is taken.
-STILL = {"clipped": 0.0, "outside": 0.0, "ratio": 1.0, "largest": 1.0, "kl": 0.0}
+# What the log says of a ratio where no group is left and no step is taken.
+STILL = {"clipped": 0.0, "outside": 0.0, "ratio": 1.0, "largest": 1.0, "kl": 0.0, "hinted": 0, "hint_ratio": 1.0}
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,8 @@ class RolloutConfig:
     """How the policy is sampled and how often a sample is used."""
 
     group: int = 8  # answers to a prompt
-    minibatches: int = 2  # optimiser steps on each rollout, each on its share of the prompts
+    minibatches: int = 2  # optimiser steps on each rollout, each on its share of the groups that teach something
+    oversample: int = 1  # batches of prompts an iteration may roll out, until as many groups teach as one batch has
     max_new_tokens: int = 24
     temperature: float = 1.0
     attention: Mode = "dense"
@@ -49,8 +49,11 @@ class RolloutConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.group < 2 or self.minibatches < 1:
-            raise ValueError(f"expected group >= 2 and minibatches >= 1, got {self.group} and {self.minibatches}")
+        if self.group < 2 or min(self.minibatches, self.oversample) < 1:
+            raise ValueError(
+                f"expected group >= 2, minibatches and oversample >= 1, got {self.group}, {self.minibatches} and "
+                f"{self.oversample}"
+            )
         if not self.temperature > 0 or self.attention not in MODES or self.variant.kl:
             raise ValueError(
                 f"expected temperature above 0 (else a group's answers are one), attention among {', '.join(MODES)}, "
@@ -73,31 +76,6 @@ def with_visual_tokens(model: KeyeVL, inputs: Mapping[str, Tensor]) -> Prompts:
         return kept | {"visual": model.visual_tokens(inputs["patches"], inputs["grids"])}
 
 
-def share_of(prompts: Prompts, part: slice) -> Prompts:
-    """Some of the prompts, with their visual tokens: every prompt has equally many."""
-    rows, out = len(prompts["input_ids"]), {}
-    for name, value in prompts.items():
-        if name == "positions":
-            out[name] = value[:, part]
-        elif name == "visual":
-            out[name] = value.unflatten(0, (rows, -1))[part].flatten(0, 1)
-        else:
-            out[name] = value[part]
-    return out
-
-
-def judge(
-    answers: Answers, known: list[Any], reward: Reward, decode: Callable[[list[int]], str]
-) -> Float[Tensor, "b g"]:
-    """The reward of every answer, on the CPU. Raises ValueError for one that is not a finite number."""
-    texts = [[decode([token for token in row if token >= 0]) for row in group] for group in answers.ids.tolist()]
-    rewards = torch.tensor([[float(reward(text, k)) for text in group] for group, k in zip(texts, known, strict=True)])
-    if not bool(rewards.isfinite().all()):
-        row, column = (~rewards.isfinite()).nonzero()[0].tolist()
-        raise ValueError(f"the reward of {texts[row][column]!r} is {rewards[row, column]}: expected a finite number")
-    return rewards
-
-
 def reinforce(
     model: KeyeVL,
     questions_at: Callable[[int], tuple[Prompts, list[Any]]],
@@ -106,15 +84,20 @@ def reinforce(
     loop: LoopConfig,
     folder: Path | None = None,
     name: str = "reinforce",
+    second_chance: SecondChance | None = None,
 ) -> list[dict[str, float | int]]:
     """Teach the decoder by reward; returns the log lines of this call.
 
-    questions_at(iteration) -> prompts `with_visual_tokens` and, for each, what the reward has to know; the same for the
-    same number. loop: its steps are optimiser steps, `config.minibatches` an iteration; it is resumed at whole
-    iterations, to the same numbers; whatever `learns` does not name is left frozen. Log lines carry reward, share of
-    groups that teach something, length of answers, and the numbers of `objective`. Raises ValueError where steps or
-    save_every are not whole iterations, where log_every would show first minibatches only, in which the policy has not
-    moved yet; for prompts with pixels or without equally many known; and what `train` raises.
+    questions_at(number) -> prompts `with_visual_tokens` and, for each, what the reward has to know; the same for the
+    same number. Iteration i asks for i * oversample, and for the oversample - 1 numbers after it while groups that
+    teach are lacking. loop: its steps are optimiser steps, `config.minibatches` an iteration; it is resumed at whole
+    iterations, to the same numbers; whatever `learns` does not name is left frozen. second_chance: how groups that
+    earned nothing are asked again; None: they are not. Log lines carry the numbers of `over_sampled` (reward, teaches,
+    length, rescued, rolled, lacking) and of `learn_from`. A step for which no group is left changes nothing. Raises
+    ValueError where steps or save_every are not whole iterations, where log_every would show first minibatches only, in
+    which the policy has not moved yet; for a second chance that would replace whole groups; for prompts with pixels or
+    without equally many known; FloatingPointError for a loss or a gradient that is not finite, before any parameter
+    moves, naming the file `folder`/NAME.failed.pt that `Groups.save` wrote; and what `train` raises.
     """
     if loop.steps % config.minibatches or loop.save_every % config.minibatches:
         raise ValueError(
@@ -126,62 +109,161 @@ def reinforce(
             f"expected log_every 1 or no multiple of {config.minibatches} minibatches, got {loop.log_every}: the log "
             f"would show the first of each rollout alone, whose ratio is 1"
         )
-    tokenizer = load_tokenizer(model.config)
-    stop = (tokenizer.token_id("<|im_end|>"),)
-    decode = lambda ids: tokenizer.decode([token for token in ids if token not in stop])  # noqa: E731
+    if second_chance is not None and second_chance.most >= config.group:
+        raise ValueError(f"expected to replace less than a group of {config.group} answers, got {second_chance.most}")
     parameters = trainable(model, learns)
-    rolled: tuple[Prompts, Answers, Tensor, Tensor, dict[str, float]] | None = None
-
-    def roll_out(iteration: int) -> tuple[Prompts, Answers, Tensor, Tensor, dict[str, float]]:
-        prompts, known = questions_at(iteration)
-        if "patches" in prompts or len(known) != len(prompts["input_ids"]):
-            raise ValueError(
-                f"expected prompts without pixels (with_visual_tokens) and as many known, got {sorted(prompts)}, "
-                f"{len(prompts['input_ids'])} prompts and {len(known)} known"
-            )
-        if len(known) % config.minibatches:
-            raise ValueError(f"expected prompts in {config.minibatches} equal minibatches, got {len(known)}")
-        model.eval()
-        with autocast(model.device):
-            answers = sample_answers(
-                model, prompts, config.group, config.max_new_tokens, stop,
-                seed=config.seed * 1_000_003 + iteration, temperature=config.temperature, attention=config.attention,
-            )  # fmt: skip
-        model.train()
-        rewards = judge(answers, known, reward, decode)
-        groups = torch.arange(len(known)).repeat_interleave(config.group)
-        values, teaches = (x.view(rewards.shape) for x in advantages(rewards.flatten(), groups, config.variant))
-        numbers = {"reward": float(rewards.mean()), "teaches": float(teaches[:, 0].double().mean())}
-        numbers["length"] = float(answers.mask.sum(-1).double().mean())
-        return prompts, answers, values, teaches, numbers
+    rolled: tuple[Groups, dict[str, float]] | None = None
 
     def backward_at(step: int) -> tuple[Tensor, dict[str, float | int | Tensor]]:
         nonlocal rolled
         iteration, number = divmod(step, config.minibatches)
         if number == 0:
-            rolled = roll_out(iteration)
+            first = iteration * config.oversample
+            batch_at = lambda n: roll_out(model, questions_at, first + n, reward, config, second_chance)  # noqa: E731
+            rolled = over_sampled(batch_at, config.oversample)
         if rolled is None:
             raise ValueError(
                 f"expected to go on at a whole rollout of {config.minibatches} minibatches, got step {step}: resume "
                 f"with the config that the run began with"
             )
-        prompts, answers, values, teaches, numbers = rolled
-        rows = len(values) // config.minibatches
-        part = slice(rows * number, rows * (number + 1))
+        groups, numbers = rolled
         for p in parameters.values():
             p.grad = None
-        mask = (answers.mask[part] & teaches[part, :, None].to(answers.ids.device)).flatten(0, 1)
-        if not bool(mask.any()):  # every group agrees with itself: no gradient, and so no step
+        if not len(part := groups.share(number, config.minibatches)):  # no gradient, and so no step
             return torch.zeros(()), numbers | STILL
-        with autocast(model.device):
-            new = answer_logprobs(
-                model, share_of(prompts, part), answers.ids[part], config.temperature, config.attention
-            )
-        loss, more = objective(
-            new.flatten(0, 1), answers.logprobs[part].flatten(0, 1), mask, values[part].flatten().to(new.device),
-            config.variant,
-        )  # fmt: skip
-        loss.backward()
+        try:
+            loss, more = learn_from(model, part, config)
+            require_finite(loss, parameters)
+        except FloatingPointError as error:
+            kept = "was not kept: give a folder"
+            if folder is not None:
+                part.save(path := Path(folder) / f"{name}.failed.pt", step)
+                kept = f"(prompts, answers, advantages) is in {path}"
+            raise FloatingPointError(f"{name} stopped at step {step}: {error}; its batch {kept}") from error
         return loss, numbers | more
 
     return train(parameters, backward_at, loop, folder, name)
+
+
+def roll_out(
+    model: KeyeVL,
+    questions_at: Callable[[int], tuple[Prompts, list[Any]]],
+    number: int,
+    reward: Reward,
+    config: RolloutConfig,
+    second_chance: SecondChance | None = None,
+) -> Groups:
+    """`config.group` answers to each prompt of batch `number`, judged and compared; drawn from the number alone.
+
+    second_chance: how prompts whose answers all earned 0 are asked again, for as many answers. Raises ValueError for
+    prompts with pixels or without equally many known, and for a number of prompts that is no multiple of the
+    minibatches.
+    """
+    prompts, known = questions_at(number)
+    if "patches" in prompts or len(known) != len(prompts["input_ids"]):
+        raise ValueError(
+            f"expected prompts without pixels (with_visual_tokens) and as many known, got {sorted(prompts)}, "
+            f"{len(prompts['input_ids'])} prompts and {len(known)} known"
+        )
+    if len(known) % config.minibatches:
+        raise ValueError(f"expected prompts in {config.minibatches} equal minibatches, got {len(known)}")
+    seed = config.seed * 1_000_003 + number
+    answers = sampled(model, prompts, config, seed)
+    rewards = judge(answers, known, reward, decoder(model))
+    hinted = torch.zeros_like(rewards, dtype=torch.bool)
+    if second_chance is not None and (rows := all_wrong(rewards)):
+        wrong, about = [answers.ids[row, 0] for row in rows], [known[row] for row in rows]
+        part = share_of(prompts, rows)
+        again, right = asked_again(model, part, wrong, about, reward, config, second_chance, seed + 2**40)
+        answers, rewards, hinted = mixed(answers, rewards, rows, again, right, second_chance.most)
+    answers, ratios = stripped(model, prompts, answers, hinted, config)
+    groups = torch.arange(len(known)).repeat_interleave(config.group)
+    values, teaches = (x.view(rewards.shape) for x in advantages(rewards.flatten(), groups, config.variant))
+    if second_chance is not None:
+        values = torch.where(hinted, second_chance.weight * values, values)
+    return Groups(prompts, answers, rewards, values, teaches[:, 0], hinted, ratios)
+
+
+def sampled(model: KeyeVL, prompts: Prompts, config: RolloutConfig, seed: int) -> Answers:
+    """`config.group` answers to each prompt, by the model as it answers, not as it learns."""
+    stop = (load_tokenizer(model.config).token_id("<|im_end|>"),)
+    model.eval()
+    with autocast(model.device):
+        answers = sample_answers(
+            model, prompts, config.group, config.max_new_tokens, stop,
+            seed=seed, temperature=config.temperature, attention=config.attention,
+        )  # fmt: skip
+    model.train()
+    return answers
+
+
+def decoder(model: KeyeVL) -> Callable[[list[int]], str]:
+    """From an answer's tokens, filled with -1 or not, to its text without the end of the turn."""
+    tokenizer = load_tokenizer(model.config)
+    silent = {-1, tokenizer.token_id("<|im_end|>")}
+    return lambda ids: tokenizer.decode([token for token in ids if token not in silent])
+
+
+def asked_again(
+    model: KeyeVL,
+    prompts: Prompts,
+    wrong: list[Int[Tensor, " n"]],
+    known: list[Any],
+    reward: Reward,
+    config: RolloutConfig,
+    chance: SecondChance,
+    seed: int,
+) -> tuple[Answers, Float[Tensor, "b g"]]:
+    """Answers to prompts that were answered wrongly, told the mistake; and rewards, 0 for what does not stand alone."""
+    decode = decoder(model)
+    said = [[token for token in ids.tolist() if token >= 0] for ids in wrong]
+    reports = [chance.report(decode(ids), about) for ids, about in zip(said, known, strict=True)]
+    again = sampled(model, told_again(prompts, said, reports, model.config), config, seed)
+    alone = lambda text, about: reward(text, about) if chance.independent(text) else 0.0  # noqa: E731
+    return again, judge(again, known, alone, decode)
+
+
+@torch.no_grad()
+def stripped(
+    model: KeyeVL, prompts: Prompts, answers: Answers, hinted: Bool[Tensor, "b g"], config: RolloutConfig
+) -> tuple[Answers, Float[Tensor, "b g"]]:
+    """The answers as ones to the plain prompts: old log-probs `rolled_back` where hinted, and `importance` there."""
+    ratios = torch.ones(hinted.shape)
+    if not (rows := hinted.any(dim=1).nonzero().flatten().tolist()):
+        return answers, ratios
+    with autocast(model.device):
+        plain = answer_logprobs(model, share_of(prompts, rows), answers.ids[rows], config.temperature, config.attention)
+    where = hinted.to(plain.device)
+    three = plain[where[rows]], answers.logprobs[where], answers.mask[where]
+    logprobs = answers.logprobs.clone()
+    logprobs[where], ratios[hinted] = rolled_back(*three, config.variant), importance(*three).cpu()
+    return Answers(answers.ids, logprobs), ratios
+
+
+def learn_from(model: KeyeVL, groups: Groups, config: RolloutConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss and numbers over all answers of these groups; leaves the gradients in the parameters.
+
+    Numbers: those of `objective`; "hinted": answers of a second chance; "hint_ratio": mean of their importance, 1
+    where there are none.
+    """
+    answers = groups.answers
+    with autocast(model.device):
+        new = answer_logprobs(model, groups.prompts, answers.ids, config.temperature, config.attention)
+    rows = (x.flatten(0, 1) for x in (new, answers.logprobs, answers.mask))
+    loss, numbers = objective(*rows, groups.advantages.flatten().to(new.device), config.variant)
+    loss.backward()
+    ratios = groups.importance[groups.hinted]
+    return loss, numbers | {
+        "hinted": groups.hinted.sum(),
+        "hint_ratio": ratios.mean() if len(ratios) else torch.ones(()),
+    }
+
+
+def require_finite(loss: Tensor, parameters: dict[str, nn.Parameter]) -> None:
+    """Raise FloatingPointError for a loss or a gradient that is not finite, naming the first such parameter."""
+    if not bool(loss.isfinite()):
+        raise FloatingPointError(f"the loss is {float(loss.detach())}")
+    graded = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+    finite = torch.stack([grad.isfinite().all() for grad in graded.values()]).tolist()  # a GPU waits once
+    if not all(finite):
+        raise FloatingPointError(f"the gradient of {list(graded)[finite.index(False)]} is not finite")

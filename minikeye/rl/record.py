@@ -1,6 +1,7 @@
 """The record of one answer, from the moment it is drawn until the policy has learnt from it.
 
-`learn` keeps whole groups as `rollout.Answers`, in one piece; these are for answers that end at different times.
+`learn` keeps whole groups as `rollout.Answers`, in one piece; these are for answers that end at different times
+(`partial`).
 
 Axes: n answer, s position in the prompt, t position in the completion.
 An answer that is not finished, or that calls a tool, needs no second type: the mask tells what the policy drew from
@@ -15,6 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from minikeye.rl.rollout import Answers
+
 
 @dataclass(frozen=True)
 class Rollout:
@@ -28,6 +31,7 @@ class Rollout:
     versions: tuple[int, ...]  # optimiser steps that the policy had taken when it drew the token
     group: int  # the same for all answers that are compared with each other
     reward: float | None = None  # None: not given yet
+    number: int = 0  # which answer of its group it is
 
     def __post_init__(self) -> None:
         lengths = [len(part) for part in (self.completion_ids, self.mask, self.old_logprobs, self.versions)]
@@ -56,6 +60,19 @@ class Stack:
     versions: Int[Tensor, "n t"]  # -1 on padding
     rewards: Float[Tensor, " n"]
     groups: Int[Tensor, " n"]
+
+    def answers(self, group: int) -> Answers:
+        """The completions as `answer_logprobs` takes them, told tokens included: [n / group, group, t], filled with -1.
+
+        group: answers to a prompt, which lie beside each other. Log-probs come back for told tokens too; `mask` leaves
+        them out of the objective. Raises ValueError for rows that are no whole groups of that size.
+        """
+        rows = self.groups.unflatten(0, (-1, group)) if len(self.groups) % group == 0 else self.groups[:, None]
+        if rows.shape[1] != group or not bool((rows == rows[:, :1]).all()):
+            raise ValueError(f"expected groups of {group} answers beside each other, got groups {self.groups.tolist()}")
+        there = self.attention_mask[:, self.prompt_ids.shape[1] :]
+        ids = self.completion_ids.masked_fill(~there, -1)
+        return Answers(ids.unflatten(0, (-1, group)), self.old_logprobs.unflatten(0, (-1, group)))
 
 
 def stack(rollouts: Sequence[Rollout], padding: int) -> Stack:

@@ -10,7 +10,7 @@ Report, "Post-Training": GSPO samples groups. The layout is our choice; sharing 
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,8 @@ from minikeye import ops
 from minikeye.inference.generate import log_probabilities, sayable
 from minikeye.keye import KeyeVL
 from minikeye.model.batch import first_tokens
-from minikeye.model.step import MODES, AttentionTrace, Mode
+from minikeye.model.step import MODES, AttentionTrace, Mode, Observer
+from minikeye.rl.replay import Choices, Replay, replaying
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,14 @@ def sample_answers(
     seed: int,
     temperature: float = 1.0,
     attention: Mode = "dense",
+    observer: Observer | None = None,
 ) -> Answers:
     """`group` answers to each prompt, of at most max_new_tokens tokens, drawn at `temperature` from one reading.
 
     prompts: inputs of a pass with positions, padded on the left, each ending where its answer begins, such as
-    `Lesson(question_prompts(...), videos, size).inputs(config, device)`. seed: fixes the draw. Raises ValueError for
-    group < 1 or prompts of one token, and what `generate` raises.
+    `Lesson(question_prompts(...), videos, size).inputs(config, device)`. seed: fixes the draw. observer: sees every
+    layer of every pass, of the prompts once and then of each token in rows b * g (`replay.ChoiceRecorder`). Raises
+    ValueError for group < 1 or prompts of one token, and what `generate` raises.
     """
     require_positions(prompts)
     ids, mask = prompts["input_ids"], prompts.get("attention_mask")
@@ -64,7 +67,7 @@ def sample_answers(
     if mask is not None:
         begun["attention_mask"] = mask[:, :-1]
     cache = model.new_cache()
-    model(begun, cache, attention=attention, last=1)
+    model(begun, cache, attention=attention, last=1, observer=observer)
     out = model.generate(
         {"input_ids": ids[:, -1:].repeat_interleave(group, dim=0)},
         max_new_tokens=max_new_tokens,
@@ -73,6 +76,7 @@ def sample_answers(
         temperature=temperature,
         seed=seed,
         attention=attention,
+        observer=observer,
     )
     rows = [out.drawn(row) for row in range(len(ids) * group)]
     longest = max(len(tokens) for tokens, _ in rows)
@@ -90,13 +94,16 @@ def answer_logprobs(
     ids: Int[Tensor, "b g n"],
     temperature: float = 1.0,
     attention: Mode = "dense",
-    observer: Any = None,
+    observer: Observer | None = None,
+    choices: Choices | None = None,
+    replay: Replay = "both",
 ) -> Float[Tensor, "b g n"]:
     """Log-probability of every answer token, with gradients, by one pass over [prompt | answers]; 0 where ids are -1.
 
     prompts: as for `sample_answers`. attention: "dense", or "sparse" for the indexer's top-k among the keys that a
-    token may see; a mask stands for the gather, as in training. Raises ValueError for answers that do not fit the
-    prompts.
+    token may see; a mask stands for the gather, as in training. choices: what the sampler of these very answers chose,
+    to be taken in place of the model's own: replay says what of it. Raises ValueError for answers that do not fit the
+    prompts, and as `replay.replaying`.
     """
     prompt, mask = prompts["input_ids"], prompts.get("attention_mask")
     require_positions(prompts)
@@ -113,7 +120,8 @@ def answer_logprobs(
     inputs["input_ids"] = torch.cat((prompt, read), dim=1)
     inputs["positions"] = torch.cat((prompts["positions"], after.repeat(1, g).expand(3, -1, -1)), dim=2)
     allowed = visible(torch.ones_like(prompt, dtype=torch.bool) if mask is None else mask.bool(), g, n - 1)
-    with looking(model, allowed, attention):
+    forced = nullcontext() if choices is None else replaying(model, choices.packed(t, g), replay)
+    with looking(model, allowed, attention), forced:
         logits = model(inputs, attention="masked", observer=observer).logits
     first = logits[:, None, t - 1 : t].expand(-1, g, -1, -1)
     logits = torch.cat((first, logits[:, t:].unflatten(1, (g, n - 1))), dim=2)

@@ -8,6 +8,7 @@ from minikeye.evaluation import rules
 from minikeye.evaluation.rules import selecting
 from minikeye.files import CHECKPOINT
 from minikeye.inference.cuda_graph import StaticStep, obstacle
+from minikeye.rl.replay import noisy
 
 PROMPT = torch.tensor([[72, 105, 32, 116, 104, 101, 114, 101], [3, 1, 4, 1, 5, 9, 2, 6]])
 
@@ -81,6 +82,8 @@ def test_more_obstacles(lively, monkeypatch):
     assert told(There("cuda"), backend="torch") == "backend torch: asked for"
     with selecting(lively, rules.window):
         assert told(There("cuda")) == "another rule than the indexer selects"
+    with noisy(lively, router=0.1, index=0.0, seed=0):
+        assert told(There("cuda")) == "another rule than the router chooses experts"
 
 
 @torch.no_grad()

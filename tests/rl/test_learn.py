@@ -10,10 +10,11 @@ from minikeye.config import KeyeConfig
 from minikeye.keye import KeyeVL
 from minikeye.minivid.dataset import make_videos
 from minikeye.minivid.lessons import Lesson, Size, question_prompts
-from minikeye.rl.gspo import GSPO, VARIANTS
-from minikeye.rl.learn import RolloutConfig, judge, learns, reinforce, share_of, with_visual_tokens
+from minikeye.rl.groups import judge, share_of
+from minikeye.rl.gspo import GSPO, VARIANTS, objective
+from minikeye.rl.learn import RolloutConfig, learn_from, learns, reinforce, roll_out, with_visual_tokens
 from minikeye.rl.rollout import Answers, answer_logprobs
-from minikeye.training.loop import LoopConfig
+from minikeye.training.loop import LoopConfig, learning_rate
 
 CONFIG = KeyeConfig.nano()
 SMALL = RolloutConfig(group=6, max_new_tokens=2)
@@ -60,6 +61,32 @@ def test_reward_rises_and_only_the_decoder_moves():
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_an_empty_answer_adds_nothing(variant):
+    """A row without tokens, whatever its advantage: the loss and gradients of the answers beside it, and no nan."""
+    config, losses, grads = replace(SMALL, variant=variant), [], []
+    for empty in (False, True):
+        model = policy()
+        groups = roll_out(model, questions(model), 0, early, config)
+        assert torch.equal(groups.answers.ids, roll_out(model, questions(model), 0, early, config).answers.ids)
+        if empty:  # one more answer to each prompt
+            wide = lambda x, value: torch.cat((x, torch.full_like(x[:, :1], value)), dim=1)  # noqa: E731
+            answers = Answers(wide(groups.answers.ids, -1), wide(groups.answers.logprobs, 0.0))
+            parts = {name: wide(getattr(groups, name), 1) for name in ("rewards", "advantages", "importance")}
+            groups = replace(groups, answers=answers, hinted=wide(groups.hinted, False), **parts)
+        loss, _ = learn_from(model, groups, config)
+        losses.append(float(loss.detach()))
+        grads.append(model.lm_head.weight.grad)
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6) and grads[0].abs().max() > 0
+    assert torch.allclose(grads[0], grads[1], atol=1e-6)
+
+
+def test_a_reward_that_is_no_number_stops_the_run():
+    model = policy()
+    with pytest.raises(ValueError, match=r"the reward of .* is nan: expected a finite number"):
+        reinforce(model, questions(model), lambda text, _: math.nan, SMALL, LOOP)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
 def test_every_variant_takes_steps(variant):
     model = policy()
     lines = reinforce(model, questions(model), early, replace(SMALL, variant=variant), replace(LOOP, steps=2))
@@ -91,12 +118,94 @@ def test_killed_and_resumed_it_does_the_same(tmp_path):
     assert all(torch.equal(p, q) for p, q in zip(again.parameters(), whole.parameters(), strict=True))
 
 
+def test_groups_that_agree_are_made_up_for(tmp_path):
+    """Most groups agree: others are asked for, by numbers that belong to the iteration, and a kill changes nothing."""
+    config, asked = replace(SMALL, oversample=3), []
+
+    def rarely(text: str, number: int) -> float:
+        return early(text, number) if number % 4 < 2 else 0.5
+
+    def noted(model: KeyeVL):
+        at = questions(model)
+        return lambda number: asked.append(number) or at(number)
+
+    whole = policy()
+    lines = reinforce(whole, noted(whole), rarely, config, LOOP)
+    numbers = [line["rolled"] / 4 for line in lines[::2]]  # batches of each iteration
+    assert asked == [3 * i + n for i, count in enumerate(numbers) for n in range(int(count))]
+    assert 2.0 in numbers and set(numbers) <= {2.0, 3.0}  # two of four groups can teach: a second batch, at least
+    assert all(line["lacking"] == 0 or line["rolled"] == 12 for line in lines)
+    plain = reinforce(policy(), questions(whole), rarely, SMALL, LOOP)
+    assert all(line["lacking"] == 4 - 4 * line["teaches"] >= 2 for line in plain)
+    assert sum(line["lacking"] for line in lines) < sum(line["lacking"] for line in plain)
+    halves = policy()
+    stop = replace(LOOP, steps=4)
+    with pytest.MonkeyPatch.context() as patch:  # the schedule of the whole run: it was killed after four steps
+        patch.setattr("minikeye.training.loop.learning_rate", lambda step, _: learning_rate(step, LOOP))
+        reinforce(halves, questions(halves), rarely, config, stop, tmp_path)
+    again = policy()
+    rest = reinforce(again, questions(again), rarely, config, LOOP, tmp_path)
+    for ours, theirs in zip(rest, lines[4:], strict=True):
+        assert {k: v for k, v in ours.items() if k != "seconds"} == {k: v for k, v in theirs.items() if k != "seconds"}
+    assert all(torch.equal(p, q) for p, q in zip(again.parameters(), whole.parameters(), strict=True))
+
+
 def test_groups_that_agree_teach_nothing():
     model = policy()
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     lines = reinforce(model, questions(model), lambda text, _: 1.0, SMALL, replace(LOOP, steps=4))
     assert all(line["teaches"] == line["loss"] == line["clipped"] == 0 and line["ratio"] == 1 for line in lines)
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("loss", "the loss is nan"),
+        ("gradient", r"the gradient of model\.norm\.weight is not"),
+        ("logits", "the model's logits are not"),
+    ],
+)
+def test_what_is_not_finite_is_kept_and_stops_the_run(tmp_path, monkeypatch, what: str, message: str):
+    """At once, also at steps that are neither logged nor saved; nothing has moved, and the batch tells all."""
+    model, steps = policy(), []
+    config = replace(SMALL, variant=GSPO)
+
+    def broken(*given):
+        steps.append(given)
+        loss, numbers = objective(*given)
+        if len(steps) == 4:
+            before.update({n: p.detach().clone() for n, p in model.named_parameters()})
+            if what == "loss":
+                loss = loss * math.nan
+            if what == "gradient":
+                model.model.norm.weight.register_hook(lambda grad: grad * math.inf)
+            if what == "logits":
+                raise FloatingPointError("the model's logits are not finite")
+        return loss, numbers
+
+    before: dict[str, torch.Tensor] = {}
+    monkeypatch.setattr("minikeye.rl.learn.objective", broken)
+    loop = replace(LOOP, log_every=7, save_every=0)
+    with pytest.raises(FloatingPointError, match=rf"stopped at step 3: {message}.*reinforce\.failed\.pt"):
+        reinforce(model, questions(model), early, config, loop, tmp_path)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    kept = torch.load(tmp_path / "reinforce.failed.pt", weights_only=True)
+    _, logprobs, mask, advantages, _ = steps[-1]
+    assert kept["step"] == 3 and torch.equal(kept["advantages"].flatten(), advantages)
+    assert torch.equal(kept["ids"].flatten(0, 1) >= 0, mask) and torch.equal(kept["logprobs"].flatten(0, 1), logprobs)
+    assert {"input_ids", "positions", "visual"} <= kept["prompts"].keys() and kept["teaches"].all()
+    assert kept["rewards"].shape == kept["advantages"].shape and len(kept["prompts"]["input_ids"]) == len(
+        kept["rewards"]
+    )
+
+
+def test_without_a_folder_nothing_is_kept(monkeypatch):
+    model = policy()
+    nan = lambda *given: (objective(*given)[0] * math.nan, {})  # noqa: E731
+    monkeypatch.setattr("minikeye.rl.learn.objective", nan)
+    with pytest.raises(FloatingPointError, match=r"step 0: the loss is nan; its batch was not kept: give a folder"):
+        reinforce(model, questions(model), early, SMALL, LOOP)
 
 
 def test_a_share_of_the_prompts_is_those_prompts():
@@ -131,8 +240,9 @@ def test_what_does_not_fit_is_refused(unchecked):
         reinforce(model, questions(model), early, SMALL, replace(LOOP, steps=7))
     with pytest.raises(ValueError, match="expected prompts in 2 equal minibatches, got 3"):
         reinforce(model, questions(model, 3), early, SMALL, LOOP)
-    with pytest.raises(ValueError, match="group >= 2"):
-        RolloutConfig(group=1)
+    for bad in ({"group": 1}, {"minibatches": 0}, {"oversample": 0}):
+        with pytest.raises(ValueError, match="group >= 2"):
+            RolloutConfig(**bad)
     for bad in ({"temperature": 0.0}, {"attention": "Dense"}, {"variant": replace(GSPO, kl=0.1)}):
         with pytest.raises(ValueError, match="temperature above 0"):
             RolloutConfig(**bad)
