@@ -13,7 +13,7 @@ All times have one decimal, as the timestamps in the prompt have. An interval en
 Where a video has two cards with digits, "the card" is the first. Things are named in the order of `things.KINDS`;
 "nothing" where none is visible. The evidence of P is the thing's interval and the card's second; the word follows.
 
-These six are what the shipped checkpoints were taught. `questions` holds more: counting (C), what comes first (O), short
+These six are what the shipped checkpoints were taught. `questions` holds more: counting (C), what comes first (O),
 captions (S), things that are not called by name (R), groups that hang together (V), and what is not there (A).
 """
 
@@ -132,13 +132,15 @@ def order(card: Event, thing: Event, noted: tuple[Event, Event] | None = None) -
 
 
 def text_sums(seed: int, indices: Sequence[int], split: Split) -> list[Problem]:
-    """Task T: sums of two numbers 0..99, one per index. No pair of numbers is in both splits.
+    """Task T: sums of two numbers 0..99, one per index. No pair of numbers is in "test" and in another split.
 
-    Raises ValueError for an unknown split.
+    Validation asks for pairs of training's, drawn apart: all others are of the test. Raises ValueError for an unknown
+    split.
     """
     check_split(split)
-    pairs = _pairs()[:TRAIN_SUMS] if split == "train" else _pairs()[TRAIN_SUMS:]
-    picks = [pairs[int(torch.randint(len(pairs), (), generator=generator(seed, "sum", n)))] for n in indices]
+    pairs = _pairs()[TRAIN_SUMS:] if split == "test" else _pairs()[:TRAIN_SUMS]
+    name = "validation sum" if split == "validation" else "sum"
+    picks = [pairs[int(torch.randint(len(pairs), (), generator=generator(seed, name, n)))] for n in indices]
     return [_sum(*divmod(pair, 100)) for pair in picks]
 
 
