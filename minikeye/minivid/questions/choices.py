@@ -39,7 +39,7 @@ def ordering(events: Sequence[Event], options: Sequence[str], word: str = "first
     told = [f"the {name} at {coming[name].start:.1f} s" for name in came]
     told += [f"the {name} never" for name in sorted(options) if name not in coming]
     right, *others = came[:: 1 if word == "first" else -1] or [None]
-    if right is None or others and coming[right].first == coming[others[0]].first:
+    if right is None or (others and coming[right].first == coming[others[0]].first):
         raise ValueError(f"expected one of {list(options)} to come {word} in this video, but {', '.join(told)}")
     letter = LETTERS[options.index(right)]
     solution = f"Of these comes {', '.join(told)}. The {right} comes {word}: {letter}."
