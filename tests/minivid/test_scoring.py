@@ -89,11 +89,12 @@ def test_a_constant_may_be_none_of_the_answers() -> None:
 @pytest.mark.parametrize("task", ["C", "O", "S", "R"])
 def test_chance_of_real_questions(task: str) -> None:
     """Below 1, and no constant that a loop tries for all videos does better."""
-    videos = make_videos(0, range(150), 12, "test", difficulty=CROWD)
+    n = 40 if task == "S" else 150  # captions take long to match
+    videos = make_videos(0, range(n), 12, "test", difficulty=CROWD)
     problems, durations = problems_of(videos, task, 0), videos.seconds[:, -1].tolist()
     blind = chance(problems, durations)
     tried = {problem.answer for problem in problems[:40]}
-    assert max(sum(value(problem, said) for problem in problems) / 150 for said in tried) <= blind + 1e-9
+    assert max(sum(value(problem, said) for problem in problems) / n for said in tried) <= blind + 1e-9
     assert {"C": 0.3, "O": 0.33, "S": 0.03, "R": 0.2}[task] < blind < {"C": 0.8, "O": 0.6, "S": 0.4, "R": 0.6}[task]
 
 

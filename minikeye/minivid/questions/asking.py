@@ -11,6 +11,9 @@
 How hard and how long the videos are is `make_videos`' business. The numbers come from a generator that is named by
 seed, split, task and the video's events: no pixel, and none of the questions in `MiniVideos.problems`, depends on it.
 Shares and numbers: our choice.
+
+What videos are good for: in plain ones, of one or two things, a count is guessed two times of three, and what is
+visible with the card is mostly nothing. Crowds leave less to guess: `scoring.chance` measures it.
 """
 
 import random

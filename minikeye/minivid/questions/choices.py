@@ -8,8 +8,9 @@
 What counts is the first frame with it. An option that is not in the video never comes: it is neither first nor last.
 "card" is the first card with a digit. The evidence is when those that come do so.
 
-A letter can be guessed. `rotations` moves the options on, each of them once to every letter, so that a letter that is
-always said is right exactly once. VNBench (arXiv 2406.09367) counts a question only where all rotations are right.
+A letter can be guessed, and so can the card, which every video has: `scoring.chance` says how well. `rotations` moves
+the options on, each of them once to every letter, so that a letter that is always said is right exactly once. VNBench
+(arXiv 2406.09367) counts a question only where all rotations are right.
 """
 
 import re

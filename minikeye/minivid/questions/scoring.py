@@ -30,7 +30,7 @@ SCORES = {
 PARTS = {"N": "both", "G": "tiou", "P": "word", "C": "count", "O": "letter", "S": "f1", "V": "second"}
 WIDTH = 1000.0  # duration that constants are stretched from
 STEPS = 20  # ends of constant intervals: this many parts of the duration
-MOST = 200  # other constants that are tried for questions put alike, the most frequent first
+MOST = 100  # other constants that are tried for questions put alike, the most frequent first
 
 _TIME = re.compile(r"[0-9]+\.[0-9]")
 _NUMBER = re.compile(r"[0-9]+(?:\.[0-9]+)?")
