@@ -127,7 +127,7 @@ def test_reward_of_an_interval(said, reward):
 
 
 def test_rewards_of_order():
-    """Card at 7.0 s, circle from 4.0 to 10.0 s. A word alone, evidence alone, both, neither, and what cannot be read."""
+    """Card at 7.0 s, circle from 4.0 to 10.0 s: word and evidence right, one of them, neither, and unreadable."""
     problem = order(Event("card", "3", 7, 8, 7.0, 8.0), CIRCLE)
     expected = {  # answer: word, evidence, second, interval
         "[[4.0, 10.0]] 7.0 during": (1, 1, 1, 1),
