@@ -1,15 +1,15 @@
 """Learning when, from careless labels: python -m minikeye.evaluation.rl_video --out FILE
 
 The checkpoint `nano_things` knows from when to when a thing is visible. It is first taught by imitation of an annotator
-who is off by up to SPAN frames at both ends, which spoils it: that is the base. From there five ways go on, and all are
-asked the same truly annotated questions about videos of the test split:
+who puts either end a frame too early, right or a frame too late: that is the base. From there five ways go on, all
+examined by the same truly annotated questions about videos of the test split:
     sft_more   imitation of the same annotator, as many optimiser steps
     sft_clean  imitation of true labels: the ceiling
     rl         GSPO (report, Video-RL), the reward the temporal IoU with the careless labels
     rl_exact   GSPO, the reward 1 where an answer is the careless label to the letter
     rl_true    GSPO, the temporal IoU with true labels
-Arms see the same new videos. A step of imitation takes as many videos as an iteration of GSPO, which makes two steps:
-imitation gets twice the videos and labels in about the same CPU time (a row's cpu_seconds, without the checks).
+All make as many optimiser steps and see the same new videos, imitation twice as many of them: a step of it takes as
+many as an iteration of GSPO, which is two steps. A row's cpu_seconds, without the checks, say what that took.
 
 One row a seed and arm: a seed has videos, annotator and sampling of its own. Called again it adds missing rows.
 Vision tower, projector and indexer are frozen, attention is dense (`learn.learns`). All sizes are our choice.
