@@ -9,7 +9,8 @@ examined by the same truly annotated questions about videos of the test split:
     rl_exact   GSPO, the reward 1 where an answer is the careless label to the letter
     rl_true    GSPO, the temporal IoU with true labels
 All make as many optimiser steps and see the same new videos, imitation twice as many of them: a step of it takes as
-many as an iteration of GSPO, which is two steps. A row's cpu_seconds, without the checks, say what that took.
+many as an iteration of GSPO, which is two steps. About as many tokens pass the decoder then (notebook 12); a row's
+cpu_seconds, without the checks, say what it took.
 
 One row a seed and arm: a seed has videos, annotator and sampling of its own. Called again it adds missing rows.
 Vision tower, projector and indexer are frozen, attention is dense (`learn.learns`). All sizes are our choice.
