@@ -16,7 +16,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +74,9 @@ def taught_base(folder: Path, study: Study, seed: int, states: Path | None) -> K
     return model
 
 
-def rewarded(model: KeyeVL, study: Study, seed: int, arm: str) -> list[dict[str, float]]:
+def rewarded(model: KeyeVL, study: Study, seed: int, arm: str) -> list[dict[str, float | int]]:
     """Teach one arm in place; returns its checks, the one before the first iteration first."""
-    checks: list[dict[str, float]] = []
+    checks: list[dict[str, float | int]] = []
     true = replace(study.course(seed), span=0, spot=0)  # the reference solution of a prompt is the true one
     questions_at = prompts_from(model, true, study.prompts, UNSEEN)
 
@@ -86,7 +86,11 @@ def rewarded(model: KeyeVL, study: Study, seed: int, arm: str) -> list[dict[str,
 
     config = RolloutConfig(group=study.group, max_new_tokens=26, seed=seed)
     loop = LoopConfig(
-        steps=study.iterations * config.minibatches, lr=study.lr, warmup=0, final_lr=0.05, weight_decay=0.0, log_every=1
+        steps=study.iterations * config.minibatches,
+        lr=study.lr,
+        warmup=10,
+        weight_decay=0.0,
+        log_every=1,
     )
     reinforce(model, watched(questions_at, study.every, look), REWARDS[arm], config, loop)
     look(study.iterations)
@@ -111,7 +115,7 @@ def watched(
     return batch
 
 
-def shares(said: Answered) -> dict[str, float]:
+def shares(said: Answered) -> dict[str, float | int]:
     """n, and in percent: right words, wrong evidence among these, answers with both right, answers out of form."""
     count, wrong = len(said.problems), said.wrong_evidence()
     unread = sum(parse_order(text) is None for text in said.answers)
@@ -129,7 +133,7 @@ def percent(part: int, of: int) -> float:
     return round(100 * part / max(of, 1), 2)
 
 
-def levels(said: Answered, frames: int) -> dict[str, dict[str, float]]:
+def levels(said: Answered, frames: int) -> dict[str, dict[str, float | int]]:
     """`shares` of all, and split by the true word and by the thing's length in frames; chance beside each.
 
     chance: right words of a guesser who says each word as often as it is right. chance_wrong_evidence: of answers with
@@ -185,8 +189,8 @@ def measure(folder: Path, study: Study, seed: int, wanted: list[str], states: Pa
 def summarise(rows: list[dict]) -> dict[str, float | int]:
     """Percent, means over seeds: accuracy_ARM (right words) and wrong_evidence_ARM (of these), chance beside.
 
-    With _low and _high, 95 % over seeds, where there are two or more; accuracy_difference: context less outcome, seed by
-    seed.
+    With _low and _high, 95 % over seeds, where there are two or more; accuracy_difference: context less outcome, seed
+    by seed.
     """
     found = {arm: {row["seed"]: row for row in rows if row["arm"] == arm} for arm in ARMS}
     values = {}
@@ -210,18 +214,19 @@ def summarise(rows: list[dict]) -> dict[str, float | int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", type=Path, default=THINGS, help="folder of the model that the base is made from")
+    parser.add_argument("--checkpoint", type=Path, default=THINGS, help="folder of the model to begin from")
     parser.add_argument("--out", type=Path, required=True, help="the JSON to write, or to add missing lines to")
     parser.add_argument("--states", type=Path, help="folder that keeps each seed's base, to go on with when stopped")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    for name in ("base_steps", "iterations", "every", "check", "test"):
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(Study, name))
+    for field in fields(Study):
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, default=field.default)
     options = parser.parse_args()
-    study = Study(**{name: getattr(options, name) for name in ("base_steps", "iterations", "every", "check", "test")})
-    torch.set_num_threads(1)
+    study = Study(**{field.name: getattr(options, field.name) for field in fields(Study)})
+    torch.set_num_threads(1)  # the tensors are too small to share
     rows = json.loads(options.out.read_text(encoding="utf-8"))["rows"] if options.out.is_file() else []
     for seed in options.seeds:
-        wanted = [arm for arm in ARMS if not any((row["seed"], row["arm"]) == (seed, arm) for row in rows)]
+        done = {row["arm"] for row in rows if row["seed"] == seed}
+        wanted = [arm for arm in ARMS if arm not in done]
         for row in measure(options.checkpoint, study, seed, wanted, options.states) if wanted else []:
             rows.append(row)
             print(json.dumps({name: row[name] for name in ("seed", "arm", "word", "wrong_evidence")}), flush=True)

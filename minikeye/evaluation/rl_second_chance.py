@@ -1,9 +1,10 @@
 """What a second chance rescues: python -m minikeye.evaluation.rl_second_chance --out FILE
 
-A question that the policy hardly ever answers rightly: the nano checkpoint is taught by an annotator who notes every card
-`LATE` frames too late, and reward wants the true second. Nearly every group of eight earns nothing and teaches nothing.
-Two arms from the same base, for as many iterations: GSPO as it is, and with a second chance (`rl.second_chance`), in
-which a rule reports the mistake ("The card is at 3.5 s.") and a right answer takes the place of a wrong one.
+A question that the policy hardly ever answers rightly: the nano checkpoint is taught by an annotator who notes every
+card `LATE` frames too late, and reward wants the true second. Nearly every group of eight earns nothing and teaches
+nothing. Two arms from the same base, for as many iterations: GSPO as it is, and with a second chance
+(`rl.second_chance`), in which a rule reports the mistake ("The card is at 3.5 s.") and a right answer takes the place
+of a wrong one.
 
 A small model has to learn what a report is for: every second lesson of the base is a conversation in which the late
 answer is followed by the report and the right answer. The report gives the answer away, more than a judge's report
@@ -14,7 +15,7 @@ it: the technical report uses ContextRL's other half and does not speak of this 
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -28,10 +29,9 @@ from minikeye.minivid.lessons import Lesson, patch_grid
 from minikeye.minivid.scene import PLAIN
 from minikeye.minivid.tasks import NEEDLE_QUESTION, Problem, parse_needle
 from minikeye.results import hardware, write_result
-from minikeye.rl.learn import RolloutConfig, learns, reinforce, sampled
+from minikeye.rl.learn import RolloutConfig, learns, reinforce
 from minikeye.rl.questions import Course, ask, prompts_from
 from minikeye.rl.second_chance import SecondChance
-from minikeye.scores import student_mean
 from minikeye.training.loop import LoopConfig
 from minikeye.training.stage import DENSE, teach
 
@@ -148,3 +148,53 @@ def measure(folder: Path, study: Study, seed: int) -> Iterator[dict]:
         names = ("reward", "teaches", "rescued", "hint_ratio")
         row |= {name: [round(line[name], 4) for line in log] for name in names}
         yield row | {"hardware": hardware(), "torch": torch.__version__}
+
+
+def summarise(rows: list[dict]) -> dict[str, float | int]:
+    """Means over seeds, percent but for ratios.
+
+    before, and after_ARM: seconds right; silent_ARM: groups of the first iteration that teach nothing; rescued: groups
+    that teach by a second chance alone, first iteration; hint_ratio: mean importance of their answers there.
+    """
+    out: dict[str, float | int] = {"second_chance_seeds": len({row["seed"] for row in rows})}
+    mean = lambda values: sum(values) / len(values)  # noqa: E731
+    for arm in ARMS:
+        if some := [row for row in rows if row["arm"] == arm]:
+            name = arm.replace(" ", "_")
+            out["second_before"] = round(mean([row["before"] for row in some]), 1)
+            out[f"second_after_{name}"] = round(mean([row["after"] for row in some]), 1)
+            out[f"silent_{name}"] = round(100 * mean([1 - row["teaches"][0] for row in some]), 1)
+            if arm != "plain":
+                out["rescued"] = round(100 * mean([row["rescued"][0] for row in some]), 1)
+                out["hint_ratio"] = round(mean([row["hint_ratio"][0] for row in some]), 3)
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", type=Path, default=NANO, help="folder of the model that the base is made from")
+    parser.add_argument("--out", type=Path, required=True, help="the JSON to write, or to add missing seeds to")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    for field in fields(Study):
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, default=field.default)
+    options = parser.parse_args()
+    study = Study(**{field.name: getattr(options, field.name) for field in fields(Study)})
+    torch.set_num_threads(1)
+    rows = json.loads(options.out.read_text(encoding="utf-8"))["rows"] if options.out.is_file() else []
+    for seed in options.seeds:
+        if not any(row["seed"] == seed for row in rows):
+            rows += measure(options.checkpoint, study, seed)
+            print(json.dumps(summarise(rows[-len(ARMS) :])), flush=True)
+            write(options.out, rows)
+
+
+def write(path: Path, rows: list[dict]) -> None:
+    """Write all that is known so far."""
+    what = "seconds right after GSPO from a base whose groups all earn nothing, without and with a second chance"
+    command = f"python -m minikeye.evaluation.rl_second_chance --out assets/results/{path.name}"
+    where = "; ".join(sorted({row["hardware"] for row in rows}))
+    write_result(path, what, command, rows, summarise(rows), sorted({row["seed"] for row in rows}), where=where)
+
+
+if __name__ == "__main__":
+    main()

@@ -36,14 +36,18 @@ def check_group_advantages(answer):
     rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
     got = answer(rewards)
     written(got, "group_advantages")
-    assert got.shape == rewards.shape, f"expected {list(rewards.shape)}, a number for each answer, got {list(got.shape)}"
+    assert got.shape == rewards.shape, (
+        f"expected {list(rewards.shape)}, a number for each answer, got {list(got.shape)}"
+    )
     expected, _ = advantages(rewards.flatten(), torch.arange(3).repeat_interleave(4), GSPO)
     expected = expected.view(3, 4)
 
     def like(other: Tensor) -> bool:
         return torch.allclose(got, other, atol=1e-2)
 
-    assert not bool(got.isnan().any()), "nan: the third group's rewards are equal, and 0 / 0 is none. Add 1e-4 to the std"
+    assert not bool(got.isnan().any()), (
+        "nan: the third group's rewards are equal, and 0 / 0 is none. Add 1e-4 to the std"
+    )
     assert not like(rewards), (
         "these are the rewards themselves. Without a baseline every answer with a reward is pushed up, the usual ones "
         "too, and nothing says which of them was better than expected"

@@ -1,7 +1,5 @@
 """Wrong answers to the exercises of notebook 11, and what their checkers must say."""
 
-import torch
-
 from minikeye.exercises.nb11 import check_answer_logprobs, check_group_advantages, check_span_reward
 from minikeye.minivid.tasks import parse_interval
 from minikeye.scores import temporal_iou
@@ -77,9 +75,17 @@ WRONG_ANSWERS = [
     (check_answer_logprobs, lambda z, ids, n: gathered(z, ids, slice(n, -1), slice(n + 1, None)), "first token"),
     (check_answer_logprobs, lambda z, ids, n: gathered(z, ids, slice(n - 1, -2), slice(n, -1)), "when to stop"),
     (check_answer_logprobs, lambda z, ids, n: gathered(z, ids, slice(n - 2, -1), slice(n - 1, None)), "did not draw"),
-    (check_answer_logprobs, lambda z, ids, n: gathered(z, ids, slice(0, -1), slice(1, None)), "ids\\[4:\\] are 3 tokens"),
+    (
+        check_answer_logprobs,
+        lambda z, ids, n: gathered(z, ids, slice(0, -1), slice(1, None)),
+        "ids\\[4:\\] are 3 tokens",
+    ),
     (check_answer_logprobs, lambda z, ids, n: gathered(z, ids, slice(n - 1, -1), slice(n, None)).sum(), "a number for"),
-    (check_answer_logprobs, lambda z, ids, n: gathered(z, ids, slice(n - 1, -1), slice(n, None)).exp(), "probabilities"),
+    (
+        check_answer_logprobs,
+        lambda z, ids, n: gathered(z, ids, slice(n - 1, -1), slice(n, None)).exp(),
+        "probabilities",
+    ),
     (
         check_answer_logprobs,
         lambda z, ids, n: z[n - 1 : -1].gather(1, ids[n:, None]).squeeze(1),
