@@ -174,7 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, default=NANO, help="folder of the model that the base is made from")
     parser.add_argument("--out", type=Path, required=True, help="the JSON to write, or to add missing seeds to")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     for field in fields(Study):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, default=field.default)
     options = parser.parse_args()
