@@ -42,10 +42,10 @@ def arrange(lengths: Sequence[int], room: int) -> list[list[int]]:
 def pack(prompts: Sequence[Prompt], room: int) -> tuple[dict[str, Tensor], list[int]]:
     """Documents in rows of `room` tokens; and their order, row after row, in which their pixels belong.
 
-    The tokens: input_ids [b t], positions [3 b t], answer bool [b t] (the tokens to learn), and start int32 [b t]: where
-    the document of each token begins, the key that `apart` lets it look back to. Padding takes the id of <|endoftext|>,
-    position 0 and a start of its own. A document's first token is never learnt: the token before it is another's. Raises
-    ValueError as `arrange` does.
+    The tokens: input_ids [b t], positions [3 b t], answer bool [b t] (the tokens to learn), and start int32 [b t]:
+    where the document of each token begins, the key that `apart` lets it look back to. Padding takes the id of
+    <|endoftext|>, position 0 and a start of its own. A document's first token is never learnt: the token before it is
+    another's. Raises ValueError as `arrange` does.
     """
     rows = arrange([len(p.ids) for p in prompts], room)
     filler, shape = prompts[0].tokenizer.token_id("<|endoftext|>"), (len(rows), room)
@@ -73,8 +73,8 @@ def apart(model: KeyeVL, start: Int[Tensor, "b t"] | None, attention: Mode) -> I
         with apart(model, inputs["start"], "sparse") as mode:
             model(inputs, attention=mode)
 
-    start: from `pack`; None, for a batch with one document a row, changes nothing. "dense" gives a token all keys of its
-    document up to itself, any other mode the indexer's best of them. A mask stands for both, as it does in training.
+    start: from `pack`; None, for a batch with one document a row, changes nothing. "dense" gives a token all keys of
+    its document up to itself (a mask does it), any other mode the indexer's best of them.
     """
     if start is None:
         yield attention

@@ -1,7 +1,7 @@
 """The forgetting probe: after every stage, all that was learnt before is asked again.
 
-Documents of the test split: other pictures than any that were trained on. An answer is right if each of its tokens is the
-most likely one after the true tokens before it, which is what greedy decoding would write.
+Documents of the test split: other pictures than any that were trained on. An answer is right if each of its tokens is
+the most likely one after the true tokens before it, which is what greedy decoding would write.
 """
 
 from collections import Counter
@@ -28,7 +28,10 @@ def asked(kind: Kind, config: KeyeConfig, count: int) -> Documents:
 
 def chance(kind: Kind, config: KeyeConfig, count: int) -> float:
     """Share of the probe's questions that the most frequent answer is right for: who looks at nothing gets no more."""
-    answers = [tuple(t for t, learnt in zip(p.ids, p.answer, strict=True) if learnt) for p in asked(kind, config, count).prompts]
+    answers = [
+        tuple(t for t, learnt in zip(p.ids, p.answer, strict=True) if learnt)
+        for p in asked(kind, config, count).prompts
+    ]
     return Counter(answers).most_common(1)[0][1] / count
 
 

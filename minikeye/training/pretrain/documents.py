@@ -8,9 +8,9 @@
 | half | Is the card in the first or the second half? | second: 3.5 s |
 | choice | When is the card: A 0.7 B 3.5 C 2.8? | 3.5 s, B |
 
-A video comes in pixels or, as text alone, in words: each frame's time, then two letters, C for the card and the first of
-the colour, - for none. Questions are short because a token is a byte here, and a notebook has seconds. All of it is our
-choice: the report's documents are captions, interleaved image-text, text, OCR, grounding, long video and more.
+A video comes in pixels or, as text alone, in words: each frame's time, then two letters, C for the card and the first
+of the colour, - for none. Questions are short because a token is a byte here, and a notebook has seconds. All of it is
+our choice: the report's documents are captions, interleaved image-text, text, OCR, grounding, long video and more.
 """
 
 from collections.abc import Sequence

@@ -53,8 +53,8 @@ class Mixture:
     def counts(self, tokens: int, lengths: dict[Kind, int], rng: random.Random) -> dict[Kind, int]:
         """How many documents of each kind make about so many tokens, if each kind has that length.
 
-        Rounded up or down at random, in the mean right: of a kind whose share is half a document every second batch gets
-        one. At least one document in all: of the kind with the largest share, should chance give none.
+        Rounded up or down at random, in the mean right: of a kind whose share is half a document every second batch
+        gets one. At least one document in all: of the kind with the largest share, should chance give none.
         """
         counts = {kind: math.floor(share * tokens / lengths[kind] + rng.random()) for kind, share in self.parts}
         if not any(counts.values()):

@@ -1,9 +1,9 @@
 """Pre-training in stages and SFT, in miniature: python -m minikeye.training.recipes.stages --out TRAINED
 
-On one CPU core, ten minutes without anybody beside it. From a tower that knows things (`checkpoints/nano_things`) and
-nothing else; which stage learns what from which documents is `pretrain/order.py`. After the first stage,
-`TRAINED/checkpoint-language` is what notebook 10 starts from (`checkpoints/nano_words`). After every stage all abilities
-are asked: `TRAINED/forgetting.json`. All numbers: our choice.
+On one CPU core. From a tower that knows things (`checkpoints/nano_things`) and nothing else; which stage learns what
+from which documents is `pretrain/order.py`. After the first stage, `TRAINED/checkpoint-language` is what notebook 10
+starts from (`checkpoints/nano_words`). After every stage all abilities are asked: `TRAINED/stages.json`. All numbers:
+our choice.
 """
 
 import argparse
@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 
 from minikeye.config import KeyeConfig
-from minikeye.files import CHECKPOINT, whole_file, write_whole
+from minikeye.files import CHECKPOINT, whole_file
 from minikeye.keye import KeyeVL
+from minikeye.results import write_result
 from minikeye.training.loop import LoopConfig
 from minikeye.training.pretrain.abilities import chance, known
 from minikeye.training.pretrain.order import ABILITIES, COURSES, Course
@@ -47,6 +48,21 @@ def probe(model: KeyeVL, course: Course, count: int) -> dict[str, float]:
     return {name: known(model, kind, "masked" if sparse else "dense", count) for name, kind in ABILITIES.items()}
 
 
+def report(path: Path, rows: list[dict], config: KeyeConfig, count: int) -> None:
+    """The forgetting probe of all stages so far, as a result of this project. One seed."""
+    summary = {f"stages_{name}_chance": round(chance(kind, config, count), 3) for name, kind in ABILITIES.items()}
+    for row in rows:
+        summary |= {f"stages_{name}_{row['stage']}": round(share, 3) for name, share in row["known"].items()}
+    write_result(
+        path,
+        f"share of exact answers after every stage, {count} questions each on pictures never trained on, and chance",
+        "python -m minikeye.training.recipes.stages --out TRAINED",
+        [row | {"known": {name: round(share, 3) for name, share in row["known"].items()}} for row in rows],
+        {name.replace(",", "").replace(" ", "_"): number for name, number in summary.items()},
+        [0],
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the resumable states, logs and checkpoints")
@@ -69,12 +85,10 @@ def main() -> None:
         teach(model, course.stage, loops[name], lessons, options.out)
         model.save_pretrained(options.out / f"checkpoint-{name}", dtype=torch.bfloat16)
         rows.append({"stage": name, "report": course.report, "known": probe(model, course, count)})
-        guess = {ability: chance(kind, model.config, count) for ability, kind in ABILITIES.items()}
-        found = {"questions": count, "chance": guess, "stages": rows}
-        write_whole(options.out / "forgetting.json", json.dumps(found, indent=1).encode())
         with whole_file(state) as part:  # last: a stage is done when everything that it leaves is there
             torch.save({"model": model.state_dict(), "rows": json.dumps(rows), "recipe": recipe}, part)
         print(json.dumps(rows[-1] | {"seconds": round(time.monotonic() - begun)}), flush=True)
+    report(options.out / "stages.json", rows, model.config, count)
 
 
 if __name__ == "__main__":
