@@ -57,6 +57,19 @@ def iou_recall(ious: Sequence[float], threshold: float) -> "Estimate":
     return wilson(sum(iou >= threshold for iou in ious), len(ious))
 
 
+def constant_iou(truths: Sequence[Interval], durations: Sequence[float], parts: int = 20) -> float:
+    """Mean temporal IoU of the best answer that looks at no video: the same shares of every duration; 0..1.
+
+    Shares are tried in steps of 1 / parts. What any score of grounding is to be held against. Raises ValueError without
+    truths, or for another number of durations, or one that is not above 0.
+    """
+    if not truths or len(truths) != len(durations) or min(durations) <= 0:
+        raise ValueError(f"expected truths and as many durations above 0, got {len(truths)} and {len(durations)}")
+    shares = [[(a / d, b / d)] for (a, b), d in zip(truths, durations, strict=True)]
+    grid = [(a / parts, b / parts) for b in range(parts + 1) for a in range(b)]
+    return max(sum(temporal_iou([pair], truth) for truth in shares) for pair in grid) / len(truths)
+
+
 def needle_score(prediction: tuple[int, float] | None, truth: tuple[int, float]) -> NeedleScore:
     """Score of a (digit, seconds) answer: the digit exactly, the second within 0.5 s. None is wrong in both."""
     if prediction is None:

@@ -24,7 +24,7 @@ from minikeye.minivid.lessons import Lesson, Size, parts_right, question_prompts
 from minikeye.minivid.scene import PLAIN, Difficulty
 from minikeye.minivid.tasks import Event, Problem, grounding, parse_interval, score
 from minikeye.model.record import Record
-from minikeye.scores import SECONDS_TOLERANCE, bootstrap_mean, temporal_iou, wilson
+from minikeye.scores import SECONDS_TOLERANCE, bootstrap_mean, constant_iou, temporal_iou, wilson
 from minikeye.training.step import autocast
 
 SEED = 7  # of the test videos
@@ -112,9 +112,7 @@ def chance(task: str, asked: Sequence[Question]) -> dict[str, float]:
     if task != "G":
         return {"exact": commonest}
     truths = [_interval(q.problem) for q in asked]
-    shares = [[(a / q.seconds[-1], b / q.seconds[-1])] for (a, b), q in zip(truths, asked, strict=True)]
-    grid = [(a / 20, b / 20) for b in range(21) for a in range(b)]
-    out = {"tiou": max(sum(temporal_iou([pair], truth) for truth in shares) for pair in grid) / len(asked)}
+    out = {"tiou": constant_iou(truths, [q.seconds[-1] for q in asked])}
     if all(q.other is not None for q in asked):
         others = [temporal_iou([_interval(q.other)], [truth]) for q, truth in zip(asked, truths, strict=True)]
         out["coin"] = 0.5 + sum(others) / len(others) / 2
@@ -180,10 +178,6 @@ def batches(run: Run, tokens: int) -> Iterator[tuple[MiniVideos, list[Question],
         numbers = range(first, min(first + batch, run.n))
         videos = make_videos(SEED, numbers, run.frames, "test", difficulty=FOOTAGE[run.footage])
         asked = questions(videos, run.task)
-        if run.task == "Y":  # a video has two: one that is true, one about any frame; every other video, the second
-            rows = zip(videos.problems, numbers, strict=True)
-            videos = replace(videos, problems=tuple(p[:-2] + p[::-1][:2] if n % 2 else p for p, n in rows))
-            asked = questions(videos, run.task)
         if run.control == "wrong word":
             rows = zip(videos.events, videos.problems, numbers, strict=True)
             videos = replace(videos, problems=tuple(_wrong_word(*row) for row in rows))

@@ -213,6 +213,16 @@ def test_every_stage_once(run):
     assert run() == [] and {path: path.stat().st_mtime_ns for path in run.out.rglob("*")} == before
 
 
+def test_a_stage_can_begin_with_a_checkpoint(run, monkeypatch):
+    """The tower of an earlier run is where a stage that does not teach it begins, and ends."""
+    run("--stages", "tower")
+    begun = run.out.rename(run.out.with_name("begun")) / "checkpoint-tower"
+    run("--stages", "warmup", "--begin", str(begun))
+    old, new = (KeyeVL.from_pretrained(f).state_dict() for f in (begun, run.out / "checkpoint-warmup"))
+    moved = {name for name, value in new.items() if not torch.equal(value, old[name])}
+    assert moved and all("sa_indexer" in name for name in moved)
+
+
 def test_photographs_reach_every_stage(run, photographs, monkeypatch):
     """Stills, plain and hard in turn, and lessons are drawn from the folder that the script was given."""
     stills, seen = [], []

@@ -1,11 +1,12 @@
 """Train the nano checkpoint that knows things: python -m minikeye.training.recipes.nano_things --out TRAINED
 
-Six minutes on one H200; a CPU would take hours. What the small lessons on reward start from: it names what is visible
-in a frame of a short video, and says from when to when. The stages of `mini`, smaller:
-    tower   on stills of 28x28 pixels, many of them: with 128 a step it tells one thing from another too rarely
+Eleven minutes on one H200; a CPU would take hours. What the small lessons on reward start from: it names what is
+visible in a frame of a short video, and says from when to when. The stages of `mini`, smaller:
+    tower   on stills of 56x56 pixels, four tokens a frame, nine million of them: it tells few things apart after one
     naming  all but the indexer, dense attention, 4 to 16 frames, many things: which word belongs to what
-    dense   the same with fewer things and all questions
-The indexer stays as it was drawn. All numbers: our choice.
+    dense   the same with fewer things
+The indexer stays as it was drawn, and it does not learn to read the digit. All numbers: our choice. With a learning
+rate of 2e-3 in the place of 5e-3, grounding was exact for 62 % of the videos at 16 frames, not 96 %.
 """
 
 import argparse
@@ -14,12 +15,11 @@ import time
 from pathlib import Path
 
 import torch
-from sklearn.linear_model import LogisticRegression
 
 from minikeye.config import KeyeConfig
 from minikeye.keye import KeyeVL
-from minikeye.minivid.dataset import make_stills, make_videos
-from minikeye.minivid.lessons import Lesson, Size, parts_right, pixels, question_prompts
+from minikeye.minivid.dataset import make_videos
+from minikeye.minivid.lessons import Lesson, Size, parts_right, question_prompts
 from minikeye.training.curriculum import CROWD, PLAIN, Curriculum
 from minikeye.training.loop import LoopConfig
 from minikeye.training.stage import SLOW, STAGES, teach
@@ -42,34 +42,6 @@ def lengths(side: int, kinds: tuple, caps: tuple = ()) -> Curriculum:
 
 
 @torch.no_grad()
-def probe(model: KeyeVL, side: int) -> dict[str, float]:
-    """What a linear probe reads off visual tokens of new stills (projector left out), in percent.
-
-    presence: whether a thing is there at all, where none or one is (chance 50). kind: which, where one is (chance 8).
-    """
-    parts = {}
-    for split, steps in (("train", range(10**6, 10**6 + 8)), ("test", range(4))):
-        features, labels = [], []
-        for step in steps:
-            frames, _, things = make_stills(5, step, 1024, split, side, side, model.device)
-            x = pixels(frames, model.config)
-            tokens = model.visual(x["patches"], x["grids"]).unflatten(0, (len(frames), -1)).float()
-            features.append(torch.cat((tokens.mean(1), tokens.amax(1)), -1).cpu())
-            labels.append(things.cpu())
-        parts[split] = torch.cat(features), torch.cat(labels)
-    (x, y), (x_test, y_test) = ((f[t.sum(1) < 2], t[t.sum(1) < 2]) for f, t in parts.values())
-    middle, spread = x.mean(0), x.std(0) + 1e-6
-    x, x_test = (x - middle) / spread, (x_test - middle) / spread
-    there = LogisticRegression(max_iter=500).fit(x, y.any(1)).predict(x_test)
-    one, one_test = y.any(1), y_test.any(1)
-    kind = LogisticRegression(max_iter=500).fit(x[one], y[one].int().argmax(1)).predict(x_test[one_test])
-    return {
-        "presence": round(100 * float((torch.tensor(there) == one_test).float().mean()), 1),
-        "kind": round(100 * float((torch.tensor(kind) == y_test[one_test].int().argmax(1)).float().mean()), 1),
-    }
-
-
-@torch.no_grad()
 def known(model: KeyeVL, frames: int, side: int, count: int = 256) -> dict[str, float]:
     """Share of exact answers about plain test videos, of each task, in percent."""
     size, out = Size(frames, count, side, side), {}
@@ -88,7 +60,7 @@ def known(model: KeyeVL, frames: int, side: int, count: int = 256) -> dict[str, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the resumable states, logs and checkpoint")
-    parser.add_argument("--side", type=int, default=28, help="height and width of the frames in pixels")
+    parser.add_argument("--side", type=int, default=56, help="height and width of the frames in pixels")
     parser.add_argument("--stages", nargs="+", default=["tower", "naming", "dense"], help="which to run now")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=6, help="processes that make prompts")
@@ -107,7 +79,7 @@ def main() -> None:
         if name == "tower":
             stills = 16 if options.smoke else STILLS
             teach_tower(model, loops[name], stills, options.out, sides=((side, side),))
-            shown = {} if options.smoke else probe(model, side)
+            shown = {}
         else:
             lessons = ways[name].lessons_from(model.config, loops[name].steps, STAGES[name].number, options.workers)
             teach(model, STAGES[name], loops[name], lessons, options.out)
