@@ -14,7 +14,7 @@ from minikeye.minivid.drawing.pictures import Split
 from minikeye.minivid.drawing.things import KINDS
 from minikeye.minivid.draws import Draws
 from minikeye.minivid.scene import PLAIN, Difficulty, VideoSpec, draw_stills, draw_videos, frame_labels, render
-from minikeye.minivid.tasks import Event, Problem, grounding, naming, needle, presence
+from minikeye.minivid.tasks import Event, Problem, grounding, named, naming, needle, presence, things_of
 
 MIN_STEP, MAX_STEP = 0.25, 1.0  # seconds between two frames of plain videos
 MIN_HARD_STEP, MAX_HARD_STEP = 0.1, 2.5  # of hard ones: from a slow motion to an hour in 1,440 frames
@@ -91,8 +91,7 @@ def _problems(events: tuple[Event, ...], clock: list[float], asked: list[float])
     D: four times of five about a frame that shows something. Y: once about a frame with the thing, once about one
     without it, either of them first: who answers yes always is right half of the time.
     """
-    card, things = events[0], [event for event in events if event.kind == "thing"]
-    named = sorted(things, key=lambda thing: KINDS.index(thing.name))
+    card, things = events[0], things_of(events)
 
     def frame_of(thing: Event, share: float) -> int:
         return thing.first + int(share * (thing.stop - thing.first))
@@ -107,7 +106,7 @@ def _problems(events: tuple[Event, ...], clock: list[float], asked: list[float])
     gone = int(asked[6] * (len(clock) - 1 - (missed.stop - missed.first)))  # among the frames without it
     gone += (missed.stop - missed.first) * (gone >= missed.first)
     pair = presence(seen, there, clock[there]), presence(missed, gone, clock[gone])
-    questions = [needle(card), *map(grounding, things), naming(named, frame, clock[frame])]
+    questions = [needle(card), *map(grounding, things), naming(named(things), frame, clock[frame])]
     return *questions, *(pair if asked[7] < 0.5 else reversed(pair))
 
 

@@ -6,7 +6,7 @@
 Axes: b video, f frame, h and w pixel rows and columns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import get_args
@@ -92,11 +92,31 @@ class VideoSpec:
 
     def take(self, videos: Sequence[int], frames: Sequence[int]) -> "VideoSpec":
         """The same videos with these frames only: a sub-video, or a single frame."""
-        at = list(videos), list(frames)
+        videos, frames = list(videos), list(frames)
+        return self._each(lambda values: values[videos][:, frames])
+
+    def reordered(self, order: Int[Tensor, "b f"]) -> "VideoSpec":
+        """The same videos with their frames in another order: frame f shows what frame order[b, f] did.
+
+        Raises ValueError unless each row of `order` holds every frame once.
+        """
+        if order.shape != self.shape or not torch.equal(
+            order.sort(1).values, torch.arange(order.shape[1]).expand_as(order)
+        ):
+            raise ValueError(f"expected every one of {self.shape[1]} frames once in each of {self.shape[0]} rows")
+        rows = torch.arange(len(order))[:, None]
+        return self._each(lambda values: values[rows, order])
+
+    def _each(self, taken: Callable[[Tensor], Tensor]) -> "VideoSpec":
+        """The same with `taken` done to every tensor."""
+
+        def part_of(part: object) -> object:
+            return type(part)(**{field.name: taken(getattr(part, field.name)) for field in fields(part)})
+
         names = ("background", "things", "cards", "light", "later", "clutter", "film")
-        taken = {name: _take(part, *at) for name in names if (part := getattr(self, name)) is not None}
-        many = {name: tuple(_take(part, *at) for part in getattr(self, name)) for name in ("decoys", "strokes")}
-        return replace(self, **taken, **many)
+        one = {name: part_of(part) for name in names if (part := getattr(self, name)) is not None}
+        many = {name: tuple(map(part_of, getattr(self, name))) for name in ("decoys", "strokes")}
+        return replace(self, **one, **many)
 
 
 def draw_videos(draws: Draws, frames: int, split: Split, difficulty: Difficulty = PLAIN) -> VideoSpec:
@@ -237,10 +257,6 @@ def _draw(
             film=draw_film(draws, frames),
         )
     return spec
-
-
-def _take(part: object, videos: list[int], frames: list[int]) -> object:
-    return type(part)(**{field.name: getattr(part, field.name)[videos][:, frames] for field in fields(part)})
 
 
 def _check_size(height: int, width: int) -> None:

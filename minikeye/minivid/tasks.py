@@ -12,6 +12,9 @@
 All times have one decimal, as the timestamps in the prompt have. An interval ends at the first frame without the thing.
 Where a video has two cards with digits, "the card" is the first. Things are named in the order of `things.KINDS`;
 "nothing" where none is visible. The evidence of P is the thing's interval and the card's second; the word follows.
+
+These six are what the shipped checkpoints were taught. `questions` holds more: counting (C), what comes first (O),
+captions (S), things that are not called by name (R), groups that hang together (V), and what is not there (A).
 """
 
 import re
@@ -23,6 +26,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from minikeye.minivid.drawing.pictures import Split, check_split
+from minikeye.minivid.drawing.things import KINDS
 from minikeye.minivid.draws import generator
 from minikeye.scores import SECONDS_TOLERANCE, needle_score, temporal_iou
 
@@ -50,10 +54,34 @@ class Event:
 class Problem(NamedTuple):
     """A question with its answer."""
 
-    task: Literal["N", "G", "D", "Y", "P", "T"]
+    task: Literal["N", "G", "D", "Y", "P", "T", "C", "O", "S", "R", "V", "A"]
     question: str
     answer: str
     solution: str  # a sentence that gives the reason
+
+
+class Evidence(NamedTuple):
+    """Where in the video the reason for an answer is to be seen: the reference solution in numbers."""
+
+    intervals: tuple[tuple[float, float], ...] = ()  # (start, end) in seconds, in the order of time
+    moments: tuple[float, ...] = ()  # seconds, in the order of time
+
+
+class Solved(NamedTuple):
+    """A problem with the evidence for its answer."""
+
+    problem: Problem
+    evidence: Evidence
+
+
+def things_of(events: Sequence[Event]) -> list[Event]:
+    """The things of a video, in the order of its events."""
+    return [event for event in events if event.kind == "thing"]
+
+
+def named(things: Sequence[Event]) -> list[Event]:
+    """Things in the order in which they are named."""
+    return sorted(things, key=lambda thing: KINDS.index(thing.name))
 
 
 def needle(card: Event) -> Problem:
@@ -104,13 +132,15 @@ def order(card: Event, thing: Event, noted: tuple[Event, Event] | None = None) -
 
 
 def text_sums(seed: int, indices: Sequence[int], split: Split) -> list[Problem]:
-    """Task T: sums of two numbers 0..99, one per index. No pair of numbers is in both splits.
+    """Task T: sums of two numbers 0..99, one per index. No pair of numbers is in "test" and in another split.
 
-    Raises ValueError for an unknown split.
+    Validation asks for pairs of training's, drawn apart: all others are of the test. Raises ValueError for an unknown
+    split.
     """
     check_split(split)
-    pairs = _pairs()[:TRAIN_SUMS] if split == "train" else _pairs()[TRAIN_SUMS:]
-    picks = [pairs[int(torch.randint(len(pairs), (), generator=generator(seed, "sum", n)))] for n in indices]
+    pairs = _pairs()[TRAIN_SUMS:] if split == "test" else _pairs()[:TRAIN_SUMS]
+    name = "validation sum" if split == "validation" else "sum"
+    picks = [pairs[int(torch.randint(len(pairs), (), generator=generator(seed, name, n)))] for n in indices]
     return [_sum(*divmod(pair, 100)) for pair in picks]
 
 

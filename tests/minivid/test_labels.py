@@ -6,8 +6,11 @@ import pytest
 
 from minikeye.config import KeyeConfig
 from minikeye.minivid.dataset import make_videos
-from minikeye.minivid.labels import annotated
+from minikeye.minivid.labels import annotated, noted
 from minikeye.minivid.lessons import Size, question_prompts
+from minikeye.minivid.questions.asking import problems_of
+from minikeye.minivid.questions.captions import caption
+from minikeye.minivid.questions.captions import score as score_caption
 from minikeye.minivid.scene import Difficulty
 from minikeye.minivid.tasks import grounding, needle, order, parse_interval, parse_order, score
 
@@ -48,6 +51,26 @@ def test_the_word_of_an_order_is_right_whatever_its_evidence() -> None:
     assert 0.1 < wrong["span"] / 300 < 0.5 and 0.5 < wrong["second"] / 300 < 0.8  # a place of three is the right one
 
 
+def test_captions_and_referred_things_are_off_too() -> None:
+    """Names stay, times move by at most the frames allowed; the first two events are off as in the other tasks."""
+    videos = make_videos(3, range(100), 16, dt=1.0, difficulty=Difficulty(crowd=True, second_card=0.5))
+    told, moves = noted(videos, 0), Counter()
+    for events, problem, seen, needles in zip(
+        videos.events, annotated(videos, "S", 0), told, annotated(videos, "N", 0), strict=True
+    ):
+        assert problem == caption(seen).problem and needles == needle(seen[0])
+        assert score_caption(caption(events).problem, problem.answer)["names"] == 1
+        for true, off in zip(events, seen, strict=True):
+            assert (true.kind, true.name) == (off.kind, off.name)
+            most = 1 if true.kind == "card" else 3
+            assert abs(true.first - off.first) <= most and 0 <= off.start < off.end <= 16
+            moves[true.kind, off.first - true.first] += 1
+    assert {move for kind, move in moves if kind == "card"} == {-1, 0, 1}
+    assert {move for kind, move in moves if kind == "thing"} == set(range(-3, 4))
+    assert annotated(videos, "R", 0, asked=5) == problems_of(videos, "R", 5, told)
+    assert annotated(videos, "R", 0, 0, 0) == problems_of(videos, "R", 0) != annotated(videos, "R", 0)
+
+
 def test_a_video_keeps_its_label_and_another_annotator_gives_another() -> None:
     videos, alone = (make_videos(4, numbers, 16, difficulty=ALONE) for numbers in (range(10), [3]))
     first = annotated(videos, "G", 0)
@@ -71,9 +94,9 @@ def test_a_label_for_every_video_is_asked_for() -> None:
         question_prompts(videos, annotated(videos, "G", 0)[:2], size, config)
 
 
-@pytest.mark.parametrize(("task", "span", "spot"), [("D", 1, 1), ("G", -1, 1), ("N", 1, -1)])
+@pytest.mark.parametrize(("task", "span", "spot"), [("D", 1, 1), ("C", 1, 1), ("G", -1, 1), ("N", 1, -1)])
 def test_other_labels_are_refused(task: str, span: int, spot: int) -> None:
-    with pytest.raises(ValueError, match=f"task N, G or P, and span and spot of at least 0, got {task}, {span}"):
+    with pytest.raises(ValueError, match=f"task N, G, P, R or S, and span and spot of at least 0, got {task}, {span}"):
         annotated(make_videos(6, range(2), 4), task, 0, span, spot)
 
 

@@ -77,11 +77,11 @@ def test_stills_show_photographs(folder: str) -> None:
 def test_a_folder_without_photographs_is_refused(tmp_path: Path, missing: str) -> None:
     """It is not there, or it is empty: named at the first video, not passed over."""
     path = str(tmp_path / missing)
-    with pytest.raises(ValueError, match=r'expected "train", "test" or a folder with \.jpg files in it, got '):
+    with pytest.raises(ValueError, match=r"expected a split or a folder with \.jpg files in it, got "):
         make_videos(0, range(1), 8, difficulty=Difficulty(photographs=path))
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_a_split_is_no_folder_of_photographs(split: str) -> None:
     """The pictures of the test split must not get into training by a slip."""
     with pytest.raises(ValueError, match=f"expected photographs, a folder, got the name of a split, '{split}'"):

@@ -87,7 +87,7 @@ def some_frames(draws: Draws, frames: int) -> Bool[Tensor, "b {frames}"]:
 
 
 def _draw_hand(draws: Draws, split: Split) -> tuple[Float[Tensor, "b 2 3"], Float[Tensor, "b"]]:
-    """Warp and weight of the handwriting. Test digits stay as written.
+    """Warp and weight of the handwriting. Validation and test digits stay as written.
 
     Training digits are slanted, stretched, moved, thinned and fattened: 1,400 are few, and a tower that knows them by
     heart reads new ones worse.

@@ -3,6 +3,13 @@
 Nothing is downloaded and nothing is copied into this repository: the files lie in the wheels of scikit-image and
 scikit-learn, which are found but not imported.
 
+The split "validation", for choosing settings, shows the pictures and the handwriting of "train" in videos of its own: a
+video is drawn from a generator that the split's name is a part of. There are no others that it could show: all 1,797
+digits are in "train" or "test", and what the packages hold beyond these pictures is one photograph without a stated
+licence, and drawings, some of coloured shapes. What "train" or "test" gave away would change videos that models were
+trained and measured on. So nothing that is chosen on "validation" has seen "test", and a score on it says nothing about
+new pictures or hands: "test" does.
+
 | name | split | what it shows | source | licence |
 |---|---|---|---|---|
 | astronaut.png | train | Eileen Collins | scikit-image, from NASA | public domain |
@@ -38,7 +45,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
-Split = Literal["train", "test"]
+Split = Literal["train", "validation", "test"]
 
 SIDE = 256  # pixels along each side of a picture
 TRAIN_DIGITS = 1400  # of the 1,797; the other 397 are the test split
@@ -70,12 +77,13 @@ _PICTURES = {
     ),
     "test": (("skimage", "data/chelsea.png"), ("skimage", "data/coffee.png"), ("skimage", "data/rocket.jpg")),
 }
+_PICTURES["validation"] = _PICTURES["train"]
 
 
 def check_split(split: str) -> None:
-    """Raises ValueError unless `split` is "train" or "test"."""
+    """Raises ValueError unless `split` is "train", "validation" or "test"."""
     if split not in _PICTURES:
-        raise ValueError(f'split must be "train" or "test", not {split!r}')
+        raise ValueError(f'split must be "train", "validation" or "test", not {split!r}')
 
 
 @cache
@@ -89,7 +97,7 @@ def load_pictures(pictures: str) -> UInt8[Tensor, "n 3 side side"]:
     if pictures in _PICTURES:
         return torch.stack([_square(_package_file(package, name)) for package, name in _PICTURES[pictures]])
     if not (photographs := sorted(Path(pictures).glob("*.jpg"))):
-        raise ValueError(f'expected "train", "test" or a folder with .jpg files in it, got {pictures!r}')
+        raise ValueError(f"expected a split or a folder with .jpg files in it, got {pictures!r}")
     return torch.cat((load_pictures("train"), torch.stack([_square(path) for path in photographs])))
 
 
@@ -97,13 +105,13 @@ def load_pictures(pictures: str) -> UInt8[Tensor, "n 3 side side"]:
 def load_digits(split: Split) -> tuple[Float[Tensor, "n 8 8"], Int[Tensor, "n"]]:
     """Handwritten digits, ink in 0..1 (0 is paper), and which digit each one is. Do not write into the result.
 
-    1,400 for training and 397 for testing, parted by one fixed shuffle; every digit has 120 or more in the first and
-    30 or more in the second. Raises as `load_pictures` does.
+    1,400 for training and validation, 397 for testing, parted by one fixed shuffle; every digit has 120 or more in the
+    first and 30 or more in the second. Raises as `load_pictures` does.
     """
     check_split(split)
     table = np.loadtxt(_package_file("sklearn", "datasets/data/digits.csv.gz"), delimiter=",", dtype=np.float32)
     rows = torch.from_numpy(table)[torch.randperm(len(table), generator=torch.Generator().manual_seed(0))]
-    rows = rows[:TRAIN_DIGITS] if split == "train" else rows[TRAIN_DIGITS:]
+    rows = rows[TRAIN_DIGITS:] if split == "test" else rows[:TRAIN_DIGITS]
     return rows[:, :64].reshape(-1, 8, 8) / 16, rows[:, 64].long()
 
 
