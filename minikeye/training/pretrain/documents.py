@@ -25,6 +25,7 @@ from minikeye.inputs.tokenizer import load_tokenizer
 from minikeye.minivid.dataset import MiniVideos, make_videos
 from minikeye.minivid.drawing.pictures import Split
 from minikeye.minivid.draws import generator
+from minikeye.minivid.tasks import things_of
 
 Task = Literal["sum", "when", "colour", "half", "choice"]
 SIDE = 56  # pixels, height and width of a frame: four visual tokens
@@ -111,7 +112,7 @@ def asked(task: Task, videos: MiniVideos, row: int, n: int) -> tuple[str, str]:
 
 def colours(videos: MiniVideos, row: int) -> list[str]:
     """The colour of the first thing that each frame shows; "none" where it shows none."""
-    things = [event for event in videos.events[row] if event.kind == "thing"]
+    things = things_of(videos.events[row])
     frames = range(videos.seconds.shape[1])
     return [next((e.name.split()[0] for e in things if e.first <= f < e.stop), "none") for f in frames]
 
