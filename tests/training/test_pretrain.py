@@ -249,7 +249,7 @@ def test_the_script_runs_all_stages_and_goes_on_where_it_was_killed(run, monkeyp
     whole = json.loads((run.out / "stages.json").read_text())
     weights = torch.load(run.out / "done.pt", weights_only=True)["model"]
     assert len(whole["summary"]) == len(ABILITIES) * (1 + len(ORDER)) and run() == []
-    assert 0 < whole["summary"]["stages_second_in_words_chance"] < 1
+    assert 0 < whole["summary"]["stages_chance_second_in_words"] < 1
     run.out.rename(run.out.with_name("whole"))
     with monkeypatch.context() as patch, pytest.raises(Killed):
         taught = recipe.teach

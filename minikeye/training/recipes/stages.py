@@ -50,9 +50,9 @@ def probe(model: KeyeVL, course: Course, count: int) -> dict[str, float]:
 
 def report(path: Path, rows: list[dict], config: KeyeConfig, count: int) -> None:
     """The forgetting probe of all stages so far, as a result of this project. One seed."""
-    summary = {f"stages_{name}_chance": round(chance(kind, config, count), 3) for name, kind in ABILITIES.items()}
+    summary = {f"stages_chance_{name}": round(chance(kind, config, count), 3) for name, kind in ABILITIES.items()}
     for row in rows:
-        summary |= {f"stages_{name}_{row['stage']}": round(share, 3) for name, share in row["known"].items()}
+        summary |= {f"stages_{row['stage']}_{name}": round(share, 3) for name, share in row["known"].items()}
     write_result(
         path,
         f"share of exact answers after every stage, {count} questions each on pictures never trained on, and chance",
