@@ -26,22 +26,23 @@ class IndexerTeacher:
 
     The report's losses are sums over all rows; this is a mean over the rows given, each alike (`draw_rows` takes more
     of the answers': our choice). No [t s] matrix is ever held. rows: positions among the queries of the pass, the same
-    in every layer; None teaches nothing.
+    in every layer; None teaches nothing. start: in the dense warm-up on packed documents, the first key of each query's
+    document (`packing.pack`); a sparse pass needs none, its selections keep to their documents.
     """
 
-    def __init__(self, rows: Int[Tensor, " n"] | None):
+    def __init__(self, rows: Int[Tensor, " n"] | None, start: Int[Tensor, "b t"] | None = None):
         if rows is not None and rows.numel() == 0:
             raise ValueError("expected at least one row, or None to teach nothing; got an empty tensor")
         if rows is not None and ops.readable(rows) and int(rows.min()) < 0:
             raise ValueError(f"expected rows from 0 on, got {int(rows.min())}: they are numbers of queries")
-        self.rows = rows
+        self.rows, self.start = rows, start
         self.indexer: list[Float[Tensor, ""]] = []  # mean KL of a row, one entry a layer
         self.balance: list[Float[Tensor, ""]] = []
 
     def attention(self, layer: int, trace: AttentionTrace) -> None:
         require_whole(trace)
         if self.rows is not None:
-            self.indexer.append(row_losses(trace, self.rows).mean())
+            self.indexer.append(row_losses(trace, self.rows, self.start).mean())
 
     def routing(self, layer: int, probabilities: Float[Tensor, "b t x"], chosen: Int[Tensor, "b t c"]) -> None:
         self.balance.append(balance_loss(probabilities, chosen))
@@ -79,15 +80,20 @@ def draw_rows(answer: Bool[Tensor, "b t"], count: int, generator: torch.Generato
     return torch.cat((anywhere, spoken[torch.randint(0, len(spoken), (count // 2,), generator=generator)]))
 
 
-def row_losses(trace: AttentionTrace, rows: Int[Tensor, " n"]) -> Float[Tensor, "b n"]:
+def row_losses(
+    trace: AttentionTrace, rows: Int[Tensor, " n"], start: Int[Tensor, "b t"] | None = None
+) -> Float[Tensor, "b n"]:
     """KL loss of these rows in nats: L_warmup over all valid keys in dense mode, L_sparse over the selected ones else.
+
+    start: first key of each query of a dense pass on packed documents, where a mask of all valid keys stands for dense.
 
     The sum over KV groups g of KL(p_g || softmax(I)), p_g the attention averaged over the heads of the group, I the
     row's index scores. Gradients reach the indexer alone. A row that sees no key has loss 0.
     """
     index, q, k = (trace.index_q[:, rows], trace.index_k, trace.index_w[:, rows]), trace.q[:, rows], trace.k
-    if trace.indices is None:
-        return ops.warmup_loss(*index, q, k, trace.offset + rows.to(q.device), trace.start)
+    if trace.indices is None or start is not None:
+        first = trace.start if start is None else start[:, rows]
+        return ops.warmup_loss(*index, q, k, trace.offset + rows.to(q.device), first)
     return ops.selected_loss(*index, q, k, trace.indices[:, rows])
 
 

@@ -8,16 +8,19 @@ learns on its own (tower.py).
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from minikeye.config import KeyeConfig
 from minikeye.keye import KeyeVL
-from minikeye.minivid.lessons import Lesson
+from minikeye.minivid.lessons import Size
 from minikeye.model.step import Mode
 from minikeye.training.dsa import IndexerTeacher, draw_rows
 from minikeye.training.loop import LoopConfig, train
 from minikeye.training.losses import answer_accuracy, answer_loss
+from minikeye.training.packing import apart
 from minikeye.training.step import autocast, beside, stepper
 
 # The answer loss says little about pixels until attention has found them, and Adam turns little into full-size steps:
@@ -49,12 +52,14 @@ class Stage:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss on one batch, and numbers for the log.
 
-        inputs: of a pass, with answer bool [b t], the tokens to learn, and, where the indexer is taught, rows [n], the
-        query positions it is taught from.
+        inputs: of a pass, with answer bool [b t], the tokens to learn; where the indexer is taught, rows [n], the query
+        positions it is taught from; where several documents lie in a row, start [b t] (`packing.pack`).
         """
-        teacher = IndexerTeacher(inputs["rows"] if self.indexer else None)
-        with autocast(model.device):
-            logits = model(inputs, attention=self.attention, observer=teacher).logits
+        start = inputs.get("start")
+        rows, dense = inputs["rows"] if self.indexer else None, self.attention == "dense"
+        teacher = IndexerTeacher(rows, start if dense else None)
+        with autocast(model.device), apart(model, start, self.attention) as mode:
+            logits = model(inputs, attention=mode, observer=teacher).logits
             kl = teacher.indexer_loss() if self.indexer else torch.zeros((), device=model.device)
         if not self.answers:
             return kl, {}
@@ -76,11 +81,22 @@ SPARSE = Stage("sparse", 4, lambda name: True, "masked", answers=True, indexer=T
 STAGES = {stage.name: stage for stage in (NAMING, DENSE, WARMUP, SPARSE)}
 
 
+class Batch(Protocol):
+    """What a step learns from: `lessons.Lesson`, `pretrain.mixture.PackedLesson`."""
+
+    tokens: dict[str, Tensor]  # answer among them
+
+    @property
+    def size(self) -> Size: ...
+
+    def inputs(self, config: KeyeConfig, device: torch.device | str) -> dict[str, Tensor]: ...
+
+
 def teach(
     model: KeyeVL,
     stage: Stage,
     config: LoopConfig,
-    lessons_from: Callable[[int], Iterator[Lesson]],
+    lessons_from: Callable[[int], Iterator[Batch]],
     folder: Path | None,
     weights: LossWeights = LossWeights(),
 ) -> list[dict[str, float | int]]:
@@ -90,7 +106,7 @@ def teach(
     """
     parameters = trainable(model, stage.learns)
     run = stepper(model.device)(lambda inputs: stage.loss(model, inputs, weights), list(parameters.values()))
-    lessons: Iterator[Lesson] | None = None
+    lessons: Iterator[Batch] | None = None
 
     def backward_at(step: int) -> tuple[Tensor, dict[str, float | int | Tensor]]:
         nonlocal lessons
