@@ -44,7 +44,7 @@ class Run:
     seed: int
     router: float  # standard deviation of the noise on router logits
     index: float  # and on index scores
-    videos: int = 12  # with one question and one answer each
+    videos: int = 4  # with one question and one answer each
     frames: int = 64
     temperature: float = 2.0
 
