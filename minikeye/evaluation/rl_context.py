@@ -199,7 +199,7 @@ def summarise(rows: list[dict]) -> dict[str, float | int]:
         values[f"wrong_evidence_{arm}"] = [row["wrong_evidence"] for row in of_arm.values()]
     both = [seed for seed in found["context"] if seed in found["outcome"]]
     values["accuracy_difference"] = [found["context"][n]["word"] - found["outcome"][n]["word"] for n in both]
-    out: dict[str, float | int] = {"seeds": len(both)}
+    out: dict[str, float | int] = {"context_seeds": len(both)}
     for name, some in values.items():
         if some:
             out[name] = round(sum(some) / len(some), 1)

@@ -100,7 +100,10 @@ def summarise(rows: list[dict]) -> dict[str, float | int]:
             out |= {f"kl_{replay}{name}": float(f"{mean(f'kl_{replay}'):.3g}") for replay in REPLAYS}
             if level == MAIN:
                 worst = max(row["kl_both"] / row["kl_none"] for row in some)
-                out |= {"worst_both_over_none": float(f"{worst:.3g}"), "seeds": len({row["seed"] for row in some})}
+                out |= {
+                    "worst_both_over_none": float(f"{worst:.3g}"),
+                    "replay_seeds": len({row["seed"] for row in some}),
+                }
                 out |= {key: round(100 * mean(key), 2) for key in ("flips", "jaccard")}
     return out
 

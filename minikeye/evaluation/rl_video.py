@@ -211,7 +211,7 @@ def summarise(rows: list[dict]) -> dict[str, float | int]:
             gains = [of(a)[seed]["miou"] - of(b)[seed]["miou"] for seed in sorted(both)]
             out |= {f"{a}_minus_{b}": mean(gains), f"{a}_minus_{b}_min": round(min(gains), 2)}
     if rows:
-        out |= {"seeds": len({row["seed"] for row in rows}), "questions": min(row["n"] for row in rows)}
+        out |= {"video_seeds": len({row["seed"] for row in rows}), "questions": min(row["n"] for row in rows)}
     return out
 
 

@@ -107,7 +107,8 @@ def test_summary_by_hand():
     rows += [line(1, "base", 92.0, 30.0), line(1, "outcome", 93.0, 60.0), line(1, "context", 91.0, 2.0)]
     found = summarise(rows)
     means = {"accuracy_base": 91.0, "accuracy_outcome": 92.0, "accuracy_context": 92.0, "accuracy_difference": 0.0}
-    means |= {"wrong_evidence_base": 25.0, "wrong_evidence_outcome": 60.0, "wrong_evidence_context": 3.0, "seeds": 2}
+    means |= {"wrong_evidence_base": 25.0, "wrong_evidence_outcome": 60.0, "wrong_evidence_context": 3.0}
+    means |= {"context_seeds": 2}
     means |= {"accuracy_chance": 37.5, "wrong_evidence_chance": 95.0}
     assert {name: found[name] for name in means} == means
     # two seeds: half of the interval is 12.706 standard errors, of 4 and 2 here 1

@@ -59,7 +59,7 @@ def test_summary_by_hand():
             "kl_index": 3e-4,
             "kl_both": 1e-6,
             "worst_both_over_none": 0.005,
-            "seeds": 2,
+            "replay_seeds": 2,
             "flips": 50.0,
             "jaccard": 50.0,
             "kl_none_router": 1e-4,

@@ -135,7 +135,7 @@ def test_summary_by_hand():
         "miou_base": 72.0, "exact_base": 25.0, "cpu_seconds_base": 1.0, "miou_base_short": 62.0, "miou_sft_more": 72.0,
         "miou_rl": 85.0, "miou_rl_short": 75.0, "miou_sft_clean": 98.0, "miou_shuffled": 25.0, "miou_constant": 42.0,
         "miou_constant_short": 30.5, "rl_minus_base": 13.0, "rl_minus_base_min": 6.0, "rl_minus_sft_more": 18.0,
-        "rl_minus_sft_more_min": 18.0, "sft_clean_minus_rl": 13.0, "sft_clean_minus_rl_min": 9.0, "seeds": 2,
+        "rl_minus_sft_more_min": 18.0, "sft_clean_minus_rl": 13.0, "sft_clean_minus_rl_min": 9.0, "video_seeds": 2,
         "questions": 9,
     }  # fmt: skip
     assert {name: out[name] for name in expected} == expected
