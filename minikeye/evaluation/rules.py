@@ -12,11 +12,12 @@ from contextlib import contextmanager
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from minikeye import ops
 from minikeye.keye import KeyeVL
 from minikeye.model.attention import Rule
+from minikeye.model.decoder import ruled
 from minikeye.model.step import AttentionTrace
 
 
@@ -83,17 +84,16 @@ def selecting(model: KeyeVL, rule: Rule | None = None, topk: int | None = None) 
         raise TypeError(f"rule must be a function such as rules.window, got {rule!r}; RULES has them by name")
     if topk is not None and topk < 1:
         raise ValueError(f"topk must be at least 1, or None for the configured one; got {topk}")
-    if not isinstance(model.model.layers, nn.ModuleList):
-        raise ValueError("a streamed model takes its layers anew at every pass: load it without streaming")
-    layers = [layer.self_attn for layer in model.model.layers]
-    before = [(attention.topk, attention.rule) for attention in layers]
-    try:
-        for attention in layers:
-            attention.topk, attention.rule = topk or attention.topk, rule
-        yield
-    finally:
-        for attention, (k, earlier) in zip(layers, before, strict=True):
-            attention.topk, attention.rule = k, earlier
+    layers = model.model.layers
+    with ruled(model.model, keys=[rule] * model.config.text.layers):
+        before = [layer.self_attn.topk for layer in layers]
+        try:
+            for layer in layers:
+                layer.self_attn.topk = topk or layer.self_attn.topk
+            yield
+        finally:
+            for layer, k in zip(layers, before, strict=True):
+                layer.self_attn.topk = k
 
 
 @torch.no_grad()

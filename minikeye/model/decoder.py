@@ -4,6 +4,8 @@ Axes: b batch, t query position, d width, x expert, c chosen expert of a token.
 Report, section 2 (Qwen3-MoE); module names are those of the released checkpoint.
 """
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -83,6 +85,30 @@ class Decoder(nn.Module):
                 pieces = [through(layer, x[:, part], piece, n, held) for part, piece in step.chunks(chunk)]
                 x = torch.cat(pieces, dim=1)
         return self.norm(x)
+
+
+@contextmanager
+def ruled(
+    decoder: Decoder, keys: Sequence[Callable | None] | None = None, experts: Sequence[Callable | None] | None = None
+) -> Iterator[None]:
+    """While this holds, each layer chooses its keys, and its experts, by a rule of these: one a layer.
+
+    keys, experts: as `Attention.rule` and `Router.rule`; None in the place of all leaves what is there. Afterwards
+    every layer has the rule it had. Raises ValueError for a decoder whose layers are streamed: the rules would be lost.
+    """
+    if not isinstance(decoder.layers, nn.ModuleList):
+        raise ValueError("a streamed model takes its layers anew at every pass: load it without streaming")
+    pairs = []
+    for rules, of in ((keys, lambda layer: layer.self_attn), (experts, lambda layer: layer.mlp.gate)):
+        pairs += [] if rules is None else zip(map(of, decoder.layers), rules, strict=True)
+    before = [module.rule for module, _ in pairs]
+    try:
+        for module, rule in pairs:
+            module.rule = rule
+        yield
+    finally:
+        for (module, _), rule in zip(pairs, before, strict=True):
+            module.rule = rule
 
 
 def through(

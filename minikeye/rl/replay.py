@@ -29,10 +29,11 @@ from typing import Literal, get_args
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from minikeye import ops
 from minikeye.keye import KeyeVL
+from minikeye.model.decoder import ruled
 from minikeye.model.step import AttentionTrace
 from minikeye.rl.gspo import k3
 
@@ -108,7 +109,7 @@ def replaying(model: KeyeVL, choices: Choices, replay: Replay) -> Iterator[None]
         raise ValueError(f"expected selected keys to replay, got a dense sampling: sample sparsely, not {replay!r}")
     routers = [_replayed_experts(x) for x in choices.experts] if replay in ("routing", "both") else None
     selections = [_replayed_keys(x) for x in choices.indices] if replay in ("index", "both") else None
-    with _ruled(model, routers, selections):
+    with ruled(model.model, selections, routers):
         yield
 
 
@@ -161,28 +162,8 @@ def noisy(model: KeyeVL, router: float, index: float, seed: int) -> Iterator[Non
 
     layers = model.model.layers
     routers = [experts(layer.mlp.gate.chosen) for layer in layers] if router else None
-    with _ruled(model, routers, [keys] * len(layers) if index else None):
+    with ruled(model.model, [keys] * len(layers) if index else None, routers):
         yield
-
-
-@contextmanager
-def _ruled(model: KeyeVL, routers: list[Callable] | None, selections: list[Callable] | None) -> Iterator[None]:
-    """Give every layer its rule for experts and for keys; None leaves what is there."""
-    if not isinstance(model.model.layers, nn.ModuleList):
-        raise ValueError("a streamed model takes its layers anew at every pass: load it without streaming")
-    gates = [layer.mlp.gate for layer in model.model.layers]
-    attentions = [layer.self_attn for layer in model.model.layers]
-    pairs = [(part, rules) for part, rules in ((gates, routers), (attentions, selections)) if rules is not None]
-    before = [[module.rule for module in part] for part, _ in pairs]
-    try:
-        for part, rules in pairs:
-            for module, rule in zip(part, rules, strict=True):
-                module.rule = rule
-        yield
-    finally:
-        for (part, _), old in zip(pairs, before, strict=True):
-            for module, rule in zip(part, old, strict=True):
-                module.rule = rule
 
 
 def sampler_trainer_kl(

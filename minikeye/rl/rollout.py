@@ -22,6 +22,7 @@ from minikeye import ops
 from minikeye.inference.generate import log_probabilities, sayable
 from minikeye.keye import KeyeVL
 from minikeye.model.batch import first_tokens
+from minikeye.model.decoder import ruled
 from minikeye.model.step import MODES, AttentionTrace, Mode, Observer
 from minikeye.rl.replay import Choices, Replay, replaying
 
@@ -161,12 +162,5 @@ def looking(model: KeyeVL, allowed: Bool[Tensor, "b q s"], attention: Mode) -> I
             scores = ops.index_scores(trace.index_q, trace.index_k, trace.index_w)
             return ops.topk_positions(scores.masked_fill(~allowed, -torch.inf), topk)
 
-    layers = [layer.self_attn for layer in model.model.layers]
-    before = [layer.rule for layer in layers]
-    try:
-        for layer in layers:
-            layer.rule = rule
+    with ruled(model.model, keys=[rule] * model.config.text.layers):
         yield
-    finally:
-        for layer, old in zip(layers, before, strict=True):
-            layer.rule = old

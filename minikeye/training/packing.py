@@ -15,6 +15,7 @@ from torch import Tensor
 from minikeye import ops
 from minikeye.inputs.prompt import Prompt
 from minikeye.keye import KeyeVL
+from minikeye.model.decoder import ruled
 from minikeye.model.step import AttentionTrace, Mode
 
 
@@ -88,12 +89,5 @@ def apart(model: KeyeVL, start: Int[Tensor, "b t"] | None, attention: Mode) -> I
             return everything
         return ops.select_topk(trace.index_q, trace.index_k, trace.index_w, topk, trace.offset, start)
 
-    layers = [layer.self_attn for layer in model.model.layers]
-    before = [layer.rule for layer in layers]
-    try:
-        for layer in layers:
-            layer.rule = rule
+    with ruled(model.model, keys=[rule] * model.config.text.layers):
         yield "sparse" if attention == "sparse" else "masked"
-    finally:
-        for layer, old in zip(layers, before, strict=True):
-            layer.rule = old
