@@ -22,10 +22,9 @@ from torch import Tensor, nn
 
 from minikeye.inputs.tokenizer import load_tokenizer
 from minikeye.keye import KeyeVL
-from minikeye.model.step import MODES, Mode
 from minikeye.rl.groups import Groups, Prompts, Reward, judge, over_sampled, share_of
 from minikeye.rl.gspo import GSPO, Variant, advantages, objective
-from minikeye.rl.rollout import Answers, answer_logprobs, sample_answers
+from minikeye.rl.rollout import Answers, Sampling, answer_logprobs, sampled
 from minikeye.rl.second_chance import SecondChance, all_wrong, importance, mixed, rolled_back, told_again
 from minikeye.training.loop import LoopConfig, train
 from minikeye.training.stage import trainable
@@ -36,29 +35,22 @@ STILL = {"clipped": 0.0, "outside": 0.0, "ratio": 1.0, "largest": 1.0, "kl": 0.0
 
 
 @dataclass(frozen=True)
-class RolloutConfig:
+class RolloutConfig(Sampling):
     """How the policy is sampled and how often a sample is used."""
 
-    group: int = 8  # answers to a prompt
     minibatches: int = 2  # optimiser steps on each rollout, each on its share of the groups that teach something
     oversample: int = 1  # batches of prompts an iteration may roll out, until as many groups teach as one batch has
-    max_new_tokens: int = 24
-    temperature: float = 1.0
-    attention: Mode = "dense"
     variant: Variant = GSPO
-    seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.group < 2 or min(self.minibatches, self.oversample) < 1:
             raise ValueError(
                 f"expected group >= 2, minibatches and oversample >= 1, got {self.group}, {self.minibatches} and "
                 f"{self.oversample}"
             )
-        if not self.temperature > 0 or self.attention not in MODES or self.variant.kl:
-            raise ValueError(
-                f"expected temperature above 0 (else a group's answers are one), attention among {', '.join(MODES)}, "
-                f"a variant without kl, for which there is no reference here; got {self}"
-            )
+        if self.variant.kl:
+            raise ValueError(f"expected a variant without kl, for which there is no reference here; got {self.variant}")
 
 
 def learns(name: str) -> bool:
@@ -182,19 +174,6 @@ def roll_out(
     if second_chance is not None:
         values = torch.where(hinted, second_chance.weight * values, values)
     return Groups(prompts, answers, rewards, values, teaches[:, 0], hinted, ratios)
-
-
-def sampled(model: KeyeVL, prompts: Prompts, config: RolloutConfig, seed: int) -> Answers:
-    """`config.group` answers to each prompt, by the model as it answers, not as it learns."""
-    stop = (load_tokenizer(model.config).token_id("<|im_end|>"),)
-    model.eval()
-    with autocast(model.device):
-        answers = sample_answers(
-            model, prompts, config.group, config.max_new_tokens, stop,
-            seed=seed, temperature=config.temperature, attention=config.attention,
-        )  # fmt: skip
-    model.train()
-    return answers
 
 
 def decoder(model: KeyeVL) -> Callable[[list[int]], str]:
