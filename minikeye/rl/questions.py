@@ -52,7 +52,7 @@ class Course:
         return videos, annotated(videos, self.task, self.seed, self.span, self.spot)
 
     def size(self, count: int) -> Size:
-        return Size(self.frames, count, self.side, self.side)
+        return Size(self.frames, count, self.side, self.side, turns=1)
 
 
 def lessons_from(
@@ -64,7 +64,10 @@ def lessons_from(
         for n in range(step, steps):
             videos, problems = course.questions(first + n * count, count)
             size = course.size(count)
-            yield Lesson(question_prompts(videos, problems, size, model.config, answered=True), videos, size)
+            # A GPU's graphs hold for one shape; a CPU is spared the padding.
+            length = size.tokens(model.config) if model.device.type == "cuda" else 0
+            tokens = question_prompts(videos, problems, size, model.config, answered=True, length=length)
+            yield Lesson(tokens, videos, size)
 
     return lessons
 
