@@ -24,6 +24,7 @@ import torch
 
 from minikeye.files import CHECKPOINT
 from minikeye.keye import KeyeVL
+from minikeye.minivid.dataset import MAX_STEP
 from minikeye.minivid.tasks import Problem, parse_order
 from minikeye.results import hardware, write_result
 from minikeye.rl.groups import Prompts
@@ -32,6 +33,7 @@ from minikeye.rl.questions import Answered, Course, ask, evidence_reward, lesson
 from minikeye.scores import student_mean
 from minikeye.training.loop import LoopConfig
 from minikeye.training.stage import DENSE, teach
+from minikeye.training.step import on
 
 THINGS = CHECKPOINT.parent / "nano_things"  # grounds one thing and knows the second of the card
 REWARDS = {"outcome": word_reward, "context": evidence_reward}
@@ -53,6 +55,7 @@ class Study:
     group: int = 8
     iterations: int = 60  # of GSPO, of two optimiser steps each
     lr: float = 6e-4  # at its peak; ten steps up to it, half a cosine down
+    final_lr: float = LoopConfig.final_lr  # at the end, as a share of the peak; 1: as fast to the end
     every: int = 15  # iterations between two checks
     check: int = 100  # questions of a check
     test: int = 300  # questions at the end
@@ -61,13 +64,19 @@ class Study:
         """What the base imitates."""
         return Course("P", self.frames, span=self.span, spot=self.spot, seed=seed)
 
+    def answer_tokens(self) -> int:
+        """Room for the longest answer, `[[3.0, 9.5]] 7.5 during` and the end of the turn, and two tokens more."""
+        return 3 * len(f"{self.frames * MAX_STEP:.1f}") + len("[[, ]]  during") + 3
 
-def taught_base(folder: Path, study: Study, seed: int, states: Path | None) -> KeyeVL:
+
+def taught_base(
+    folder: Path, study: Study, seed: int, states: Path | None, device: torch.device | str = "cpu"
+) -> KeyeVL:
     """The checkpoint, taught the questions with careless evidence; tower, projector and indexers as they were.
 
     states: where a resumable state is kept, so that a base is taught once; None: nowhere.
     """
-    model = KeyeVL.from_pretrained(folder, dtype=torch.float32)
+    model = KeyeVL.from_pretrained(folder, dtype=torch.float32, device=device)
     loop = LoopConfig(steps=study.base_steps, lr=study.base_lr, warmup=10)
     lessons = lessons_from(model, study.course(seed), study.lessons, study.base_steps)
     teach(model, replace(DENSE, learns=learns), loop, lessons, states / f"base-{seed}" if states else None)
@@ -84,11 +93,12 @@ def rewarded(model: KeyeVL, study: Study, seed: int, arm: str) -> list[dict[str,
         said = ask(model, examination(study), study.check)
         checks.append({"iteration": iteration, **shares(said)})
 
-    config = RolloutConfig(group=study.group, max_new_tokens=26, seed=seed)
+    config = RolloutConfig(group=study.group, max_new_tokens=study.answer_tokens(), seed=seed)
     loop = LoopConfig(
         steps=study.iterations * config.minibatches,
         lr=study.lr,
         warmup=10,
+        final_lr=study.final_lr,
         weight_decay=0.0,
         log_every=1,
     )
@@ -171,9 +181,16 @@ def others_answers(problems: list[Problem]) -> list[str]:
     return out
 
 
-def measure(folder: Path, study: Study, seed: int, wanted: list[str], states: Path | None = None) -> Iterator[dict]:
+def measure(
+    folder: Path,
+    study: Study,
+    seed: int,
+    wanted: list[str],
+    states: Path | None = None,
+    device: torch.device | str = "cpu",
+) -> Iterator[dict]:
     """The lines of one seed that are wanted, one after another: both arms begin from the same base."""
-    base = taught_base(folder, study, seed, states)
+    base = taught_base(folder, study, seed, states, device)
     begun = {name: p.clone() for name, p in base.state_dict().items()}
     for arm in wanted:
         start = time.process_time()
@@ -220,23 +237,35 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     for field in fields(Study):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, default=field.default)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
+    device = on(options.device)
     study = Study(**{field.name: getattr(options, field.name) for field in fields(Study)})
     torch.set_num_threads(1)  # the tensors are too small to share
     rows = json.loads(options.out.read_text(encoding="utf-8"))["rows"] if options.out.is_file() else []
     for seed in options.seeds:
         done = {row["arm"] for row in rows if row["seed"] == seed}
         wanted = [arm for arm in ARMS if arm not in done]
-        for row in measure(options.checkpoint, study, seed, wanted, options.states) if wanted else []:
+        for row in measure(options.checkpoint, study, seed, wanted, options.states, device) if wanted else []:
             rows.append(row)
             print(json.dumps({name: row[name] for name in ("seed", "arm", "word", "wrong_evidence")}), flush=True)
-            report(options.out, rows)
+            report(options.out, rows, called(options.checkpoint, study))
 
 
-def report(path: Path, rows: list[dict]) -> None:
-    """Write all that is known so far."""
+def called(checkpoint: Path, study: Study) -> str:
+    """The options that are not as they are by default, as they are written."""
+    words = [] if checkpoint == THINGS else [f"--checkpoint {checkpoint}"]
+    for field in fields(Study):
+        if (value := getattr(study, field.name)) != field.default:
+            words.append(f"--{field.name.replace('_', '-')} {value}")
+    return " ".join(words)
+
+
+def report(path: Path, rows: list[dict], options: str = "") -> None:
+    """Write all that is known so far. options: of the call, beside those that every call has."""
     what = "right words, and wrong evidence among them, after reward for the word alone and for word and evidence"
-    command = f"python -m minikeye.evaluation.rl_context --out assets/results/{path.name}"
+    words = ("python -m minikeye.evaluation.rl_context", options, f"--out assets/results/{path.name}")
+    command = " ".join(filter(None, words))
     where = "; ".join(sorted({row["hardware"] for row in rows}))
     write_result(path, what, command, rows, summarise(rows), sorted({row["seed"] for row in rows}), where=where)
 

@@ -119,13 +119,18 @@ def patch_grid(size: Size, config: KeyeConfig) -> tuple[int, int, int]:
 
 
 def question_prompts(
-    videos: MiniVideos, asked: str | Sequence[Problem], size: Size, config: KeyeConfig, answered: bool = False
+    videos: MiniVideos,
+    asked: str | Sequence[Problem],
+    size: Size,
+    config: KeyeConfig,
+    answered: bool = False,
+    length: int = 0,
 ) -> dict[str, Tensor | list]:
     """One question for every video: prompts padded on the left that end where the answer begins.
 
     asked: a task, whose first question each video is asked, or a problem for each video. answered: with the answer
-    instead, padded on the right, for learning it or reading off how likely it is. Raises ValueError for another number
-    of problems than videos.
+    instead, padded on the right to `length` tokens at least, for learning it or reading off how likely it is. Raises
+    ValueError for another number of problems than videos.
     """
     tokenizer, prompts = load_tokenizer(config), []
     if isinstance(asked, str):
@@ -144,7 +149,7 @@ def question_prompts(
             prompt.begin("assistant")
         prompts.append(prompt)
     if answered:
-        return pad(prompts, "right")
+        return pad(prompts, "right", length)
     return {**pad(prompts, "left"), "frames": [p.frames for p in prompts]}
 
 

@@ -47,9 +47,15 @@ class Asking(Protocol):
     def size(self, count: int) -> Size: ...
 
     def tokens(
-        self, videos: MiniVideos | None, problems: Sequence[Problem], config: KeyeConfig, answered: bool = False
+        self,
+        videos: MiniVideos | None,
+        problems: Sequence[Problem],
+        config: KeyeConfig,
+        answered: bool = False,
+        length: int = 0,
     ) -> dict[str, Tensor]:
-        """Prompts as `inputs.prompt.pad` gives them: on the left, or on the right and with their answers."""
+        """Prompts as `inputs.prompt.pad` gives them, of that length at least: on the left, or on the right with their
+        answers."""
         ...
 
 
@@ -77,13 +83,18 @@ class Course:
         return videos, annotated(videos, self.task, self.seed, self.span, self.spot)
 
     def size(self, count: int) -> Size:
-        return Size(self.frames, count, self.side, self.side)
+        return Size(self.frames, count, self.side, self.side, turns=1)
 
     def tokens(
-        self, videos: MiniVideos, problems: Sequence[Problem], config: KeyeConfig, answered: bool = False
+        self,
+        videos: MiniVideos,
+        problems: Sequence[Problem],
+        config: KeyeConfig,
+        answered: bool = False,
+        length: int = 0,
     ) -> dict[str, Tensor]:
         """A video, then its question; padded on the left, or with the answer on the right."""
-        prompts = question_prompts(videos, problems, self.size(len(problems)), config, answered)
+        prompts = question_prompts(videos, problems, self.size(len(problems)), config, answered, length)
         return {name: value for name, value in prompts.items() if name != "frames"}
 
 
@@ -95,7 +106,10 @@ def lessons_from(
     def lessons(step: int) -> Iterator[Lesson]:
         for n in range(step, steps):
             videos, problems = course.questions(first + n * count, count)
-            yield Lesson(course.tokens(videos, problems, model.config, answered=True), videos, course.size(count))
+            size = course.size(count)
+            # A GPU's graphs hold for one shape; a CPU is spared the padding.
+            length = size.tokens(model.config) if model.device.type == "cuda" else 0
+            yield Lesson(course.tokens(videos, problems, model.config, True, length), videos, size)
 
     return lessons
 

@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from minikeye.evaluation import rl_context
 from minikeye.evaluation.rl_context import (
     ARMS,
     Study,
+    called,
     examination,
     levels,
     others_answers,
@@ -21,9 +23,11 @@ from minikeye.evaluation.rl_context import (
     taught_base,
     watched,
 )
+from minikeye.inputs.tokenizer import load_tokenizer
 from minikeye.keye import KeyeVL
 from minikeye.minivid.tasks import Problem
 from minikeye.rl.questions import Answered
+from minikeye.training.loop import learning_rate
 
 SMALL = Study(frames=4, lessons=2, base_steps=2, prompts=2, group=2, iterations=2, every=1, check=4, test=4)
 
@@ -82,18 +86,35 @@ def test_every_seed_has_an_annotator_and_all_are_asked_the_same():
     assert (test.split, test.span, test.spot, test.seed) == ("test", 0, 0, 0)
 
 
+def test_room_for_the_longest_answer():
+    """The longest true answers about long videos, each with the end of its turn, fit; of short ones as ever 26 do."""
+    tokenizer = load_tokenizer(KeyeConfig.nano())
+    study = Study(frames=32, span=3)
+    assert (Study().answer_tokens(), study.answer_tokens()) == (26, 29)
+    answers = [problem.answer for problem in study.course(0).questions(0, 200)[1]]
+    assert max(len(tokenizer.encode(answer)) + 1 for answer in answers) == 27
+
+
+def test_what_is_not_by_default_is_written():
+    assert called(rl_context.THINGS, Study()) == ""
+    study = Study(frames=32, final_lr=1.0)
+    assert called(Path("assets/mini"), study) == "--checkpoint assets/mini --frames 32 --final-lr 1.0"
+
+
 def test_an_arm_learns_from_true_references(tmp_path, monkeypatch):
     """Prompts of the arms carry the true evidence, though the base saw careless labels; checks stand at 0, 1 and 2."""
-    known = []
+    known, loops, study = [], [], replace(SMALL, final_lr=1.0)
 
     def reinforce(model, questions_at, reward, config, loop):
         known.extend(problem for number in range(2) for problem in questions_at(number)[1])
+        loops.append(loop)
         assert reward("[[9.0, 9.5]] 1.0 during", asked("[[3.0, 9.0]] 1.0 during")[0]) == float(arm == "outcome")
 
     monkeypatch.setattr(rl_context, "reinforce", reinforce)
     model = taught_base(folder(tmp_path), SMALL, 0, None)
     for arm in ("outcome", "context"):
-        assert [check["iteration"] for check in rewarded(model, SMALL, 0, arm)] == [0, 1, 2]
+        assert [check["iteration"] for check in rewarded(model, study, 0, arm)] == [0, 1, 2]
+    assert {learning_rate(step, loop) for loop in loops for step in (10, 1000)} == {SMALL.lr}  # to the end
     true = replace(SMALL.course(0), span=0, spot=0).questions(rl_context.UNSEEN, 4)[1]
     assert known == true * 2 != SMALL.course(0).questions(rl_context.UNSEEN, 4)[1] * 2
 

@@ -127,12 +127,17 @@ class DomainCourse:
         return videos, annotated(videos, domain.task, self.seed, span, spot)
 
     def tokens(
-        self, videos: MiniVideos | None, problems: Sequence[Problem], config: KeyeConfig, answered: bool = False
+        self,
+        videos: MiniVideos | None,
+        problems: Sequence[Problem],
+        config: KeyeConfig,
+        answered: bool = False,
+        length: int = 0,
     ) -> dict[str, Tensor]:
         """What is shown, then the question; padded on the left, or with the answer on the right."""
         size = self.size(len(problems))
         if self.domain.modality == "video":
-            prompts = question_prompts(videos, problems, size, config, answered)
+            prompts = question_prompts(videos, problems, size, config, answered, length)
             return {name: value for name, value in prompts.items() if name != "frames"}
         prompts, tokenizer = [], load_tokenizer(config)
         for problem in problems:
@@ -143,7 +148,7 @@ class DomainCourse:
             prompt.marked(problem.question, MARKS)
             prompt.end()
             prompt.answer_turn(problem.answer) if answered else prompt.begin("assistant")
-        return pad(prompts, "right" if answered else "left")
+        return pad(prompts, "right" if answered else "left", length)
 
 
 def pictured(videos: MiniVideos, seed: int) -> tuple[MiniVideos, list[Problem]]:
