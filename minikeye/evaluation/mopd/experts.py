@@ -49,7 +49,7 @@ class Plan:
     careless_lr: float = 1.5e-3
     rows: int = 32  # prompts of a step of imitation
     iterations: int = 60  # of GSPO for each expert
-    prompts: int = 16  # an iteration
+    prompts: int = 24  # an iteration
     group: int = 8  # answers to each
     lr: float = 1e-3  # of GSPO
     questions: int = 200  # of each examination
