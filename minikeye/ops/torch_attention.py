@@ -156,9 +156,12 @@ def dense_attention(
         mask = causal_lower_right(t, s)  # a chunk of a prompt: the fused kernels know this mask without storing it
     else:
         mask = valid_keys(t, s, offset, start, q.device)[:, None]
+    empty = None if start is None else ~mask.any(dim=-1, keepdim=True)
+    if empty is not None:
+        mask = mask | empty  # see `masked_attention`
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True)
-    if start is not None:
-        out = out.masked_fill(~mask.any(dim=-1, keepdim=True), 0.0)
+    if empty is not None:
+        out = out.masked_fill(empty, 0.0)
     return rearrange(out, "b h t e -> b t h e")
 
 
@@ -176,8 +179,12 @@ def masked_attention(
     columns = torch.where(indices < 0, s, indices).long()  # padding marks a spare column that is cut off
     # Eight spare columns, not one: the fused kernels want rows of the mask aligned.
     mask = torch.zeros(b, t, s + 8, dtype=torch.bool, device=q.device).scatter_(-1, columns, True)[:, None, :, :s]
+    # A row without keys reads all of them and is set to 0 behind the kernel: of a row of nothing, some fused kernels make
+    # a gradient that is not a number, which then is that of every parameter.
+    empty = ~mask.any(dim=-1, keepdim=True)
+    mask |= empty
     heads = q.shape[2] // k.shape[2]
     k, v = (torch.repeat_interleave(z, heads, dim=2) for z in (k, v))  # the masked kernels know no groups
     q, k, v = (rearrange(z, "b t h e -> b h t e") for z in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    return rearrange(out.masked_fill(~mask.any(dim=-1, keepdim=True), 0.0), "b h t e -> b t h e")
+    return rearrange(out.masked_fill(empty, 0.0), "b h t e -> b t h e")

@@ -347,6 +347,41 @@ def test_scale():
     assert_close(got, ops.sparse_attention(q * 0.5 * 8**0.5, k, v, indices))
 
 
+def careless_kernel(q, k, v, attn_mask=None, is_causal=False, enable_gqa=False):
+    """Attention by the formula, as some fused kernels do it: of a row without keys comes nan, and a gradient of nan."""
+    if enable_gqa:
+        k, v = (z.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for z in (k, v))
+    scores = q @ k.mT / q.shape[-1] ** 0.5
+    mask = torch.ones(scores.shape[-2:]).tril().bool() if is_causal else attn_mask
+    return scores.masked_fill(~mask, NEVER).softmax(dim=-1) @ v
+
+
+@pytest.mark.parametrize("kind", ["masked", "dense"])
+def test_a_row_without_keys_spoils_no_gradient(kind, monkeypatch):
+    """On a GPU one padded row had made every gradient nan, at some lengths and not at others."""
+    q, k, v = (torch.randn(2, 5, heads, 8) for heads in (4, 2, 2))
+    indices = torch.arange(5).expand(2, 5, 5).clone()
+    indices[1, :3] = -1  # padding, and the second row's first real token is token 3
+    indices[1, 3:, :3] = -1
+    indices = torch.where(indices > torch.arange(5)[:, None], -1, indices).int()
+
+    def gradients():
+        leaves = [z.clone().requires_grad_() for z in (q, k, v)]
+        out = (
+            masked_attention(*leaves, indices)
+            if kind == "masked"
+            else dense_attention(*leaves, 0, torch.tensor([0, 3]))
+        )
+        out.square().sum().backward()
+        return [out.detach(), *(z.grad for z in leaves)]
+
+    plain = gradients()
+    monkeypatch.setattr(gathered.F, "scaled_dot_product_attention", careless_kernel)
+    for a, b in zip(gradients(), plain, strict=True):
+        assert_close(a, b)
+    assert not bool(plain[0][1, :3].any()) and not bool(plain[1][1, :3].any())
+
+
 def test_a_query_without_keys_gives_zeros():
     q, k, v = (z.requires_grad_() for z in attention_inputs())
     indices = random_sets()

@@ -14,7 +14,7 @@ Axes: b prompt, g answer of a prompt, n token of an answer, v vocabulary.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -137,11 +137,12 @@ def by_route(asked: Sequence[Asked], values: Float[Tensor, "b g n"], mask: Tenso
 
 @torch.no_grad()
 def apart_at_start(student: KeyeVL, asked: Sequence[Asked], teachers: Teachers, how: DistillConfig) -> dict[str, float]:
-    """Reverse KL(student || teacher) of every route, nats a token, on the student's own answers.
+    """Reverse KL(student || teacher) of every route, nats a token, on the student's own answers: eight to a prompt, or
+    `how.group` if that is more.
 
     Raises ValueError where one is above `how.most_kl`: what a student cannot do at all, nobody corrects on-policy.
     """
-    both = compare(student, asked, teachers, how, how.seed)
+    both = compare(student, asked, teachers, replace(how, group=max(8, how.group)), how.seed)
     taken = both.answers.ids.clamp(min=0)
     far = by_route(asked, apart(both.student, both.teacher, taken, how.k)["kl"], both.answers.mask)
     if beyond := {route: round(kl, 2) for route, kl in far.items() if kl > how.most_kl}:
