@@ -179,8 +179,8 @@ def masked_attention(
     columns = torch.where(indices < 0, s, indices).long()  # padding marks a spare column that is cut off
     # Eight spare columns, not one: the fused kernels want rows of the mask aligned.
     mask = torch.zeros(b, t, s + 8, dtype=torch.bool, device=q.device).scatter_(-1, columns, True)[:, None, :, :s]
-    # A row without keys reads all of them and is set to 0 behind the kernel: of a row of nothing, some fused kernels make
-    # a gradient that is not a number, which then is that of every parameter.
+    # A row without keys reads all of them and is set to 0 behind the kernel: of a row of nothing, some fused kernels
+    # make a gradient that is not a number, which then is that of every parameter.
     empty = ~mask.any(dim=-1, keepdim=True)
     mask |= empty
     heads = q.shape[2] // k.shape[2]
