@@ -1,6 +1,7 @@
 """Ways from one base to one student that knows what several experts know, for `study`.
 
-    distilled    a row of `DISTILLED` each: MOPD, by other estimators, K or teachers, and failures on purpose
+    distilled    a row of `DISTILLED` each: MOPD, by other estimators, K or teachers, and failures on purpose. The base
+                 itself is the teacher of `KEPT`, which no expert knows better and which would be forgotten: no_self
     sft          imitation of what each prompt's teacher says, as many answers as MOPD reads
     mixrl        GSPO on all domains, one an iteration in turn
     cascade      GSPO on one domain after another, in the order of `EXPERTS`; cascade_back in the other order
@@ -32,6 +33,7 @@ from minikeye.rl.rollout import Sampling
 from minikeye.training.loop import LoopConfig
 
 NEW = 500_000  # first number of what students learn from: neither base nor experts saw it
+KEPT = ("words",)  # domains that their own base teaches
 LONGEST = max(DOMAINS[name].max_new_tokens for name in EXPERTS)
 
 
@@ -39,7 +41,7 @@ LONGEST = max(DOMAINS[name].max_new_tokens for name in EXPERTS)
 class Plan:
     """Sizes of one arm's run."""
 
-    steps: int = 120  # of distillation; each asks about every domain
+    steps: int = 100  # of distillation; each asks about every domain
     prompts: int = 8  # a domain and step
     answers: int = 2  # to each
     lr: float = 1e-3  # of distillation and imitation; half a cosine down to 5 %
@@ -73,22 +75,30 @@ def routes(experts: dict[str, KeyeVL], moved: int = 0) -> dict[Route, Teacher]:
     return {route(DOMAINS[own]): Teacher(its, experts[its]) for own, its in zip(names, others, strict=True)}
 
 
-def batches(model: KeyeVL, seed: int, count: int) -> Callable[[int], list[Asked]]:
-    """For `distill`: `count` new prompts of every domain that has an expert."""
-    at = {name: prompts_from(model, DomainCourse(DOMAINS[name], seed), count, NEW) for name in EXPERTS}
-    return lambda step: [Asked(at[name](step)[0], route(DOMAINS[name])) for name in EXPERTS]
+def batches(
+    model: KeyeVL, seed: int, count: int, names: Sequence[str] = (*EXPERTS, *KEPT)
+) -> Callable[[int], list[Asked]]:
+    """For `distill`: `count` new prompts of every domain that has a teacher."""
+    at = {name: prompts_from(model, DomainCourse(DOMAINS[name], seed), count, NEW) for name in names}
+    return lambda step: [Asked(at[name](step)[0], route(DOMAINS[name])) for name in names]
+
+
+def itself(family: Family) -> dict[Route, Teacher]:
+    """The base teaches its student what the student knows already (MiMo-V2-Flash calls such a teacher "Self")."""
+    return {route(DOMAINS[name]): Teacher("itself", family.base) for name in KEPT}
 
 
 @dataclass(frozen=True)
 class Distilled:
-    """One arm of distillation: what is changed, and who teaches."""
+    """One arm of distillation: what is changed, who teaches, and what is asked."""
 
     change: dict[str, Any]
     teachers: Callable[[Family], Teachers]
+    names: tuple[str, ...] = (*EXPERTS, *KEPT)
 
 
 def right(family: Family) -> Teachers:
-    return Teachers(routes(family.experts))
+    return Teachers(routes(family.experts) | itself(family))
 
 
 DISTILLED = {
@@ -101,10 +111,10 @@ DISTILLED = {
     "uncorrected": Distilled({"estimator": estimators.UNCORRECTED}, right),
     "printed": Distilled({"estimator": estimators.PRINTED}, right),
     "k1": Distilled({"k": 1}, right),
-    "no_penalty": Distilled({"repetition": 0.0}, right),
-    "all_teachers": Distilled({}, lambda family: AllTeachers(routes(family.experts))),
-    "wrong_router": Distilled({"most_kl": 1e9}, lambda family: Teachers(routes(family.experts, moved=1))),
-    "foreign": Distilled({"most_kl": 1e9}, lambda family: Teachers(routes(family.foreign))),
+    "no_self": Distilled({}, lambda family: Teachers(routes(family.experts)), EXPERTS),
+    "all_teachers": Distilled({}, lambda family: AllTeachers(routes(family.experts) | itself(family))),
+    "wrong_router": Distilled({"most_kl": 1e9}, lambda family: Teachers(routes(family.experts, 1) | itself(family))),
+    "foreign": Distilled({"most_kl": 1e9}, lambda family: Teachers(routes(family.foreign) | itself(family))),
 }
 
 
@@ -113,9 +123,9 @@ def distilled(arm: str, student: KeyeVL, family: Family, plan: Plan) -> dict:
     way = DISTILLED[arm]
     config = DistillConfig(group=plan.answers, max_new_tokens=LONGEST, k=plan.k, seed=family.seed)
     loop = LoopConfig(plan.steps, plan.lr, warmup=min(10, plan.steps), weight_decay=0.0, log_every=1)
-    asked = batches(student, family.seed, plan.prompts)
+    asked = batches(student, family.seed, plan.prompts, way.names)
     lines = distill(student, asked, way.teachers(family), replace(config, **way.change), loop)
-    return {"rollouts": plan.steps * len(EXPERTS) * plan.prompts * plan.answers, "log": thinned(lines)}
+    return {"rollouts": plan.steps * len(way.names) * plan.prompts * plan.answers, "log": thinned(lines)}
 
 
 def thinned(lines: Sequence[dict], points: int = 20) -> list[dict]:
@@ -135,7 +145,7 @@ def sft(student: KeyeVL, family: Family, plan: Plan) -> dict:
     loop = LoopConfig(plan.steps, plan.lr, warmup=min(10, plan.steps), weight_decay=0.0, log_every=1)
     asked = batches(student, family.seed, plan.prompts)
     lines = imitate(student, asked, right(family), config, loop)
-    return {"rollouts": plan.steps * len(EXPERTS) * plan.prompts * plan.answers, "log": thinned(lines)}
+    return {"rollouts": plan.steps * len((*EXPERTS, *KEPT)) * plan.prompts * plan.answers, "log": thinned(lines)}
 
 
 def by_domain(said: str, known: tuple[Domain, Problem]) -> float:

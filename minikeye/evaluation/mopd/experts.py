@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from minikeye.files import CHECKPOINT
+from minikeye.files import CHECKPOINT, write_whole
 from minikeye.keye import KeyeVL
 from minikeye.minivid.lessons import Lesson
 from minikeye.results import hardware, write_result
@@ -34,7 +34,7 @@ from minikeye.training.stage import DENSE, teach
 BASE = "base"
 CARELESS, EXPERT, SAMPLES, STUDENT = 100_000, 200_000, 300_000, 400_000  # first numbers of what each learns from
 ABLE_SHARES = {
-    "grounding": 1, "order": 3, "second": 1, "counting": 6, "naming": 4, "sums": 2, "presence": 1, "words": 4,
+    "grounding": 1, "order": 5, "second": 1, "counting": 6, "naming": 4, "sums": 2, "presence": 1, "words": 4,
 }  # fmt: skip
 CARELESS_SHARES = dict.fromkeys(DOMAINS, 1) | {"grounding": 2, "second": 2}
 
@@ -43,7 +43,7 @@ CARELESS_SHARES = dict.fromkeys(DOMAINS, 1) | {"grounding": 2, "second": 2}
 class Plan:
     """Sizes of one seed's runs."""
 
-    able_steps: int = 700  # of imitation of true answers, a step one domain
+    able_steps: int = 780  # of imitation of true answers, a step one domain
     able_lr: float = 4e-3
     careless_steps: int = 360  # of imitation of careless ones
     careless_lr: float = 1.5e-3
@@ -186,11 +186,13 @@ def summarise(rows: list[dict]) -> dict[str, float | int]:
 def make(checkpoint: Path, out: Path, seed: int, plan: Plan) -> list[dict]:
     """All lines of a seed, made or found. Raises ValueError where the folder holds a seed of other sizes."""
     folder, path = out / f"seed-{seed}", out / f"seed-{seed}" / "scores.json"
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
-    if any(row["plan"] != repr(plan) for row in rows):
-        raise ValueError(f"{folder} holds models of another plan (--smoke?): choose another --out")
+    rows, sizes = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else [], folder / "plan.txt"
+    folder.mkdir(parents=True, exist_ok=True)
+    if sizes.is_file() and sizes.read_text(encoding="utf-8") != repr(plan):
+        raise ValueError(f"{folder} holds a seed of other sizes (--smoke?): choose another --out")
+    write_whole(sizes, repr(plan).encode())
     for row in rows_of(checkpoint, folder, seed, plan, {row["model"] for row in rows}):
-        rows.append(row | {"plan": repr(plan), "hardware": hardware(), "torch": torch.__version__})
+        rows.append(row | {"hardware": hardware(), "torch": torch.__version__})
         shown = {key: row[key] for key in ("model", "scores", "drawn", "distance", "cpu_seconds") if key in row}
         print(json.dumps(shown), flush=True)
         what = "greedy score in percent of a base and its experts in all domains, and distances in nats a token"

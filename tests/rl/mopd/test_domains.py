@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from minikeye.config import KeyeConfig
+from minikeye.inputs.prompt import pad
 from minikeye.inputs.tokenizer import load_tokenizer
 from minikeye.keye import KeyeVL
 from minikeye.minivid.drawing.things import KINDS
@@ -12,6 +13,7 @@ from minikeye.rl.learn import RolloutConfig, roll_out
 from minikeye.rl.mopd.domains import DOMAINS, EXPERTS, PROBES, DomainCourse
 from minikeye.rl.questions import Course, ask, lessons_from, prompts_from
 from minikeye.rl.rollout import answer_logprobs
+from minikeye.training.pretrain.documents import Kind, documents
 
 CONFIG = KeyeConfig.nano()
 ALL = list(DOMAINS.values())
@@ -33,8 +35,8 @@ def test_the_table():
 @pytest.mark.parametrize("careless", [False, True])
 def test_a_domain_of_times_is_the_course_there_was(model, name, task, careless):
     """Prompts, labels and lessons number for number."""
-    own = DOMAINS[name]
-    old = Course(task, 8, span=own.span * careless, spot=own.spot * careless, seed=3)
+    span, spot = {"G": (2, 0), "P": (1, 1)}[task] if careless else (0, 0)
+    old = Course(task, 8, span=span, spot=spot, seed=3)
     new = DomainCourse(DOMAINS[name], 3, careless)
     (a, known), (b, same) = prompts_from(model, old, 2, 5)(1), prompts_from(model, new, 2, 5)(1)
     assert known == same and a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
@@ -71,6 +73,13 @@ def test_an_image_shows_what_its_answer_names():
     for problem, kinds in zip(problems, there[:, 0].tolist(), strict=True):
         assert problem.answer == (" and ".join(k for k, seen in zip(KINDS, kinds, strict=True) if seen) or "nothing")
     assert 0 < sum(p.answer == "nothing" for p in problems) < 24
+
+
+def test_words_are_those_of_pretraining(model):
+    """Token for token the documents that the text stage of pre-training reads, about plain videos of eight frames."""
+    [lesson] = lessons_from(model, DomainCourse(DOMAINS["words"], 5), 6, 1)(0)
+    expected = pad(documents(Kind("when", 8, pixels=False), CONFIG, 5, range(6), "train").prompts, "right")
+    assert all(torch.equal(lesson.tokens[key], expected[key]) for key in expected) and lesson.videos is None
 
 
 def test_words_tell_the_card():
