@@ -11,7 +11,7 @@
 | presence | video | Y | Is the red circle visible at 3.5 s? | exact; a probe, no expert |
 | words | text | T | (a video told in words) When is the card? | exact; a probe, no expert |
 
-Base and experts learn from an annotator who is careless in all but the probes, rewards and examinations know the truth.
+A base imitates an annotator who is careless in all but the probes; rewards and examinations know the truth.
 A `DomainCourse` is `questions.Asking`: `prompts_from`, `lessons_from` and `ask` of `rl.questions` take it.
 
 The report's experts are of other domains and made by other people's data; these six are our choice, as is all else

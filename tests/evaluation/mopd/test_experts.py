@@ -41,18 +41,23 @@ def test_what_is_taught_what(tmp_path, monkeypatch):
         return plain(course, first, count)
 
     monkeypatch.setattr(DomainCourse, "questions", questions)
+    monkeypatch.setattr(experts, "EXPERTS", ("naming", "sums"))
     rows = list(rows_of(tmp_path / "start", tmp_path / "out", 3, SMOKE, set()))
-    assert [row["model"] for row in rows] == [BASE, *EXPERTS]
+    assert [row["model"] for row in rows] == [BASE, "naming", "sums"]
     assert all(row["scores"].keys() == DOMAINS.keys() for row in rows)
     trained = [call for call in asked if call[1] == "train"]
     assert [(careless, first) for *_, careless, first in trained[:4]] == [
         (False, 0), (False, 2), (True, CARELESS), (True, CARELESS + 2),
     ]  # fmt: skip
-    assert [call for call in trained if call[3] == EXPERT] == [(name, "train", False, EXPERT) for name in EXPERTS]
+    assert [call for call in trained if call[3] == EXPERT] == [
+        (name, "train", False, EXPERT) for name in ("naming", "sums")
+    ]
     assert not any(careless for _, split, careless, _ in asked if split == "test")
-    start, base = (KeyeVL.from_pretrained(path).state_dict() for path in (tmp_path / "start", tmp_path / "out" / BASE))
+    folders = (tmp_path / "start", *(tmp_path / "out" / name for name in (BASE, "sums")))
+    start, base, expert = (KeyeVL.from_pretrained(folder).state_dict() for folder in folders)
     moved = {name for name in start if not torch.equal(start[name], base[name])}
     assert moved and all(name.startswith(("model.", "lm_head.")) and "sa_indexer" not in name for name in moved)
+    assert all(torch.equal(base[name], expert[name]) for name in base)  # whose answers, of noise, all earn 0: no step
 
 
 def test_a_step_is_a_domain_drawn_from_its_number():
