@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from minikeye.files import whole_file
+from minikeye.rl.replay import together
 from minikeye.rl.rollout import Answers
 
 Prompts = dict[str, Tensor]  # inputs of a pass, padded on the left; visual tokens in the place of pixels
@@ -44,8 +45,8 @@ class Groups:
 
     def of(self, rows: slice | Bool[Tensor, " b"]) -> "Groups":
         """Some of the groups."""
-        answers = Answers(self.answers.ids[rows], self.answers.logprobs[rows])
-        return Groups(share_of(self.prompts, rows), answers, *(getattr(self, name)[rows] for name in VALUES))
+        values = (getattr(self, name)[rows] for name in VALUES)
+        return Groups(share_of(self.prompts, rows), self.answers.of(rows), *values)
 
     def share(self, number: int, shares: int) -> "Groups":
         """Share `number` of `shares`, in order; sizes differ by one at most, and some are empty where groups lack."""
@@ -132,11 +133,15 @@ def joined(parts: Sequence[Groups]) -> Groups:
         for name, values in prompts.items():
             values.append(given[name] if name == "visual" else F.pad(given[name], (t - ids.shape[1], 0)))
     wide = lambda x, value: F.pad(x, (0, n - x.shape[2]), value=value)  # noqa: E731
+    more = [(t - part.prompts["input_ids"].shape[1], n - part.answers.ids.shape[2]) for part in parts]
+    replayed = [part.answers.choices for part in parts]
+    choices = [chosen.wide(*sides) for chosen, sides in zip(replayed, more, strict=True) if chosen is not None]
     return Groups(
         {name: torch.cat(values, dim=1 if name == "positions" else 0) for name, values in prompts.items()},
         Answers(
             torch.cat([wide(part.answers.ids, -1) for part in parts]),
             torch.cat([wide(part.answers.logprobs, 0.0) for part in parts]),
+            together(choices) if choices else None,
         ),
         *(
             torch.cat([getattr(part, name) for part in parts])

@@ -12,9 +12,9 @@ Axes: b prompt, g answer of a prompt, n token of an answer.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,6 +25,7 @@ from minikeye.keye import KeyeVL
 from minikeye.model.step import MODES, Mode
 from minikeye.rl.groups import Groups, Prompts, Reward, judge, over_sampled, share_of
 from minikeye.rl.gspo import GSPO, Variant, advantages, objective
+from minikeye.rl.replay import ChoiceRecorder, Replay
 from minikeye.rl.rollout import Answers, answer_logprobs, sample_answers
 from minikeye.rl.second_chance import SecondChance, all_wrong, importance, mixed, rolled_back, told_again
 from minikeye.training.loop import LoopConfig, train
@@ -46,6 +47,7 @@ class RolloutConfig:
     temperature: float = 1.0
     attention: Mode = "dense"
     variant: Variant = GSPO
+    replay: Replay = "none"  # which of the sampler's choices the learner's pass takes, see `replay`
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -58,6 +60,11 @@ class RolloutConfig:
             raise ValueError(
                 f"expected temperature above 0 (else a group's answers are one), attention among {', '.join(MODES)}, "
                 f"a variant without kl, for which there is no reference here; got {self}"
+            )
+        if self.replay not in get_args(Replay) or (self.replay in ("index", "both") and self.attention != "sparse"):
+            raise ValueError(
+                f"expected replay to be one of {', '.join(get_args(Replay))}, the last two with sparse attention, "
+                f"whose keys they replay; got {self.replay!r} and {self.attention} attention"
             )
 
 
@@ -95,9 +102,10 @@ def reinforce(
     earned nothing are asked again; None: they are not. Log lines carry the numbers of `over_sampled` (reward, teaches,
     length, rescued, rolled, lacking) and of `learn_from`. A step for which no group is left changes nothing. Raises
     ValueError where steps or save_every are not whole iterations, where log_every would show first minibatches only, in
-    which the policy has not moved yet; for a second chance that would replace whole groups; for prompts with pixels or
-    without equally many known; FloatingPointError for a loss or a gradient that is not finite, before any parameter
-    moves, naming the file `folder`/NAME.failed.pt that `Groups.save` wrote; and what `train` raises.
+    which the policy has not moved yet; for a second chance that would replace whole groups, or beside replay; for
+    prompts with pixels or without equally many known; FloatingPointError for a loss or a gradient that is not finite,
+    before any parameter moves, naming the file `folder`/NAME.failed.pt that `Groups.save` wrote; and what `train`
+    raises.
     """
     if loop.steps % config.minibatches or loop.save_every % config.minibatches:
         raise ValueError(
@@ -111,6 +119,11 @@ def reinforce(
         )
     if second_chance is not None and second_chance.most >= config.group:
         raise ValueError(f"expected to replace less than a group of {config.group} answers, got {second_chance.most}")
+    if second_chance is not None and config.replay != "none":
+        raise ValueError(
+            f"expected no replay beside a second chance, whose answers are drawn behind other prompts than they are "
+            f"learnt behind; got {config.replay!r}"
+        )
     parameters = trainable(model, learns)
     rolled: tuple[Groups, dict[str, float]] | None = None
 
@@ -185,16 +198,17 @@ def roll_out(
 
 
 def sampled(model: KeyeVL, prompts: Prompts, config: RolloutConfig, seed: int) -> Answers:
-    """`config.group` answers to each prompt, by the model as it answers, not as it learns."""
+    """`config.group` answers to each prompt, by the model as it answers, not as it learns; with choices to replay."""
     stop = (load_tokenizer(model.config).token_id("<|im_end|>"),)
+    recorder = None if config.replay == "none" else ChoiceRecorder()
     model.eval()
     with autocast(model.device):
         answers = sample_answers(
             model, prompts, config.group, config.max_new_tokens, stop,
-            seed=seed, temperature=config.temperature, attention=config.attention,
+            seed=seed, temperature=config.temperature, attention=config.attention, observer=recorder,
         )  # fmt: skip
     model.train()
-    return answers
+    return answers if recorder is None else replace(answers, choices=recorder.choices())
 
 
 def decoder(model: KeyeVL) -> Callable[[list[int]], str]:
@@ -243,12 +257,17 @@ def stripped(
 def learn_from(model: KeyeVL, groups: Groups, config: RolloutConfig) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss and numbers over all answers of these groups; leaves the gradients in the parameters.
 
+    Choices that were recorded are taken again (`config.replay`): experts and keys are the sampler's, gate weights and
+    gradients are this pass's.
     Numbers: those of `objective`; "hinted": answers of a second chance; "hint_ratio": mean of their importance, 1
     where there are none.
     """
     answers = groups.answers
     with autocast(model.device):
-        new = answer_logprobs(model, groups.prompts, answers.ids, config.temperature, config.attention)
+        new = answer_logprobs(
+            model, groups.prompts, answers.ids, config.temperature, config.attention,
+            choices=answers.choices, replay=config.replay,
+        )  # fmt: skip
     rows = (x.flatten(0, 1) for x in (new, answers.logprobs, answers.mask))
     loss, numbers = objective(*rows, groups.advantages.flatten().to(new.device), config.variant)
     loss.backward()
