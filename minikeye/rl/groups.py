@@ -110,6 +110,18 @@ def over_sampled(batch_at: Callable[[int], Groups], most: int) -> tuple[Groups, 
     }
 
 
+def joined_prompts(parts: Sequence[Prompts]) -> Prompts:
+    """The prompts of several batches as one, in order, padded further on the left. Some may be of text alone."""
+    names = {name for part in parts for name in part} - {"attention_mask"}
+    t = max(part["input_ids"].shape[1] for part in parts)
+    out: dict[str, list[Tensor]] = {name: [] for name in (*sorted(names), "attention_mask")}
+    for part in parts:
+        ids = part["input_ids"]
+        for name, value in ({"attention_mask": torch.ones_like(ids, dtype=torch.bool)} | part).items():
+            out[name].append(value if name == "visual" else F.pad(value, (t - ids.shape[1], 0)))
+    return {name: torch.cat(values, dim=1 if name == "positions" else 0) for name, values in out.items()}
+
+
 def joined(parts: Sequence[Groups]) -> Groups:
     """The groups of several batches as one: prompts padded further on the left, answers on the right.
 
@@ -124,20 +136,17 @@ def joined(parts: Sequence[Groups]) -> Groups:
             f"expected batches of prompts with the same inputs and equally many visual tokens a prompt, got "
             f"{[sorted(part.prompts) for part in parts]} and {sorted(visual)}: over-sample from one kind of prompts"
         )
-    t = max(part.prompts["input_ids"].shape[1] for part in parts)
     n = max(part.answers.ids.shape[2] for part in parts)
-    prompts = {name: [] for name in (*sorted(names), "attention_mask")}
-    for part in parts:
-        ids = part.prompts["input_ids"]
-        given = {"attention_mask": torch.ones_like(ids, dtype=torch.bool)} | part.prompts
-        for name, values in prompts.items():
-            values.append(given[name] if name == "visual" else F.pad(given[name], (t - ids.shape[1], 0)))
     wide = lambda x, value: F.pad(x, (0, n - x.shape[2]), value=value)  # noqa: E731
-    more = [(t - part.prompts["input_ids"].shape[1], n - part.answers.ids.shape[2]) for part in parts]
-    replayed = [part.answers.choices for part in parts]
-    choices = [chosen.wide(*sides) for chosen, sides in zip(replayed, more, strict=True) if chosen is not None]
+    prompts = joined_prompts([part.prompts for part in parts])
+    t = prompts["input_ids"].shape[1]
+    choices = [
+        chosen.wide(t - part.prompts["input_ids"].shape[1], n - part.answers.ids.shape[2])
+        for part in parts
+        if (chosen := part.answers.choices) is not None
+    ]
     return Groups(
-        {name: torch.cat(values, dim=1 if name == "positions" else 0) for name, values in prompts.items()},
+        prompts,
         Answers(
             torch.cat([wide(part.answers.ids, -1) for part in parts]),
             torch.cat([wide(part.answers.logprobs, 0.0) for part in parts]),

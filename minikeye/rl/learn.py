@@ -12,7 +12,7 @@ Axes: b prompt, g answer of a prompt, n token of an answer.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,11 +22,10 @@ from torch import Tensor, nn
 
 from minikeye.inputs.tokenizer import load_tokenizer
 from minikeye.keye import KeyeVL
-from minikeye.model.step import MODES, Mode
 from minikeye.rl.groups import Groups, Prompts, Reward, judge, over_sampled, share_of
 from minikeye.rl.gspo import GSPO, Variant, advantages, objective
-from minikeye.rl.replay import ChoiceRecorder, Replay
-from minikeye.rl.rollout import Answers, answer_logprobs, sample_answers
+from minikeye.rl.replay import Replay
+from minikeye.rl.rollout import Answers, Sampling, answer_logprobs, sampled
 from minikeye.rl.second_chance import SecondChance, all_wrong, importance, mixed, rolled_back, told_again
 from minikeye.training.loop import LoopConfig, train
 from minikeye.training.stage import trainable
@@ -37,30 +36,23 @@ STILL = {"clipped": 0.0, "outside": 0.0, "ratio": 1.0, "largest": 1.0, "kl": 0.0
 
 
 @dataclass(frozen=True)
-class RolloutConfig:
+class RolloutConfig(Sampling):
     """How the policy is sampled and how often a sample is used."""
 
-    group: int = 8  # answers to a prompt
     minibatches: int = 2  # optimiser steps on each rollout, each on its share of the groups that teach something
     oversample: int = 1  # batches of prompts an iteration may roll out, until as many groups teach as one batch has
-    max_new_tokens: int = 24
-    temperature: float = 1.0
-    attention: Mode = "dense"
     variant: Variant = GSPO
     replay: Replay = "none"  # which of the sampler's choices the learner's pass takes, see `replay`
-    seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.group < 2 or min(self.minibatches, self.oversample) < 1:
             raise ValueError(
                 f"expected group >= 2, minibatches and oversample >= 1, got {self.group}, {self.minibatches} and "
                 f"{self.oversample}"
             )
-        if not self.temperature > 0 or self.attention not in MODES or self.variant.kl:
-            raise ValueError(
-                f"expected temperature above 0 (else a group's answers are one), attention among {', '.join(MODES)}, "
-                f"a variant without kl, for which there is no reference here; got {self}"
-            )
+        if self.variant.kl:
+            raise ValueError(f"expected a variant without kl, for which there is no reference here; got {self.variant}")
         if self.replay not in get_args(Replay) or (self.replay in ("index", "both") and self.attention != "sparse"):
             raise ValueError(
                 f"expected replay to be one of {', '.join(get_args(Replay))}, the last two with sparse attention, "
@@ -181,7 +173,7 @@ def roll_out(
     if len(known) % config.minibatches:
         raise ValueError(f"expected prompts in {config.minibatches} equal minibatches, got {len(known)}")
     seed = config.seed * 1_000_003 + number
-    answers = sampled(model, prompts, config, seed)
+    answers = sampled(model, prompts, config, seed, record=config.replay != "none")
     rewards = judge(answers, known, reward, decoder(model))
     hinted = torch.zeros_like(rewards, dtype=torch.bool)
     if second_chance is not None and (rows := all_wrong(rewards)):
@@ -195,20 +187,6 @@ def roll_out(
     if second_chance is not None:
         values = torch.where(hinted, second_chance.weight * values, values)
     return Groups(prompts, answers, rewards, values, teaches[:, 0], hinted, ratios)
-
-
-def sampled(model: KeyeVL, prompts: Prompts, config: RolloutConfig, seed: int) -> Answers:
-    """`config.group` answers to each prompt, by the model as it answers, not as it learns; with choices to replay."""
-    stop = (load_tokenizer(model.config).token_id("<|im_end|>"),)
-    recorder = None if config.replay == "none" else ChoiceRecorder()
-    model.eval()
-    with autocast(model.device):
-        answers = sample_answers(
-            model, prompts, config.group, config.max_new_tokens, stop,
-            seed=seed, temperature=config.temperature, attention=config.attention, observer=recorder,
-        )  # fmt: skip
-    model.train()
-    return answers if recorder is None else replace(answers, choices=recorder.choices())
 
 
 def decoder(model: KeyeVL) -> Callable[[list[int]], str]:

@@ -1,31 +1,62 @@
 """Questions about synthetic videos to learn from, by reward or by imitation of the same labels, and how a policy does.
 
 A `Course` says which videos are asked what, and who annotated them. Its prompts are for `learn.reinforce`, its lessons
-for `training.stage.teach`; `ask` puts its test questions to a model.
+for `training.stage.teach`; `ask` puts its test questions to a model. All three take what is `Asking`: the courses of
+`mopd.domains` ask about images and about text alone too.
 
 Axes: b prompt, f frame, p visual token of a frame.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 
+from minikeye.config import KeyeConfig
 from minikeye.inputs.tokenizer import load_tokenizer
 from minikeye.keye import KeyeVL
 from minikeye.minivid.dataset import MiniVideos, make_videos
 from minikeye.minivid.drawing.pictures import Split
 from minikeye.minivid.labels import annotated
 from minikeye.minivid.lessons import Lesson, Size, question_prompts
+from minikeye.minivid.questions.scoring import score
 from minikeye.minivid.scene import Difficulty
-from minikeye.minivid.tasks import Problem, parse_interval, parse_order, score
+from minikeye.minivid.tasks import Problem, parse_interval, parse_order
 from minikeye.model.step import Mode
 from minikeye.rl.groups import Prompts
 from minikeye.rl.learn import with_visual_tokens
 from minikeye.rl.rewards import Solution, context_reward, outcome_reward
 from minikeye.scores import constant_iou
 from minikeye.training.step import autocast
+
+
+@runtime_checkable
+class Asking(Protocol):
+    """What can be learnt from and examined: `Course`, and its like."""
+
+    def examination(self) -> "Asking":
+        """The same questions about what no policy learns from, with true answers."""
+        ...
+
+    def questions(self, first: int, count: int) -> tuple[MiniVideos | None, list[Problem]]:
+        """What is shown, None where it is text alone, and a question about each with the answer to learn."""
+        ...
+
+    def size(self, count: int) -> Size: ...
+
+    def tokens(
+        self,
+        videos: MiniVideos | None,
+        problems: Sequence[Problem],
+        config: KeyeConfig,
+        answered: bool = False,
+        length: int = 0,
+    ) -> dict[str, Tensor]:
+        """Prompts as `inputs.prompt.pad` gives them, of that length at least: on the left, or on the right with their
+        answers."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -54,9 +85,21 @@ class Course:
     def size(self, count: int) -> Size:
         return Size(self.frames, count, self.side, self.side, turns=1)
 
+    def tokens(
+        self,
+        videos: MiniVideos,
+        problems: Sequence[Problem],
+        config: KeyeConfig,
+        answered: bool = False,
+        length: int = 0,
+    ) -> dict[str, Tensor]:
+        """A video, then its question; padded on the left, or with the answer on the right."""
+        prompts = question_prompts(videos, problems, self.size(len(problems)), config, answered, length)
+        return {name: value for name, value in prompts.items() if name != "frames"}
+
 
 def lessons_from(
-    model: KeyeVL, course: Course, count: int, steps: int, first: int = 0
+    model: KeyeVL, course: Asking, count: int, steps: int, first: int = 0
 ) -> Callable[[int], Iterator[Lesson]]:
     """For `stage.teach`: imitation of the annotator, `count` videos a step, video `first` the first of step 0."""
 
@@ -66,14 +109,13 @@ def lessons_from(
             size = course.size(count)
             # A GPU's graphs hold for one shape; a CPU is spared the padding.
             length = size.tokens(model.config) if model.device.type == "cuda" else 0
-            tokens = question_prompts(videos, problems, size, model.config, answered=True, length=length)
-            yield Lesson(tokens, videos, size)
+            yield Lesson(course.tokens(videos, problems, model.config, True, length), videos, size)
 
     return lessons
 
 
 def prompts_from(
-    model: KeyeVL, course: Course, count: int, first: int = 0
+    model: KeyeVL, course: Asking, count: int, first: int = 0
 ) -> Callable[[int], tuple[Prompts, list[Problem]]]:
     """For `learn.reinforce`: batch n asks about videos first + n * count and on; known is the annotator's problem."""
 
@@ -85,12 +127,12 @@ def prompts_from(
 
 
 @torch.no_grad()
-def prompts_of(model: KeyeVL, course: Course, videos: MiniVideos, problems: Sequence[Problem]) -> Prompts:
-    """Prompts with visual tokens in the place of pixels, padded on the left."""
-    size = course.size(len(problems))
-    prompts = question_prompts(videos, problems, size, model.config)
-    del prompts["frames"]
-    inputs = Lesson(prompts, videos, size).inputs(model.config, model.device)
+def prompts_of(
+    model: KeyeVL, course: Asking, videos: MiniVideos | None, problems: Sequence[Problem], blank: bool = False
+) -> Prompts:
+    """Prompts with visual tokens in the place of pixels, padded on the left. blank: grey pixels, the blind control."""
+    prompts = course.tokens(videos, problems, model.config)
+    inputs = Lesson(prompts, videos, course.size(len(problems))).inputs(model.config, model.device, blank)
     mask = prompts["attention_mask"].to(model.device)
     return with_visual_tokens(model, inputs | {"attention_mask": mask})
 
@@ -111,10 +153,10 @@ class Answered:
 
     problems: list[Problem]
     answers: list[str]
-    durations: list[float]  # seconds from the first frame to the last
+    durations: list[float]  # seconds from the first frame to the last; 0 for an image and for text alone
 
     def scores(self) -> dict[str, list[float]]:
-        """What is right about each answer, by the parts of `tasks.score`."""
+        """What is right about each answer, by the parts of `scoring.score`."""
         parts = [score(problem, said) for problem, said in zip(self.problems, self.answers, strict=True)]
         return {name: [part[name] for part in parts] for name in parts[0]}
 
@@ -130,24 +172,30 @@ class Answered:
 
 @torch.no_grad()
 def ask(
-    model: KeyeVL, course: Course, count: int, attention: Mode = "dense", shuffle: bool = False, rows: int = 64
+    model: KeyeVL,
+    course: Asking,
+    count: int,
+    attention: Mode = "dense",
+    shuffle: bool = False,
+    rows: int = 64,
+    blank: bool = False,
 ) -> Answered:
     """Greedy answers to the first `count` questions of the course's examination. rows: prompts in a batch.
 
-    shuffle: with every video's frames in another order. The model is left in evaluation mode.
+    shuffle: with every video's frames in another order. blank: with grey frames. The model is left in evaluation mode.
     """
     tokenizer, test, out = load_tokenizer(model.config), course.examination(), Answered([], [], [])
     stop = (tokenizer.token_id("<|im_end|>"),)
     model.eval()
     for first in range(0, count, rows):
         videos, problems = test.questions(first, min(rows, count - first))
-        prompts = prompts_of(model, test, videos, problems)
-        prompts = shuffled(prompts, course.frames, first) if shuffle else prompts
+        prompts = prompts_of(model, test, videos, problems, blank)
+        prompts = shuffled(prompts, test.size(len(problems)).frames, first) if shuffle else prompts
         with autocast(model.device):
             said = model.generate(prompts, max_new_tokens=40, stop_ids=stop, attention=attention)
         out.problems.extend(problems)
         out.answers.extend(tokenizer.decode(said.row(row)) for row in range(len(problems)))
-        out.durations.extend(videos.seconds[:, -1].tolist())
+        out.durations.extend([0.0] * len(problems) if videos is None else videos.seconds[:, -1].tolist())
     return out
 
 

@@ -12,7 +12,7 @@ Report, "Post-Training": GSPO samples groups. The layout is our choice; sharing 
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,11 +21,13 @@ from torch import Tensor
 
 from minikeye import ops
 from minikeye.inference.generate import log_probabilities, sayable
+from minikeye.inputs.tokenizer import load_tokenizer
 from minikeye.keye import KeyeVL
 from minikeye.model.batch import first_tokens
 from minikeye.model.decoder import ruled
 from minikeye.model.step import MODES, AttentionTrace, Mode, Observer
-from minikeye.rl.replay import Choices, Replay, replaying
+from minikeye.rl.replay import ChoiceRecorder, Choices, Replay, replaying
+from minikeye.training.step import autocast
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,43 @@ class Answers:
         """Those to some of the prompts."""
         choices = None if self.choices is None else self.choices.of(rows, self.ids.shape[1])
         return Answers(self.ids[rows], self.logprobs[rows], choices)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a policy is sampled."""
+
+    group: int = 8  # answers to a prompt
+    max_new_tokens: int = 24
+    temperature: float = 1.0
+    attention: Mode = "dense"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.group, self.max_new_tokens) < 1:
+            raise ValueError(f"expected group and max_new_tokens >= 1, got {self.group} and {self.max_new_tokens}")
+        if not self.temperature > 0 or self.attention not in MODES:
+            raise ValueError(
+                f"expected temperature above 0 (else a group's answers are one) and attention among "
+                f"{', '.join(MODES)}, got {self.temperature} and {self.attention!r}"
+            )
+
+
+def sampled(model: KeyeVL, prompts: Mapping[str, Any], how: Sampling, seed: int, record: bool = False) -> Answers:
+    """`how.group` answers to each prompt, by the model as it answers, not as it learns; left in training mode.
+
+    seed: fixes the draw. record: with the choices of experts and keys. Raises as `sample_answers`.
+    """
+    recorder = ChoiceRecorder() if record else None
+    stop = (load_tokenizer(model.config).token_id("<|im_end|>"),)
+    model.eval()
+    with autocast(model.device):
+        answers = sample_answers(
+            model, prompts, how.group, how.max_new_tokens, stop,
+            seed=seed, temperature=how.temperature, attention=how.attention, observer=recorder,
+        )  # fmt: skip
+    model.train()
+    return answers if recorder is None else replace(answers, choices=recorder.choices())
 
 
 @torch.no_grad()
@@ -106,7 +145,23 @@ def answer_logprobs(
     choices: Choices | None = None,
     replay: Replay = "both",
 ) -> Float[Tensor, "b g n"]:
-    """Log-probability of every answer token, with gradients, by one pass over [prompt | answers]; 0 where ids are -1.
+    """Log-probability of every answer token, with gradients; 0 where ids are -1. The rest is as of `answer_logits`."""
+    logits = answer_logits(model, prompts, ids, attention, observer, choices, replay)
+    return log_probabilities(logits, ids.clamp(min=0), temperature).masked_fill(ids < 0, 0.0)
+
+
+def answer_logits(
+    model: KeyeVL,
+    prompts: Mapping[str, Any],
+    ids: Int[Tensor, "b g n"],
+    attention: Mode = "dense",
+    observer: Observer | None = None,
+    choices: Choices | None = None,
+    replay: Replay = "both",
+) -> Float[Tensor, "b g n v"]:
+    """What predicts every answer token, with gradients, by one pass over [prompt | answers]; -inf for placeholders.
+
+    What stands where ids are -1 means nothing.
 
     prompts: as for `sample_answers`. attention: "dense", or "sparse" for the indexer's top-k among the keys that a
     token may see; a mask stands for the gather, as in training. choices: what the sampler of these very answers chose,
@@ -133,9 +188,7 @@ def answer_logprobs(
     forced = nullcontext() if choices is None else replaying(model, choices.packed(t, g), replay)
     with looking(model, allowed, attention), forced:
         logits = model(inputs, attention="masked", observer=observer).logits
-    logits = sayable(logits[:, t:].unflatten(1, (g, n)), model.config)
-    values = log_probabilities(logits, ids.clamp(min=0), temperature)
-    return values.masked_fill(ids < 0, 0.0)
+    return sayable(logits[:, t:].unflatten(1, (g, n)), model.config)
 
 
 def require_positions(prompts: Mapping[str, Any]) -> None:

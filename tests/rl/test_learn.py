@@ -296,7 +296,9 @@ def test_what_does_not_fit_is_refused(unchecked):
     for bad in ({"group": 1}, {"minibatches": 0}, {"oversample": 0}):
         with pytest.raises(ValueError, match="group >= 2"):
             RolloutConfig(**bad)
-    for bad in ({"temperature": 0.0}, {"attention": "Dense"}, {"variant": replace(GSPO, kl=0.1)}):
+    with pytest.raises(ValueError, match="variant without kl"):
+        RolloutConfig(variant=replace(GSPO, kl=0.1))
+    for bad in ({"temperature": 0.0}, {"attention": "Dense"}):
         with pytest.raises(ValueError, match="temperature above 0"):
             RolloutConfig(**bad)
     for bad in ({"replay": "keys"}, {"replay": "both"}, {"replay": "index"}):

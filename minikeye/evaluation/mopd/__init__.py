@@ -1,0 +1,1 @@
+"""Scores of answers and the runs that measure them."""

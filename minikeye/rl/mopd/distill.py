@@ -1,0 +1,202 @@
+"""The student answers, its teachers say what they would have said, and the student moves towards them.
+
+One step: a batch of prompts of several kinds is answered by the student itself (on-policy: it is corrected where it
+goes, not where a teacher would go), each answer is read by the one teacher of its kind, and `estimators` gives the loss
+of every place. Report, "Cross-Modal MOPD"; it gives no learning rate, K, number of answers or steps: all our choice.
+
+    far = apart_at_start(student, batch_at(0), teachers, config)
+    lines = distill(student, batch_at, teachers, config, LoopConfig(steps=200, lr=6e-4), folder)
+
+What learns is what reward teaches (`learn.learns`): decoder and head. All logits of a batch are held at once, which a
+vocabulary of 152,000 would not allow: there they are made and compared in pieces.
+
+Axes: b prompt, g answer of a prompt, n token of an answer, v vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from minikeye.files import whole_file
+from minikeye.inputs.tokenizer import load_tokenizer
+from minikeye.keye import KeyeVL
+from minikeye.rl.groups import joined_prompts
+from minikeye.rl.learn import learns, require_finite
+from minikeye.rl.mopd.estimators import OVERLAP, Estimator
+from minikeye.rl.mopd.shaping import collapse_start, token_weights
+from minikeye.rl.mopd.support import apart, distributions
+from minikeye.rl.mopd.teachers import Asked, Teachers
+from minikeye.rl.rollout import Answers, Sampling, answer_logits, require_positions, sampled
+from minikeye.training.loop import LoopConfig, train
+from minikeye.training.stage import trainable
+from minikeye.training.step import autocast
+
+
+@dataclass(frozen=True)
+class DistillConfig(Sampling):
+    """How the student is sampled and corrected."""
+
+    group: int = 2  # answers to a prompt; nothing is compared within a group, so one would do
+    estimator: Estimator = OVERLAP
+    k: int = 8  # of top k
+    average: Literal["tokens", "answers"] = "tokens"  # see `token_shares`
+    formatting: float = 0.5  # factor of tokens without a letter or digit, against 1 (`shaping.token_weights`)
+    repetition: float = 1.0  # lambda_rep, nats: subtracted from the advantage from where a loop begins
+    icepop: tuple[float, float] | None = None  # bounds of trainer's over sampler's probability of a token; None: none
+    most_kl: float = 1.5  # nats a token: a teacher further from the student than that is refused before training
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.average not in ("tokens", "answers"):
+            raise ValueError(f"expected average tokens or answers, got {self.average!r}")
+        if self.k < 1 or min(self.formatting, self.repetition) < 0 or not self.most_kl > 0:
+            raise ValueError(f"expected k >= 1, formatting and repetition >= 0, most_kl above 0, got {self}")
+        if self.icepop is not None and not 0 <= self.icepop[0] < 1 < self.icepop[1]:
+            raise ValueError(f"expected icepop bounds on both sides of 1, such as (0.5, 5.0), got {self.icepop}")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One batch: what the student said, and both distributions at every place of it."""
+
+    asked: Sequence[Asked]
+    answers: Answers
+    student: Float[Tensor, "b g n v"]  # log-probabilities, with gradients
+    teacher: Float[Tensor, "b g n v"]
+
+
+def compare(student: KeyeVL, asked: Sequence[Asked], teachers: Teachers, how: DistillConfig, seed: int) -> Compared:
+    """Let the student answer, and its teachers read. Raises ValueError for prompts without positions or teacher."""
+    for each in asked:
+        require_positions(each.prompts)
+        teachers.of(each.route)  # before minutes of sampling
+    prompts = joined_prompts([each.prompts for each in asked])
+    answers = sampled(student, prompts, how, seed)
+    parts = answers.ids.split([len(each) for each in asked])
+    theirs = teachers.distributions(asked, parts, how.temperature, how.attention)
+    with autocast(student.device):
+        logits = answer_logits(student, prompts, answers.ids, how.attention)
+    return Compared(asked, answers, distributions(logits, how.temperature), theirs)
+
+
+def token_shares(mask: Tensor, average: Literal["tokens", "answers"]) -> Float[Tensor, "b g n"]:
+    """What each token counts for; all sum to 1, filling counts 0. mask: [b g n], where there is a token.
+
+    "answers": 1 / |M_i| in each answer, as the report prints it; a token of a two-token answer then weighs ten times
+    one of twenty, and a domain of short answers as much more than the others. "tokens": all tokens of the batch alike,
+    our choice, which makes the loss nats a token.
+    """
+    if average == "tokens":
+        return mask / mask.sum().clamp(min=1)
+    return mask / mask.sum(dim=-1, keepdim=True).clamp(min=1) / mask.any(dim=-1).sum().clamp(min=1)
+
+
+def objective(
+    both: Compared, how: DistillConfig, weights: Float[Tensor, " v"]
+) -> tuple[Float[Tensor, ""], dict[str, float]]:
+    """The loss to minimise, and numbers for the log.
+
+    -E[ A^ log pi ], with A^ = weight of the token times A, less lambda_rep from tau on. weights: of
+    `shaping.token_weights`. Numbers, means over the tokens of the batch: those of `support.apart`, "length" (tokens of
+    an answer), "collapsed" (share of answers), "kept" (of tokens, by icepop), and "kl TASK (MODALITY)" for every route.
+    """
+    mask, taken = both.answers.mask, both.answers.ids.clamp(min=0)
+    own = both.student.gather(-1, taken[..., None]).squeeze(-1)
+    scale = weights.to(own.device)[taken]
+    starts = [collapse_start([x for x in row if x >= 0]) for row in both.answers.ids.flatten(0, 1).tolist()]
+    tau = torch.tensor([mask.shape[-1] if start is None else start for start in starts], device=own.device)
+    looping = torch.arange(mask.shape[-1], device=own.device) >= tau.view(*mask.shape[:2], 1)
+    loss = scale * how.estimator(both.student, both.teacher, taken, how.k) + how.repetition * looping * own
+    counted = mask
+    if how.icepop is not None:  # pi_trainer / pi_sampler; outside of the bounds a token is left out, not clipped
+        ratio = (own.detach() - both.answers.logprobs).exp()
+        counted = mask & (ratio >= how.icepop[0]) & (ratio <= how.icepop[1])
+        loss = loss * ratio
+    loss = (torch.where(counted, loss, 0.0) * token_shares(mask, how.average)).sum()
+
+    seen = apart(both.student, both.teacher, taken, how.k)
+    mean = lambda values, where: float(values[where].mean()) if bool(where.any()) else 0.0  # noqa: E731
+    numbers = {name: mean(values, mask) for name, values in seen.items()}
+    numbers |= {"length": float(mask.sum(-1).float().mean()), "kept": mean(counted.float(), mask)}
+    numbers["collapsed"] = sum(start is not None for start in starts) / len(starts)
+    return loss, numbers | {f"kl {route}": kl for route, kl in by_route(both.asked, seen["kl"], mask).items()}
+
+
+def by_route(asked: Sequence[Asked], values: Float[Tensor, "b g n"], mask: Tensor) -> dict[str, float]:
+    """Mean of a number over the tokens of each route."""
+    sizes, found = [len(each) for each in asked], {}
+    for each, value, where in zip(asked, values.split(sizes), mask.split(sizes), strict=True):
+        found.setdefault(str(each.route), []).append(value[where])
+    return {route: float(torch.cat(parts).mean()) for route, parts in found.items()}
+
+
+@torch.no_grad()
+def apart_at_start(student: KeyeVL, asked: Sequence[Asked], teachers: Teachers, how: DistillConfig) -> dict[str, float]:
+    """Reverse KL(student || teacher) of every route, nats a token, on the student's own answers.
+
+    Raises ValueError where one is above `how.most_kl`: what a student cannot do at all, nobody corrects on-policy.
+    """
+    both = compare(student, asked, teachers, how, how.seed)
+    taken = both.answers.ids.clamp(min=0)
+    far = by_route(asked, apart(both.student, both.teacher, taken, how.k)["kl"], both.answers.mask)
+    if beyond := {route: round(kl, 2) for route, kl in far.items() if kl > how.most_kl}:
+        raise ValueError(
+            f"expected every teacher within {how.most_kl} nats a token of the student, got {beyond}: teach the student "
+            f"the form of the answers first, or make the teacher from the student's own checkpoint in gentler steps"
+        )
+    return far
+
+
+def distill(
+    student: KeyeVL,
+    batch_at: Callable[[int], Sequence[Asked]],
+    teachers: Teachers,
+    config: DistillConfig,
+    loop: LoopConfig,
+    folder: Path | None = None,
+    name: str = "mopd",
+) -> list[dict[str, float | int]]:
+    """Teach the student by its teachers; returns the log lines of this call, with the numbers of `objective`.
+
+    batch_at(step) -> prompts of one or more kinds, the same for the same step. folder, name: as of `loop.train`; a run
+    that was killed goes on to the same numbers. A new run first looks whether a teacher is too far. Raises ValueError
+    as `apart_at_start` and `compare`; FloatingPointError for a loss or gradient that is not finite, before any
+    parameter moves, naming the file `folder`/NAME.failed.pt with prompts and answers; and what `train` raises.
+    """
+    if folder is None or not (Path(folder) / f"{name}.pt").is_file():
+        apart_at_start(student, batch_at(0), teachers, config)
+    parameters = trainable(student, learns)
+    tokenizer = load_tokenizer(student.config)
+    weights = token_weights(
+        lambda ids: tokenizer.decode(ids, skip_special=True), student.config.text.vocab, config.formatting
+    )
+
+    def backward_at(step: int) -> tuple[Tensor, dict[str, float]]:
+        for p in parameters.values():
+            p.grad = None
+        both = compare(student, batch_at(step), teachers, config, config.seed * 1_000_003 + step)
+        try:
+            loss, numbers = objective(both, config, weights)
+            loss.backward()
+            require_finite(loss, parameters)
+        except FloatingPointError as error:
+            kept = "was not kept: give a folder"
+            if folder is not None:
+                save(both, path := Path(folder) / f"{name}.failed.pt", step)
+                kept = f"(prompts, answers) is in {path}"
+            raise FloatingPointError(f"{name} stopped at step {step}: {error}; its batch {kept}") from error
+        return loss.detach(), numbers
+
+    return train(parameters, backward_at, loop, folder, name)
+
+
+def save(both: Compared, path: Path, step: int) -> None:
+    """Write what was asked and said to one file that `torch.load(path)` reads."""
+    asked = [{"route": tuple(each.route), "prompts": each.prompts} for each in both.asked]
+    with whole_file(path) as part:
+        torch.save({"step": step, "asked": asked, "ids": both.answers.ids, "logprobs": both.answers.logprobs}, part)
