@@ -249,7 +249,7 @@ def main() -> None:
         for row in measure(options.checkpoint, study, seed, wanted, options.states, device) if wanted else []:
             rows.append(row)
             print(json.dumps({name: row[name] for name in ("seed", "arm", "word", "wrong_evidence")}), flush=True)
-            report(options.out, rows, called(options.checkpoint, study))
+            report(options.out, rows, options.checkpoint, study)
 
 
 def called(checkpoint: Path, study: Study) -> str:
@@ -261,13 +261,15 @@ def called(checkpoint: Path, study: Study) -> str:
     return " ".join(words)
 
 
-def report(path: Path, rows: list[dict], options: str = "") -> None:
-    """Write all that is known so far. options: of the call, beside those that every call has."""
+def report(path: Path, rows: list[dict], checkpoint: Path, study: Study) -> None:
+    """Write all that is known so far. Keys of the summary begin with the checkpoint's name if it is not THINGS."""
     what = "right words, and wrong evidence among them, after reward for the word alone and for word and evidence"
+    options = called(checkpoint, study)
     words = ("python -m minikeye.evaluation.rl_context", options, f"--out assets/results/{path.name}")
-    command = " ".join(filter(None, words))
+    command, whose = " ".join(filter(None, words)), "" if checkpoint == THINGS else f"{checkpoint.name}_"
+    summary = {whose + key: value for key, value in summarise(rows).items()}
     where = "; ".join(sorted({row["hardware"] for row in rows}))
-    write_result(path, what, command, rows, summarise(rows), sorted({row["seed"] for row in rows}), where=where)
+    write_result(path, what, command, rows, summary, sorted({row["seed"] for row in rows}), where=where)
 
 
 if __name__ == "__main__":

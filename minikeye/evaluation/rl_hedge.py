@@ -164,9 +164,10 @@ def main() -> None:
 def report(path: Path, rows: list[dict], study: Study) -> None:
     """Write all that is known so far."""
     what = "mini taught by temporal IoU on videos of one or two things, sparse attention: does it hedge?"
-    command = f"python -m minikeye.evaluation.rl_hedge --out assets/results/{path.name}"
     where = "; ".join(sorted({row["hardware"] for row in rows}))
     seeds = sorted({row["seed"] for row in rows})
+    said = " ".join(map(str, seeds))
+    command = f"python -m minikeye.evaluation.rl_hedge --device cpu --seeds {said} --out assets/results/{path.name}"
     write_result(path, what, command, rows, summarise(rows, study.checks), seeds, where=where)
 
 

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from minikeye.files import whole_file
+from minikeye.rl.replay import together
 from minikeye.rl.rollout import Answers
 
 Prompts = dict[str, Tensor]  # inputs of a pass, padded on the left; visual tokens in the place of pixels
@@ -44,8 +45,8 @@ class Groups:
 
     def of(self, rows: slice | Bool[Tensor, " b"]) -> "Groups":
         """Some of the groups."""
-        answers = Answers(self.answers.ids[rows], self.answers.logprobs[rows])
-        return Groups(share_of(self.prompts, rows), answers, *(getattr(self, name)[rows] for name in VALUES))
+        values = (getattr(self, name)[rows] for name in VALUES)
+        return Groups(share_of(self.prompts, rows), self.answers.of(rows), *values)
 
     def share(self, number: int, shares: int) -> "Groups":
         """Share `number` of `shares`, in order; sizes differ by one at most, and some are empty where groups lack."""
@@ -137,11 +138,19 @@ def joined(parts: Sequence[Groups]) -> Groups:
         )
     n = max(part.answers.ids.shape[2] for part in parts)
     wide = lambda x, value: F.pad(x, (0, n - x.shape[2]), value=value)  # noqa: E731
+    prompts = joined_prompts([part.prompts for part in parts])
+    t = prompts["input_ids"].shape[1]
+    choices = [
+        chosen.wide(t - part.prompts["input_ids"].shape[1], n - part.answers.ids.shape[2])
+        for part in parts
+        if (chosen := part.answers.choices) is not None
+    ]
     return Groups(
-        joined_prompts([part.prompts for part in parts]),
+        prompts,
         Answers(
             torch.cat([wide(part.answers.ids, -1) for part in parts]),
             torch.cat([wide(part.answers.logprobs, 0.0) for part in parts]),
+            together(choices) if choices else None,
         ),
         *(
             torch.cat([getattr(part, name) for part in parts])

@@ -14,7 +14,7 @@ Axes: b prompt, g answer of a prompt, n token of an answer.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,6 +24,7 @@ from minikeye.inputs.tokenizer import load_tokenizer
 from minikeye.keye import KeyeVL
 from minikeye.rl.groups import Groups, Prompts, Reward, judge, over_sampled, share_of
 from minikeye.rl.gspo import GSPO, Variant, advantages, objective
+from minikeye.rl.replay import Replay
 from minikeye.rl.rollout import Answers, Sampling, answer_logprobs, sampled
 from minikeye.rl.second_chance import SecondChance, all_wrong, importance, mixed, rolled_back, told_again
 from minikeye.training.loop import LoopConfig, train
@@ -41,6 +42,7 @@ class RolloutConfig(Sampling):
     minibatches: int = 2  # optimiser steps on each rollout, each on its share of the groups that teach something
     oversample: int = 1  # batches of prompts an iteration may roll out, until as many groups teach as one batch has
     variant: Variant = GSPO
+    replay: Replay = "none"  # which of the sampler's choices the learner's pass takes, see `replay`
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,6 +53,11 @@ class RolloutConfig(Sampling):
             )
         if self.variant.kl:
             raise ValueError(f"expected a variant without kl, for which there is no reference here; got {self.variant}")
+        if self.replay not in get_args(Replay) or (self.replay in ("index", "both") and self.attention != "sparse"):
+            raise ValueError(
+                f"expected replay to be one of {', '.join(get_args(Replay))}, the last two with sparse attention, "
+                f"whose keys they replay; got {self.replay!r} and {self.attention} attention"
+            )
 
 
 def learns(name: str) -> bool:
@@ -87,9 +94,10 @@ def reinforce(
     earned nothing are asked again; None: they are not. Log lines carry the numbers of `over_sampled` (reward, teaches,
     length, rescued, rolled, lacking) and of `learn_from`. A step for which no group is left changes nothing. Raises
     ValueError where steps or save_every are not whole iterations, where log_every would show first minibatches only, in
-    which the policy has not moved yet; for a second chance that would replace whole groups; for prompts with pixels or
-    without equally many known; FloatingPointError for a loss or a gradient that is not finite, before any parameter
-    moves, naming the file `folder`/NAME.failed.pt that `Groups.save` wrote; and what `train` raises.
+    which the policy has not moved yet; for a second chance that would replace whole groups, or beside replay; for
+    prompts with pixels or without equally many known; FloatingPointError for a loss or a gradient that is not finite,
+    before any parameter moves, naming the file `folder`/NAME.failed.pt that `Groups.save` wrote; and what `train`
+    raises.
     """
     if loop.steps % config.minibatches or loop.save_every % config.minibatches:
         raise ValueError(
@@ -103,6 +111,11 @@ def reinforce(
         )
     if second_chance is not None and second_chance.most >= config.group:
         raise ValueError(f"expected to replace less than a group of {config.group} answers, got {second_chance.most}")
+    if second_chance is not None and config.replay != "none":
+        raise ValueError(
+            f"expected no replay beside a second chance, whose answers are drawn behind other prompts than they are "
+            f"learnt behind; got {config.replay!r}"
+        )
     parameters = trainable(model, learns)
     rolled: tuple[Groups, dict[str, float]] | None = None
 
@@ -160,7 +173,7 @@ def roll_out(
     if len(known) % config.minibatches:
         raise ValueError(f"expected prompts in {config.minibatches} equal minibatches, got {len(known)}")
     seed = config.seed * 1_000_003 + number
-    answers = sampled(model, prompts, config, seed)
+    answers = sampled(model, prompts, config, seed, record=config.replay != "none")
     rewards = judge(answers, known, reward, decoder(model))
     hinted = torch.zeros_like(rewards, dtype=torch.bool)
     if second_chance is not None and (rows := all_wrong(rewards)):
@@ -222,12 +235,17 @@ def stripped(
 def learn_from(model: KeyeVL, groups: Groups, config: RolloutConfig) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss and numbers over all answers of these groups; leaves the gradients in the parameters.
 
+    Choices that were recorded are taken again (`config.replay`): experts and keys are the sampler's, gate weights and
+    gradients are this pass's.
     Numbers: those of `objective`; "hinted": answers of a second chance; "hint_ratio": mean of their importance, 1
     where there are none.
     """
     answers = groups.answers
     with autocast(model.device):
-        new = answer_logprobs(model, groups.prompts, answers.ids, config.temperature, config.attention)
+        new = answer_logprobs(
+            model, groups.prompts, answers.ids, config.temperature, config.attention,
+            choices=answers.choices, replay=config.replay,
+        )  # fmt: skip
     rows = (x.flatten(0, 1) for x in (new, answers.logprobs, answers.mask))
     loss, numbers = objective(*rows, groups.advantages.flatten().to(new.device), config.variant)
     loss.backward()

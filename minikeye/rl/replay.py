@@ -18,10 +18,15 @@ the scores by which is chosen, and to nothing else, so that choices are all that
     trained = answer_logprobs(model, prompts, answers.ids, attention="sparse", choices=choices, replay="both")
     sampler_trainer_kl(answers.logprobs, trained, answers.mask)
 
+`learn.RolloutConfig(replay=...)` does the same in every iteration. Where sampler and learner are one program, as here,
+there is nothing to mend: the first minibatch is the same to rounding, and no reward curve here was drawn with it. In
+later minibatches the policy has moved, and replay holds it to the choices that its answers were drawn with. Choices are
+kept, a row an answer, until the rollout is used up.
+
 Axes: b row, t query position, s key position, k selected key, x expert, c chosen expert of a token, n router's token.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -50,8 +55,8 @@ class Choices:
     def packed(self, prompt: int, group: int) -> "Choices":
         """The same for rows of [prompt | answers], as `answer_logprobs` lays them, from rows of [prompt, answer].
 
-        prompt: its tokens, padding included. group: answers to a prompt, in rows beside each other. Where these chose
-        differently for their common prompt, which only noise makes its last token do, the first answer's choice stands.
+        prompt: its tokens that are read once for all answers, padding included. group: answers to a prompt, in rows
+        beside each other.
         """
         length = self.experts[0].shape[1] - prompt  # tokens read of each answer
 
@@ -64,6 +69,17 @@ class Choices:
             return torch.where(x >= prompt, x + number * length, x)
 
         return Choices([pack(x) for x in self.experts], [pack(moved(x)) for x in self.indices])
+
+    def of(self, prompts: slice | list[int] | Bool[Tensor, " n"], group: int) -> "Choices":
+        """Those for `group` answers each to some of the prompts."""
+        some = lambda x: x.unflatten(0, (len(x) // group, group))[prompts].flatten(0, 1)  # noqa: E731
+        return Choices([some(x) for x in self.experts], [some(x) for x in self.indices])
+
+    def wide(self, left: int, right: int) -> "Choices":
+        """The same in rows that are longer on both sides; what is chosen for the tokens there means nothing."""
+        moved = [torch.where(x >= 0, x + left, x) for x in self.indices]
+        pad = lambda x, value: F.pad(x, (0, 0, left, right), value=value)  # noqa: E731
+        return Choices([pad(x, 0) for x in self.experts], [pad(x, -1) for x in moved])
 
 
 class ChoiceRecorder:
@@ -88,6 +104,15 @@ class ChoiceRecorder:
         if not self._experts:
             raise ValueError("expected a recorder that has watched a pass, got one that has seen nothing")
         return Choices(*([_whole(parts[n]) for n in sorted(parts)] for parts in (self._experts, self._indices)))
+
+
+def together(parts: Sequence[Choices]) -> Choices:
+    """The choices for several batches whose rows are equally long as those for one."""
+    layers = lambda name: zip(*(getattr(part, name) for part in parts), strict=True)  # noqa: E731
+    most = max((x.shape[2] for part in parts for x in part.indices), default=0)
+    filled = lambda x: F.pad(x, (0, most - x.shape[2]), value=-1)  # noqa: E731
+    indices = [torch.cat([filled(x) for x in layer]) for layer in layers("indices")]
+    return Choices([torch.cat(layer) for layer in layers("experts")], indices)
 
 
 def _whole(chunks: list[Tensor]) -> Tensor:

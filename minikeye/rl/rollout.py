@@ -1,9 +1,10 @@
 """Many answers to one prompt: sampled from a prompt that is read once, and learnt from in one pass, [prompt | answers].
 
-A group is a prompt's G sampled answers. The sampler reads the prompt into a cache and copies it G times. The learner
-lays the G answers behind the prompt, each blind to the others, so that the prompt passes through the model once, not G
-times. Both compute what a plain pass over prompt and answer computes, to rounding: the ratio of a policy to itself is
-1, and what differs from 1 is learning.
+A group is a prompt's G sampled answers. The sampler reads the prompt into a cache and copies it G times; its last token
+starts every answer. The learner lays the G answers behind the prompt, each with that token and blind to the others, so
+that the prompt passes through the model once, not G times, and every token is read as often as it was sampled from,
+which `replay` needs. Both compute what a plain pass over prompt and answer computes, to rounding: the ratio of a policy
+to itself is 1, and what differs from 1 is learning.
 
 Axes: b prompt, g answer of a prompt, n token of an answer, t token of a prompt, s key position, v vocabulary.
 Report, "Post-Training": GSPO samples groups. The layout is our choice; sharing the prompt's pass is common practice.
@@ -11,7 +12,7 @@ Report, "Post-Training": GSPO samples groups. The layout is our choice; sharing 
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ from minikeye.keye import KeyeVL
 from minikeye.model.batch import first_tokens
 from minikeye.model.decoder import ruled
 from minikeye.model.step import MODES, AttentionTrace, Mode, Observer
-from minikeye.rl.replay import Choices, Replay, replaying
+from minikeye.rl.replay import ChoiceRecorder, Choices, Replay, replaying
 from minikeye.training.step import autocast
 
 
@@ -35,11 +36,17 @@ class Answers:
 
     ids: Int[Tensor, "b g n"]
     logprobs: Float[Tensor, "b g n"]  # nats, of each token under the policy that drew it
+    choices: Choices | None = None  # of experts and keys, in rows b * g of [prompt, answer], where they are replayed
 
     @property
     def mask(self) -> Bool[Tensor, "b g n"]:
         """Which places hold a token."""
         return self.ids >= 0
+
+    def of(self, rows: slice | list[int] | Bool[Tensor, " b"]) -> "Answers":
+        """Those to some of the prompts."""
+        choices = None if self.choices is None else self.choices.of(rows, self.ids.shape[1])
+        return Answers(self.ids[rows], self.logprobs[rows], choices)
 
 
 @dataclass(frozen=True)
@@ -62,20 +69,21 @@ class Sampling:
             )
 
 
-def sampled(model: KeyeVL, prompts: Mapping[str, Any], how: Sampling, seed: int) -> Answers:
+def sampled(model: KeyeVL, prompts: Mapping[str, Any], how: Sampling, seed: int, record: bool = False) -> Answers:
     """`how.group` answers to each prompt, by the model as it answers, not as it learns; left in training mode.
 
-    seed: fixes the draw. Raises as `sample_answers`.
+    seed: fixes the draw. record: with the choices of experts and keys. Raises as `sample_answers`.
     """
+    recorder = ChoiceRecorder() if record else None
     stop = (load_tokenizer(model.config).token_id("<|im_end|>"),)
     model.eval()
     with autocast(model.device):
         answers = sample_answers(
             model, prompts, how.group, how.max_new_tokens, stop,
-            seed=seed, temperature=how.temperature, attention=how.attention,
+            seed=seed, temperature=how.temperature, attention=how.attention, observer=recorder,
         )  # fmt: skip
     model.train()
-    return answers
+    return answers if recorder is None else replace(answers, choices=recorder.choices())
 
 
 @torch.no_grad()
@@ -167,19 +175,20 @@ def answer_logits(
         raise ValueError(f"attention must be one of {', '.join(MODES)}; got {attention!r}")
     if ids.ndim != 3 or len(ids) != len(prompt) or not ids.numel():
         raise ValueError(f"expected answers [b g n] to {len(prompt)} prompts, got {list(ids.shape)}")
-    g, n, t = *ids.shape[1:], prompt.shape[1]
-    # The token that predicts token m of an answer is the one before it: of the first, the prompt's last.
-    read = ids[..., :-1].clamp(min=0).flatten(1)
-    after = prompts["positions"].amax(dim=(0, 2))[:, None] + 1 + torch.arange(n - 1, device=ids.device)  # [b n-1]
+    g, n, t = *ids.shape[1:], prompt.shape[1] - 1  # t tokens are read once, and in every answer those that predict it
+    read = torch.cat((prompt[:, None, -1:].expand(-1, g, -1), ids[..., :-1].clamp(min=0)), dim=2).flatten(1)
+    positions = prompts["positions"]
+    after = positions.amax(dim=(0, 2))[:, None] + 1 + torch.arange(n - 1, device=ids.device)  # [b n-1]
+    own = torch.cat((positions[..., -1:], after.expand(3, -1, -1)), dim=2)
     inputs = {name: value for name, value in prompts.items() if name not in ("attention_mask", "answer")}
-    inputs["input_ids"] = torch.cat((prompt, read), dim=1)
-    inputs["positions"] = torch.cat((prompts["positions"], after.repeat(1, g).expand(3, -1, -1)), dim=2)
-    allowed = visible(torch.ones_like(prompt, dtype=torch.bool) if mask is None else mask.bool(), g, n - 1)
+    inputs["input_ids"] = torch.cat((prompt[:, :-1], read), dim=1)
+    inputs["positions"] = torch.cat((positions[..., :-1], own.repeat(1, 1, g)), dim=2)
+    real = torch.ones_like(prompt, dtype=torch.bool) if mask is None else mask.bool()
+    allowed = visible(real[:, :-1], g, n)
     forced = nullcontext() if choices is None else replaying(model, choices.packed(t, g), replay)
     with looking(model, allowed, attention), forced:
         logits = model(inputs, attention="masked", observer=observer).logits
-    first = logits[:, None, t - 1 : t].expand(-1, g, -1, -1)
-    return sayable(torch.cat((first, logits[:, t:].unflatten(1, (g, n - 1))), dim=2), model.config)
+    return sayable(logits[:, t:].unflatten(1, (g, n)), model.config)
 
 
 def require_positions(prompts: Mapping[str, Any]) -> None:

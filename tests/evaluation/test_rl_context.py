@@ -161,5 +161,6 @@ def test_the_script(tmp_path, monkeypatch, capsys):
     same = lambda row: {name: value for name, value in row.items() if name != "cpu_seconds"}  # noqa: E731
     assert [same(row) for row in result["rows"][:3]] == [same(row) for row in first]
     assert [(row["seed"], row["arm"]) for row in result["rows"]] == [(seed, arm) for seed in (0, 1) for arm in ARMS]
-    assert result["summary"] == summarise(result["rows"]) and result["seeds"] == [0, 1]
+    assert result["summary"] == {f"model_{key}": value for key, value in summarise(result["rows"]).items()}
+    assert result["seeds"] == [0, 1]
     assert [check["iteration"] for check in result["rows"][1]["checks"]] == [0, 1, 2]

@@ -5,15 +5,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from minikeye.config import KeyeConfig
 from minikeye.keye import KeyeVL
 from minikeye.minivid.dataset import make_videos
 from minikeye.minivid.lessons import Lesson, Size, question_prompts
-from minikeye.rl.groups import judge, share_of
+from minikeye.rl.groups import judge, over_sampled, share_of
 from minikeye.rl.gspo import GSPO, VARIANTS, objective
 from minikeye.rl.learn import RolloutConfig, learn_from, learns, reinforce, roll_out, with_visual_tokens
+from minikeye.rl.replay import noisy
 from minikeye.rl.rollout import Answers, answer_logprobs
+from minikeye.rl.second_chance import SecondChance
 from minikeye.training.loop import LoopConfig, learning_rate
 
 CONFIG = KeyeConfig.nano()
@@ -45,6 +48,11 @@ def questions(model: KeyeVL, count: int = 4):
 def early(text: str, _: int) -> float:
     """Rewarded is an answer that begins with one of the first half of all bytes: an even chance at first."""
     return float(bool(text) and ord(text[0]) < 128)
+
+
+def rarely(text: str, number: int) -> float:
+    """The same of the first two of four questions; answers to the others are worth the same."""
+    return early(text, number) if number % 4 < 2 else 0.5
 
 
 def test_reward_rises_and_only_the_decoder_moves():
@@ -122,9 +130,6 @@ def test_groups_that_agree_are_made_up_for(tmp_path):
     """Most groups agree: others are asked for, by numbers that belong to the iteration, and a kill changes nothing."""
     config, asked = replace(SMALL, oversample=3), []
 
-    def rarely(text: str, number: int) -> float:
-        return early(text, number) if number % 4 < 2 else 0.5
-
     def noted(model: KeyeVL):
         at = questions(model)
         return lambda number: asked.append(number) or at(number)
@@ -148,6 +153,54 @@ def test_groups_that_agree_are_made_up_for(tmp_path):
     for ours, theirs in zip(rest, lines[4:], strict=True):
         assert {k: v for k, v in ours.items() if k != "seconds"} == {k: v for k, v in theirs.items() if k != "seconds"}
     assert all(torch.equal(p, q) for p, q in zip(again.parameters(), whole.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("attention", "router", "index", "mends"),
+    [("dense", 0.1, 0.0, "routing"), ("sparse", 0.0, 0.1, "index"), ("sparse", 0.1, 0.1, "both")],
+)
+@pytest.mark.parametrize("oversample", [1, 3])
+def test_replay_takes_the_samplers_choices(attention: str, router: float, index: float, mends: str, oversample: int):
+    """Noise turns choices while answers are drawn: replayed, the first minibatch's ratios are 1; otherwise not.
+
+    Shares of what several batches gave are learnt from, whose prompts and answers are of different lengths.
+    """
+    model = policy()
+
+    def at(number: int):
+        prompts, known = questions(model)(number)
+        return {name: x if name == "visual" else F.pad(x, (2 * number, 0)) for name, x in prompts.items()}, known
+
+    for p in model.parameters():
+        p.data += 0.05 * torch.randn_like(p)  # choices that are not even, so that noise turns some
+    numbers = {}
+    for replay in ("none", mends):
+        config = RolloutConfig(group=3, max_new_tokens=5, attention=attention, replay=replay, oversample=oversample)
+        with noisy(model, router, index, seed=4):
+            batch_at = lambda n: roll_out(model, at, n, rarely, config)  # noqa: E731, B023
+            groups, rolled = over_sampled(batch_at, oversample)
+        assert (rolled["rolled"] > 4) == (oversample > 1) and len(groups) >= 2
+        numbers[replay] = [learn_from(model, groups.share(n, 2), config)[1] for n in range(2)]
+    for plain, replayed in zip(numbers["none"], numbers[mends], strict=True):
+        assert float(replayed["ratio"]) == pytest.approx(1, abs=1e-5)
+        assert float(replayed["largest"]) == pytest.approx(1, abs=1e-5) and float(replayed["kl"]) < 1e-9
+        assert abs(float(plain["ratio"]) - 1) > 1e-4 and float(plain["kl"]) > 1e-6
+
+
+def test_replay_of_ones_own_choices_changes_nothing():
+    """Sampler and learner are one program here: until the policy has moved, nothing is mended, to rounding.
+
+    In the second minibatch it has, and its own choices differ from those that the answers were drawn with.
+    """
+    logs = []
+    for replay in ("none", "both"):
+        config, model = replace(SMALL, attention="sparse", replay=replay), policy()
+        logs.append(reinforce(model, questions(model), early, config, replace(LOOP, save_every=0)))
+    assert any(line["teaches"] for line in logs[0])
+    plain, replayed = ({k: v for k, v in lines[0].items() if k != "seconds"} for lines in logs)
+    assert replayed == pytest.approx(plain, abs=1e-5)
+    assert all(line["ratio"] == pytest.approx(1, abs=1e-5) for lines in logs for line in lines[::2])
+    assert logs[0][1]["ratio"] != pytest.approx(logs[1][1]["ratio"], abs=1e-3)
 
 
 def test_groups_that_agree_teach_nothing():
@@ -248,6 +301,13 @@ def test_what_does_not_fit_is_refused(unchecked):
     for bad in ({"temperature": 0.0}, {"attention": "Dense"}):
         with pytest.raises(ValueError, match="temperature above 0"):
             RolloutConfig(**bad)
+    for bad in ({"replay": "keys"}, {"replay": "both"}, {"replay": "index"}):
+        with pytest.raises(ValueError, match="the last two with sparse attention"):
+            RolloutConfig(**bad)
+    chance = SecondChance(lambda said, known: "No.")
+    with pytest.raises(ValueError, match="no replay beside a second chance"):
+        replayed = replace(SMALL, replay="routing")
+        reinforce(policy(), lambda number: ({}, []), early, replayed, LOOP, second_chance=chance)
     with pytest.raises(ValueError, match="log_every 1 or no multiple of 2 minibatches, got 4"):
         reinforce(model, questions(model), early, SMALL, replace(LOOP, log_every=4))
     few = questions(model)

@@ -93,6 +93,18 @@ def test_a_plain_course_is_taught_as_ever(model):
     assert ours.keys() == expected.keys() and all(torch.equal(ours[name], expected[name]) for name in ours)
 
 
+@pytest.mark.parametrize(("task", "frames", "side"), [("N", 8, 28), ("G", 32, 56), ("P", 32, 56)])
+def test_lessons_on_a_gpu_are_of_one_length(task: str, frames: int, side: int):
+    """The longest question with its answer fits into the length that a GPU's graphs are captured for."""
+    course = Course(task, frames, side=side, span=3, spot=1)
+    videos, problems = course.questions(0, 40)
+    size = course.size(40)
+    own = question_prompts(videos, problems, size, CONFIG, answered=True)
+    wide = question_prompts(videos, problems, size, CONFIG, answered=True, length=size.tokens(CONFIG))
+    assert wide["input_ids"].shape[1] == size.tokens(CONFIG) > own["input_ids"].shape[1]
+    assert torch.equal(wide["attention_mask"].sum(1), own["attention_mask"].sum(1))
+
+
 def test_shuffled_moves_frames_and_nothing_else(model):
     """Frames stay whole, in their video, under the same timestamps; most videos get another order."""
     course = Course("G", 6)

@@ -17,6 +17,7 @@ from minikeye.rl.replay import (
     noisy,
     replaying,
     sampler_trainer_kl,
+    together,
 )
 from minikeye.rl.rollout import Answers, answer_logprobs, sample_answers
 
@@ -84,11 +85,11 @@ def test_a_group_in_one_pass(model, prompts):
         recorder = ChoiceRecorder()
         answer_logprobs(model, prompts, answers.ids, attention="sparse", observer=recorder)
     assert (own - replayed).abs().max() < 1e-5
-    t, n = prompts["input_ids"].shape[1], answers.ids.shape[2]
+    t, n = prompts["input_ids"].shape[1] - 1, answers.ids.shape[2]  # the last token is read in every answer
     packed, chosen = choices.packed(t, 3), recorder.choices()
-    assert packed.experts[0].shape[:2] == (4, t + 3 * (n - 1))
-    read = answers.mask[..., 1:].flatten(1)  # the last token of an answer is said, not read
-    mask = torch.cat((prompts["attention_mask"], read), dim=1)
+    assert packed.experts[0].shape[:2] == (4, t + 3 * n)
+    read = answers.mask.flatten(1)  # the last token of an answer is said, not read; in its place the prompt's last
+    mask = torch.cat((prompts["attention_mask"][:, :-1], read), dim=1)
     assert expert_flips(packed, chosen, mask) < 0.01 and index_jaccard(packed, chosen, mask) > 0.99
     other = Choices([x.roll(1, 0) for x in packed.experts], [x.roll(1, 0) for x in packed.indices])
     assert expert_flips(other, chosen, mask) > 0.1 and index_jaccard(other, chosen, mask) < 0.9
@@ -101,6 +102,19 @@ def test_packed_by_hand():
     packed = Choices([experts], [indices]).packed(prompt=2, group=2)
     assert packed.experts[0].flatten().tolist() == [0, 1, 2, 3, 6, 7]
     assert packed.indices[0].tolist() == [[[0, -1], [0, 1], [1, 2], [2, 3], [0, 4], [0, 5]]]
+
+
+def test_some_and_wider_by_hand():
+    """Answers to the second prompt alone; then a token more on either side, for which nothing is meant."""
+    experts = torch.arange(8).view(4, 2, 1)
+    indices = torch.tensor([[[0, -1], [0, 1]]] * 3 + [[[0, -1], [1, -1]]])
+    some = Choices([experts], [indices]).of([1], group=2)
+    assert some.experts[0].flatten().tolist() == [4, 5, 6, 7] and some.indices[0].tolist() == indices[2:].tolist()
+    wide = some.wide(1, 1)
+    assert wide.experts[0][:, 1:3].flatten().tolist() == [4, 5, 6, 7] and wide.experts[0].shape == (2, 4, 1)
+    assert wide.indices[0][1].tolist() == [[-1, -1], [1, -1], [2, -1], [-1, -1]]
+    both = together([wide, Choices(wide.experts, [x[..., :1] for x in wide.indices])])
+    assert both.indices[0].shape == (4, 4, 2) and both.indices[0][3].tolist() == [[-1, -1], [1, -1], [2, -1], [-1, -1]]
 
 
 def test_gate_weights_are_the_trainers():
