@@ -4,12 +4,15 @@
                  itself is the teacher of `KEPT`, which no expert knows better and which would be forgotten: no_self
     sft          imitation of what each prompt's teacher says, as many answers as MOPD reads
     mixrl        GSPO on all domains, one an iteration in turn
-    cascade      GSPO on one domain after another, in the order of `EXPERTS`; cascade_back in the other order
+    cascade      GSPO on one domain after another, each as its expert was made, in the order of `EXPERTS`; cascade_back
+                 in the other order
     average      the mean of the experts' weights
     arithmetic   base + scale * sum of (expert - base), the scale that is best on the validation split
 
-RL takes as many optimiser steps as it has iterations times two, and answers each prompt eight times: four times the
-answers of MOPD. Experts are made before, and their rollouts are counted apart. Our choice, all numbers.
+RL takes two optimiser steps an iteration and answers each prompt eight times: four times the answers of MOPD, in about
+as much CPU time. Experts are made before; their rollouts are counted apart. Only distillation and imitation are asked
+about `KEPT`: RL would need a reward for what is to be kept. Two arms go the same way at different speed, state by
+state: "corrected" and "teacher_on_student" (`estimators`). Our choice, all numbers.
 """
 
 import time
@@ -19,6 +22,7 @@ from typing import Any
 
 import torch
 
+from minikeye.evaluation.mopd import experts as made
 from minikeye.keye import KeyeVL
 from minikeye.minivid.tasks import Problem
 from minikeye.rl.groups import Prompts
@@ -49,7 +53,7 @@ class Plan:
     iterations: int = 60  # of GSPO, a domain, two optimiser steps each
     rl_prompts: int = 16  # an iteration
     group: int = 8  # answers to each
-    rl_lr: float = 1e-3
+    rl_lr: float = 1e-3  # of mixrl
     scales: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 1.0)  # of task arithmetic
     validation: int = 60  # questions a domain to choose the scale by
 
@@ -110,7 +114,8 @@ DISTILLED = {
     "corrected": Distilled({"estimator": estimators.CORRECTED}, right),
     "uncorrected": Distilled({"estimator": estimators.UNCORRECTED}, right),
     "printed": Distilled({"estimator": estimators.PRINTED}, right),
-    "k1": Distilled({"k": 1}, right),
+    "one_token": Distilled({"k": 1}, right),
+    "categories": Distilled({"formatting": 0.5}, right),
     "no_self": Distilled({}, lambda family: Teachers(routes(family.experts)), EXPERTS),
     "all_teachers": Distilled({}, lambda family: AllTeachers(routes(family.experts) | itself(family))),
     "wrong_router": Distilled({"most_kl": 1e9}, lambda family: Teachers(routes(family.experts, 1) | itself(family))),
@@ -118,13 +123,18 @@ DISTILLED = {
 }
 
 
+def config_of(plan: Plan, seed: int) -> DistillConfig:
+    """What all arms of distillation have in common."""
+    return DistillConfig(group=plan.answers, max_new_tokens=LONGEST, k=plan.k, seed=seed)
+
+
 def distilled(arm: str, student: KeyeVL, family: Family, plan: Plan) -> dict:
     """One row of `DISTILLED`."""
     way = DISTILLED[arm]
-    config = DistillConfig(group=plan.answers, max_new_tokens=LONGEST, k=plan.k, seed=family.seed)
     loop = LoopConfig(plan.steps, plan.lr, warmup=min(10, plan.steps), weight_decay=0.0, log_every=1)
     asked = batches(student, family.seed, plan.prompts, way.names)
-    lines = distill(student, asked, way.teachers(family), replace(config, **way.change), loop)
+    config = replace(config_of(plan, family.seed), **way.change)
+    lines = distill(student, asked, way.teachers(family), config, loop)
     return {"rollouts": plan.steps * len(way.names) * plan.prompts * plan.answers, "log": thinned(lines)}
 
 
@@ -154,33 +164,39 @@ def by_domain(said: str, known: tuple[Domain, Problem]) -> float:
     return domain.reward(said, problem)
 
 
-def reinforced(student: KeyeVL, family: Family, plan: Plan, order: Sequence[str]) -> dict:
-    """GSPO, iteration n about the domain order[n]."""
+def reinforced(
+    student: KeyeVL, family: Family, plan: Plan, order: Sequence[str], lr: float, first: int = 0
+) -> list[dict]:
+    """GSPO, iteration n about the domain order[n]; its own optimiser and schedule. first: number of its first batch."""
     at = {
         name: prompts_from(student, DomainCourse(DOMAINS[name], family.seed), plan.rl_prompts, NEW) for name in EXPERTS
     }
 
     def asked(number: int) -> tuple[Prompts, list[tuple[Domain, Problem]]]:
-        prompts, problems = at[order[number]](number)
+        prompts, problems = at[order[number]](first + number)
         return prompts, [(DOMAINS[order[number]], problem) for problem in problems]
 
-    config = RolloutConfig(group=plan.group, max_new_tokens=LONGEST, seed=family.seed)
-    loop = LoopConfig(2 * len(order), plan.rl_lr, warmup=0, weight_decay=0.0, log_every=1)
+    config = RolloutConfig(group=plan.group, max_new_tokens=LONGEST, seed=family.seed + first)
+    loop = LoopConfig(2 * len(order), lr, warmup=0, weight_decay=0.0, log_every=1)
     lines = reinforce(student, asked, by_domain, config, loop)
-    kept = [{key: line[key] for key in ("step", "reward", "teaches", "length")} for line in lines[::2]]
-    return {"rollouts": len(order) * plan.rl_prompts * plan.group, "log": thinned(kept)}
+    return [{key: line[key] for key in ("step", "reward", "teaches", "length")} for line in lines[::2]]
 
 
 def mixrl(student: KeyeVL, family: Family, plan: Plan) -> dict:
-    return reinforced(student, family, plan, [*EXPERTS] * plan.iterations)
+    lines = reinforced(student, family, plan, [*EXPERTS] * plan.iterations, plan.rl_lr)
+    return {"rollouts": len(lines) * plan.rl_prompts * plan.group, "log": thinned(lines)}
 
 
-def cascade(student: KeyeVL, family: Family, plan: Plan) -> dict:
-    return reinforced(student, family, plan, [name for name in EXPERTS for _ in range(plan.iterations)])
+def cascade(student: KeyeVL, family: Family, plan: Plan, order: Sequence[str] = EXPERTS) -> dict:
+    lines: list[dict] = []
+    for name in order:
+        lr = made.rate(name, made.Plan())
+        lines += reinforced(student, family, plan, [name] * plan.iterations, lr, first=len(lines))
+    return {"rollouts": len(lines) * plan.rl_prompts * plan.group, "log": thinned(lines, len(order))}
 
 
 def cascade_back(student: KeyeVL, family: Family, plan: Plan) -> dict:
-    return reinforced(student, family, plan, [name for name in EXPERTS[::-1] for _ in range(plan.iterations)])
+    return cascade(student, family, plan, EXPERTS[::-1])
 
 
 def added(student: KeyeVL, family: Family, scale: float) -> None:

@@ -86,10 +86,15 @@ def teach_base(model: KeyeVL, seed: int, plan: Plan, folder: Path) -> None:
     teach(model, replace(stage, name="careless"), careless, lessons, folder)
 
 
+def rate(name: str, plan: Plan) -> float:
+    """The learning rate at which a domain is learnt by reward."""
+    return plan.gentle_lr if name in GENTLE else plan.lr
+
+
 def teach_expert(model: KeyeVL, domain: Domain, seed: int, plan: Plan) -> list[dict]:
     """GSPO with true answers; the log lines of the first minibatches."""
     config = RolloutConfig(group=plan.group, max_new_tokens=domain.max_new_tokens, seed=seed)
-    lr = plan.gentle_lr if domain.name in GENTLE else plan.lr
+    lr = rate(domain.name, plan)
     loop = LoopConfig(2 * plan.iterations, lr, warmup=0, weight_decay=0.0, log_every=1)
     prompts = prompts_from(model, DomainCourse(domain, seed), plan.prompts, EXPERT)
     return reinforce(model, prompts, domain.reward, config, loop)[::2]

@@ -10,6 +10,7 @@ headroom_min is that of the domain in which its mean over seeds is least, headro
 """
 
 import argparse
+import copy
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
@@ -18,15 +19,15 @@ from pathlib import Path
 import torch
 
 from minikeye.evaluation.mopd import experts
-from minikeye.evaluation.mopd.arms import ARMS, Family, Plan, batches, learn, right
+from minikeye.evaluation.mopd.arms import ARMS, Family, Plan, batches, config_of, learn, right
 from minikeye.files import CHECKPOINT
 from minikeye.keye import KeyeVL
 from minikeye.results import hardware, write_result
-from minikeye.rl.mopd.distill import DistillConfig, apart_at_start
+from minikeye.rl.mopd.distill import apart_at_start
 from minikeye.rl.mopd.domains import EXPERTS, PROBES
 from minikeye.scores import student_mean
 
-BETTER = 1.0  # points that an expert must be above its base for a headroom to be spoken of
+BETTER = 5.0  # points that an expert must be above its base for a headroom to be spoken of: else it is noise
 
 
 def family(folder: Path, seed: int, foreign: int | None) -> Family:
@@ -45,28 +46,27 @@ def rows_of(made: Family, plan: Plan, arms: list[str], questions: int, done: set
     begun = {name: p.clone() for name, p in made.base.state_dict().items()}
     student = KeyeVL(made.base.config)
     for arm in arms:
-        if arm in done or (arm == "foreign" and not made.foreign):
+        if arm in done:
             continue
         student.load_state_dict(begun)
         took = learn(arm, student, made, plan)
         yield {"seed": made.seed, "arm": arm, "scores": experts.examined(student, made.seed, sizes), **took}
 
 
-def headrooms(rows: list[dict], arm: str) -> dict[str, list[float]]:
-    """In percent, of every domain with an expert, one number for each seed whose expert is better than its base."""
+def headrooms(rows: list[dict], arm: str) -> dict[str, dict[int, float]]:
+    """In percent, of every domain with an expert: by seed, where the expert is BETTER points above its base or more."""
     at = {(row["seed"], row["arm"]): row["scores"] for row in rows}
-    out: dict[str, list[float]] = {name: [] for name in EXPERTS}
+    out: dict[str, dict[int, float]] = {name: {} for name in EXPERTS}
     for seed in sorted({row["seed"] for row in rows if row["arm"] == arm}):
         for name in EXPERTS:
             base, expert = at[seed, experts.BASE][name], at[seed, f"expert {name}"][name]
             if expert - base >= BETTER:
-                out[name].append(100 * (at[seed, arm][name] - base) / (expert - base))
+                out[name][seed] = 100 * (at[seed, arm][name] - base) / (expert - base)
     return {name: values for name, values in out.items() if values}
 
 
 def summarise(rows: list[dict]) -> dict[str, float | int]:
     """The flat numbers: of MOPD without a suffix, of each other arm with its name."""
-    seeds = sorted({row["seed"] for row in rows})
     of = lambda arm: [row for row in rows if row["arm"] == arm]  # noqa: E731
     mean = lambda values: round(sum(values) / len(values), 1)  # noqa: E731
     out: dict[str, float | int] = {"mopd_seeds": len({row["seed"] for row in of("mopd")})}
@@ -75,34 +75,41 @@ def summarise(rows: list[dict]) -> dict[str, float | int]:
             out[f"base_{name}"] = mean([row["scores"][name] for row in bases])
         if some := of(f"expert {name}"):
             out[f"expert_{name}"] = mean([row["scores"][name] for row in some])
-    at = {(row["seed"], row["arm"]): row["scores"] for row in rows}
-    for arm in ARMS:
-        if not (some := of(arm)):
-            continue
+    for arm in (arm for arm in ARMS if of(arm)):
         end = "" if arm == "mopd" else f"_{arm}"
-        if not (found := headrooms(rows, arm)):
-            continue
-        means = {name: mean(values) for name, values in found.items()}
-        out |= {f"headroom_min{end}": min(means.values()), f"headroom_mean{end}": mean([*means.values()])}
-        out[f"headroom_worst{end}"] = round(min(min(values) for values in found.values()), 1)
-        per_seed = [mean(seed) for seed in zip(*found.values(), strict=False)]
+        out |= {f"{key}{end}": value for key, value in of_arm(rows, arm).items()}
+    if of("mopd") and of("mixrl"):
+        spent, other = of("mopd")[0]["rollouts"], of("mixrl")[0]["rollouts"]
+        sizes = experts.Plan()
+        making = len(EXPERTS) * sizes.iterations * sizes.prompts * sizes.group
+        out |= {"rollouts_ratio": round(spent / other, 3), "rollouts_ratio_experts": round((spent + making) / other, 3)}
+    return out | {"mopd_domains": len(EXPERTS), "mopd_questions": rows[0]["questions"] if rows else 0}
+
+
+def of_arm(rows: list[dict], arm: str) -> dict[str, float]:
+    """Headrooms, losses in domains without an expert (drop_, in points; text_drop is that of words), CPU seconds, and
+    the distance to the teachers, nats a token, in the first and the last twentieth of the way.
+    """
+    mean = lambda values: round(sum(values) / len(values), 1)  # noqa: E731
+    some, out = [row for row in rows if row["arm"] == arm], {}
+    if found := headrooms(rows, arm):
+        means = {name: mean(by_seed.values()) for name, by_seed in found.items()}
+        out |= {"headroom_min": min(means.values()), "headroom_mean": mean(means.values())}
+        out["headroom_worst"] = round(min(min(by_seed.values()) for by_seed in found.values()), 1)
+        seeds = sorted({seed for by_seed in found.values() for seed in by_seed})
+        per_seed = [mean([by_seed[n] for by_seed in found.values() if n in by_seed]) for n in seeds]
         if len(per_seed) > 1:
             estimate = student_mean(per_seed)
-            out |= {
-                f"headroom_mean{end}_low": round(estimate.low, 1),
-                f"headroom_mean{end}_high": round(estimate.high, 1),
-            }
-        out |= {f"headroom_{name}{end}": value for name, value in means.items()}
-        drops = {n: mean([at[row["seed"], experts.BASE][n] - row["scores"][n] for row in some]) for n in PROBES}
-        out |= {f"drop_{name}{end}": value for name, value in drops.items()}
-        out[f"text_drop{end}"] = drops["words"]
-        out[f"cpu_seconds_mopd{end}"] = mean([row["cpu_seconds"] for row in some])
-        if "log" in some[0] and "kl" in some[0]["log"][0]:
-            out |= {f"kl_start{end}": round(sum(r["log"][0]["kl"] for r in some) / len(some), 3)}
-            out |= {f"kl_end{end}": round(sum(r["log"][-1]["kl"] for r in some) / len(some), 3)}
-    if of("mopd") and of("mixrl"):
-        out["rollouts_ratio"] = round(of("mopd")[0]["rollouts"] / of("mixrl")[0]["rollouts"], 3)
-    return out | {"mopd_domains": len(EXPERTS), "mopd_questions": 0 if not seeds else rows[0]["questions"]}
+            out |= {"headroom_mean_low": round(estimate.low, 1), "headroom_mean_high": round(estimate.high, 1)}
+        out |= {f"headroom_{name}": value for name, value in means.items()}
+    at = {(row["seed"], row["arm"]): row["scores"] for row in rows}
+    for name in PROBES:
+        out[f"drop_{name}"] = mean([at[row["seed"], experts.BASE][name] - row["scores"][name] for row in some])
+    out |= {"text_drop": out["drop_words"], "cpu_seconds_mopd": mean([row["cpu_seconds"] for row in some])}
+    if "kl" in some[0].get("log", [{}])[0]:
+        ends = {"kl_start": 0, "kl_end": -1}
+        out |= {key: round(sum(row["log"][n]["kl"] for row in some) / len(some), 3) for key, n in ends.items()}
+    return out
 
 
 def report(path: Path, rows: list[dict]) -> None:
@@ -115,12 +122,20 @@ def report(path: Path, rows: list[dict]) -> None:
 
 
 def read(paths: list[Path]) -> list[dict]:
-    """The lines of several files, each arm of a seed once."""
+    """The lines of several files, each arm of a seed once. Raises ValueError where they are of different sizes."""
     found = {}
     for path in paths:
         for row in json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []:
             found.setdefault((row["seed"], row["arm"]), row)
+    require_alike([*found.values()])
     return [*found.values()]
+
+
+def require_alike(rows: list[dict]) -> None:
+    """Raise ValueError where lines were not asked as many questions, or taught by another plan."""
+    sizes = {json.dumps([row["questions"], row.get("plan")], sort_keys=True) for row in rows}
+    if len(sizes) > 1:
+        raise ValueError(f"expected lines of one size, got {len(sizes)}: {sorted(sizes)}: write to another file")
 
 
 def main() -> None:
@@ -133,33 +148,42 @@ def main() -> None:
     parser.add_argument("--models", type=Path, help="folder of bases and experts; default: beside the JSON")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4])
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=ARMS)
-    parser.add_argument("--foreign", type=int, help="seed whose experts are the foreign ones; default: none")
+    parser.add_argument("--foreign", type=int, help="seed whose experts are the foreign ones; default: the next seed's")
     parser.add_argument("--questions", type=int, default=300, help="of each examination")
     parser.add_argument("--smoke", action="store_true", help="tiny experts; give tiny sizes too")
     for field in fields(Plan):
-        if field.type is not tuple[float, ...]:
+        if field.type in (int, float):
             parser.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, default=field.default)
     options = parser.parse_args()
     torch.set_num_threads(1)
     plan = Plan(**{field.name: getattr(options, field.name) for field in fields(Plan) if hasattr(options, field.name)})
     folder = options.models or options.out.with_suffix("")
+    sizes = {"questions": options.questions, "plan": asdict(plan)}
     rows = read([options.out, *options.add])
+    require_alike([*rows, sizes])
     for seed in options.seeds:
         done = {row["arm"] for row in rows if row["seed"] == seed}
-        if not {*options.arms, experts.BASE, *(f"expert {name}" for name in EXPERTS)} - done:
+        foreign = other_seed(seed, options.seeds) if options.foreign is None else options.foreign
+        arms = [arm for arm in options.arms if arm != "foreign" or foreign not in (None, seed)]
+        if not {*arms, experts.BASE, *(f"expert {name}" for name in EXPERTS)} - done:
             continue
-        experts.make(options.checkpoint, folder, seed, experts.SMOKE if options.smoke else experts.Plan())
-        made = family(folder, seed, options.foreign)
-        far = apart_at_start(made.base, batches(made.base, seed, plan.prompts)(0), right(made), DistillConfig(k=plan.k))
+        for each in {seed, foreign} - {None} if "foreign" in arms else {seed}:
+            experts.make(options.checkpoint, folder, each, experts.SMOKE if options.smoke else experts.Plan())
+        made = family(folder, seed, foreign if "foreign" in arms else None)
+        student = copy.deepcopy(made.base)
+        far = apart_at_start(student, batches(student, seed, plan.prompts)(0), right(made), config_of(plan, seed))
         print({route: round(kl, 2) for route, kl in far.items()}, "nats a token, student || teacher", flush=True)
-        for row in rows_of(made, plan, options.arms, options.questions, done):
-            rows.append(
-                row | {"questions": options.questions, "plan": asdict(plan), "hardware": hardware(), "start_kl": far}
-            )
+        for row in rows_of(made, plan, arms, options.questions, done):
+            rows.append(row | sizes | {"hardware": hardware(), "start_kl": far})
             print(json.dumps({key: row[key] for key in ("seed", "arm", "scores")}), flush=True)
             report(options.out, rows)
     if rows:
         report(options.out, rows)
+
+
+def other_seed(seed: int, seeds: list[int]) -> int | None:
+    """The next one in a circle; None where there is no other."""
+    return seeds[(seeds.index(seed) + 1) % len(seeds)] if len(seeds) > 1 else None
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ One step: a batch of prompts of several kinds is answered by the student itself 
 goes, not where a teacher would go), each answer is read by the one teacher of its kind, and `estimators` gives the loss
 of every place. Report, "Cross-Modal MOPD"; it gives no learning rate, K, number of answers or steps: all our choice.
 
-    far = apart_at_start(student, batch_at(0), teachers, config)
+    far = apart_at_start(student, batch_at(0), teachers, config)  # {"sums (text)": 0.6, ...}, nats a token
     lines = distill(student, batch_at, teachers, config, LoopConfig(steps=200, lr=6e-4), folder)
 
 What learns is what reward teaches (`learn.learns`): decoder and head. All logits of a batch are held at once, which a
@@ -13,6 +13,7 @@ vocabulary of 152,000 would not allow: there they are made and compared in piece
 Axes: b prompt, g answer of a prompt, n token of an answer, v vocabulary.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from minikeye.rl.learn import learns, require_finite
 from minikeye.rl.mopd.estimators import OVERLAP, Estimator
 from minikeye.rl.mopd.shaping import collapse_start, token_weights
 from minikeye.rl.mopd.support import apart, distributions
-from minikeye.rl.mopd.teachers import Asked, Teachers
+from minikeye.rl.mopd.teachers import Asked, Route, Teachers
 from minikeye.rl.rollout import Answers, Sampling, answer_logits, require_positions, sampled
 from minikeye.training.loop import LoopConfig, train
 from minikeye.training.stage import trainable
@@ -39,23 +40,33 @@ from minikeye.training.step import autocast
 
 @dataclass(frozen=True)
 class DistillConfig(Sampling):
-    """How the student is sampled and corrected."""
+    """How the student is sampled and corrected.
 
-    group: int = 2  # answers to a prompt; nothing is compared within a group, so one would do
+    group: answers to a prompt; nothing is compared within a group, so one would do. k: of top k. average: see
+    `token_shares`. formatting: factor of tokens without a letter or digit, against 1 (`shaping.token_weights`); 1 by
+    default, because of the report's two kinds nothing is known, and any other value bends the estimators that draw.
+    repetition: lambda_rep in nats, subtracted from the advantage from where a loop begins. icepop: bounds of the
+    trainer's over the sampler's probability of a token, outside of which it is left out; None: none. most_kl: nats a
+    token; a teacher further from the student than that, at temperature 1, is refused before it teaches.
+    """
+
+    group: int = 2
     estimator: Estimator = OVERLAP
-    k: int = 8  # of top k
-    average: Literal["tokens", "answers"] = "tokens"  # see `token_shares`
-    formatting: float = 0.5  # factor of tokens without a letter or digit, against 1 (`shaping.token_weights`)
-    repetition: float = 1.0  # lambda_rep, nats: subtracted from the advantage from where a loop begins
-    icepop: tuple[float, float] | None = None  # bounds of trainer's over sampler's probability of a token; None: none
-    most_kl: float = 1.5  # nats a token: a teacher further from the student than that is refused before training
+    k: int = 8
+    average: Literal["tokens", "answers"] = "tokens"
+    formatting: float = 1.0
+    repetition: float = 1.0
+    icepop: tuple[float, float] | None = None
+    most_kl: float = 1.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.average not in ("tokens", "answers"):
             raise ValueError(f"expected average tokens or answers, got {self.average!r}")
-        if self.k < 1 or min(self.formatting, self.repetition) < 0 or not self.most_kl > 0:
-            raise ValueError(f"expected k >= 1, formatting and repetition >= 0, most_kl above 0, got {self}")
+        if self.k < 1 or not (0 <= self.formatting < math.inf and 0 <= self.repetition < math.inf and self.most_kl > 0):
+            raise ValueError(f"expected k >= 1, finite formatting and repetition >= 0, most_kl above 0, got {self}")
+        if not isinstance(self.estimator, Estimator):
+            raise ValueError(f"expected a row of estimators.ESTIMATORS, got {self.estimator!r}")
         if self.icepop is not None and not 0 <= self.icepop[0] < 1 < self.icepop[1]:
             raise ValueError(f"expected icepop bounds on both sides of 1, such as (0.5, 5.0), got {self.icepop}")
 
@@ -70,11 +81,33 @@ class Compared:
     teacher: Float[Tensor, "b g n v"]
 
 
-def compare(student: KeyeVL, asked: Sequence[Asked], teachers: Teachers, how: DistillConfig, seed: int) -> Compared:
-    """Let the student answer, and its teachers read. Raises ValueError for prompts without positions or teacher."""
+def require_batch(student: KeyeVL, asked: Sequence[Asked], teachers: Teachers) -> Sequence[Asked]:
+    """The batch, if it can be taught; looked at before minutes of sampling.
+
+    Raises ValueError for a batch or prompts of nothing, prompts with pixels or without positions, a route without
+    teacher, a teacher that is the student itself (give it a copy), and one with another vocabulary.
+    """
+    if not asked or not all(len(each) for each in asked):
+        raise ValueError(f"expected prompts to ask, got {[len(each) for each in asked]} of them")
     for each in asked:
         require_positions(each.prompts)
-        teachers.of(each.route)  # before minutes of sampling
+        if "patches" in each.prompts:
+            raise ValueError(f"expected prompts without pixels for {each.route}: see learn.with_visual_tokens")
+        teacher, own = teachers.of(each.route), student.config.text.vocab
+        if teacher.model is student:
+            raise ValueError(
+                f"expected a teacher that stays as it is, {teacher.name} is the student: give a copy of it"
+            )
+        if (its := teacher.model.config.text.vocab) != own:
+            raise ValueError(
+                f"expected a vocabulary of {own} for {teacher.name}, got {its}: teachers share a tokenizer"
+            )
+    return asked
+
+
+def compare(student: KeyeVL, asked: Sequence[Asked], teachers: Teachers, how: DistillConfig, seed: int) -> Compared:
+    """Let the student answer, and its teachers read. Raises ValueError as `require_batch`."""
+    require_batch(student, asked, teachers)
     prompts = joined_prompts([each.prompts for each in asked])
     answers = sampled(student, prompts, how, seed)
     parts = answers.ids.split([len(each) for each in asked])
@@ -132,17 +165,17 @@ def by_route(asked: Sequence[Asked], values: Float[Tensor, "b g n"], mask: Tenso
     sizes, found = [len(each) for each in asked], {}
     for each, value, where in zip(asked, values.split(sizes), mask.split(sizes), strict=True):
         found.setdefault(str(each.route), []).append(value[where])
-    return {route: float(torch.cat(parts).mean()) for route, parts in found.items()}
+    return {route: float(torch.cat(parts).sum()) / max(1, sum(map(len, parts))) for route, parts in found.items()}
 
 
 @torch.no_grad()
 def apart_at_start(student: KeyeVL, asked: Sequence[Asked], teachers: Teachers, how: DistillConfig) -> dict[str, float]:
-    """Reverse KL(student || teacher) of every route, nats a token, on the student's own answers: eight to a prompt, or
-    `how.group` if that is more.
+    """Reverse KL(student || teacher) of every route, named "TASK (MODALITY)", nats a token.
 
-    Raises ValueError where one is above `how.most_kl`: what a student cannot do at all, nobody corrects on-policy.
+    On the student's own answers at temperature 1, eight to a prompt, or `how.group` if that is more. Raises ValueError
+    where one is above `how.most_kl`: what a student cannot do at all, nobody corrects on-policy.
     """
-    both = compare(student, asked, teachers, replace(how, group=max(8, how.group)), how.seed)
+    both = compare(student, asked, teachers, replace(how, group=max(8, how.group), temperature=1.0), how.seed)
     taken = both.answers.ids.clamp(min=0)
     far = by_route(asked, apart(both.student, both.teacher, taken, how.k)["kl"], both.answers.mask)
     if beyond := {route: round(kl, 2) for route, kl in far.items() if kl > how.most_kl}:
@@ -165,12 +198,12 @@ def distill(
     """Teach the student by its teachers; returns the log lines of this call, with the numbers of `objective`.
 
     batch_at(step) -> prompts of one or more kinds, the same for the same step. folder, name: as of `loop.train`; a run
-    that was killed goes on to the same numbers. A new run first looks whether a teacher is too far. Raises ValueError
-    as `apart_at_start` and `compare`; FloatingPointError for a loss or gradient that is not finite, before any
-    parameter moves, naming the file `folder`/NAME.failed.pt with prompts and answers; and what `train` raises.
+    that was killed goes on to the same numbers, with the config it began with. Before a teacher teaches, it is looked
+    whether it is too far. The student is left in training mode, all but what `learns` names frozen. Raises ValueError
+    as `apart_at_start` and `require_batch`; FloatingPointError for logits, a loss or a gradient that is not finite,
+    before any parameter moves, naming the file `folder`/NAME.failed.pt with the prompts; and what `train` raises.
     """
-    if folder is None or not (Path(folder) / f"{name}.pt").is_file():
-        apart_at_start(student, batch_at(0), teachers, config)
+    known: set[Route] = set()
     parameters = trainable(student, learns)
     tokenizer = load_tokenizer(student.config)
     weights = token_weights(
@@ -180,24 +213,28 @@ def distill(
     def backward_at(step: int) -> tuple[Tensor, dict[str, float]]:
         for p in parameters.values():
             p.grad = None
-        both = compare(student, batch_at(step), teachers, config, config.seed * 1_000_003 + step)
+        asked = batch_at(step)
         try:
+            if new := [each for each in asked if each.route not in known]:
+                apart_at_start(student, new, teachers, config)
+                known.update(each.route for each in new)
+            both = compare(student, asked, teachers, config, config.seed * 1_000_003 + step)
             loss, numbers = objective(both, config, weights)
             loss.backward()
             require_finite(loss, parameters)
         except FloatingPointError as error:
             kept = "was not kept: give a folder"
             if folder is not None:
-                save(both, path := Path(folder) / f"{name}.failed.pt", step)
-                kept = f"(prompts, answers) is in {path}"
+                save(asked, path := Path(folder) / f"{name}.failed.pt", step)
+                kept = f"is in {path}"
             raise FloatingPointError(f"{name} stopped at step {step}: {error}; its batch {kept}") from error
         return loss.detach(), numbers
 
     return train(parameters, backward_at, loop, folder, name)
 
 
-def save(both: Compared, path: Path, step: int) -> None:
-    """Write what was asked and said to one file that `torch.load(path)` reads."""
-    asked = [{"route": tuple(each.route), "prompts": each.prompts} for each in both.asked]
+def save(asked: Sequence[Asked], path: Path, step: int) -> None:
+    """Write what was asked to one file that `torch.load(path)` reads; what was said follows from it and the step."""
+    kept = [{"route": tuple(each.route), "prompts": each.prompts} for each in asked]
     with whole_file(path) as part:
-        torch.save({"step": step, "asked": asked, "ids": both.answers.ids, "logprobs": both.answers.logprobs}, part)
+        torch.save({"step": step, "asked": kept}, part)

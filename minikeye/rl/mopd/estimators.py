@@ -3,21 +3,25 @@
 Axes: n state, v vocabulary. S is the student's distribution, T the teacher's, y the token that the student took, Omega
 the support, S' = S renormalised on Omega, sg[.] "without gradient". A loss is given for every state.
 
-    estimator            loss of a state                                        on average it teaches
+    estimator            loss of a state                                        on average over y it teaches
     all_actions          -sum over Omega of sg[S' (log T - log S)] log S        reverse KL where Omega is everything
     printed              -sg[sum over Omega of S' (log T - log S)] log S(y)     nothing: see below
-    sampled              -sg[log T(y) - log S(y)] log S(y)                      reverse KL
+    sampled              -sg[log T(y) - log S(y)] log S(y)                      reverse KL, up to CLIP
     full                 sum of S (log S - log T)                               reverse KL
-    corrected            sum over Omega of S log(S/T) - S + T                   a divergence that is 0 at the teacher
-    uncorrected          sum over Omega of S log(S/T)                           something else: also to leave Omega
+    corrected            sum over Omega of S log(S/T) - S + T                   as all_actions there, times S(Omega)
+    uncorrected          sum over Omega of S log(S/T)                           also to leave Omega, if that is not all
     k1, k2, k3           log S(y)/T(y); its square / 2; T(y)/S(y) - 1 + k1      nothing; reverse KL; forward KL
-    undetached           -sum over Omega of S' (log T - log S), gradients kept  something else
+    undetached           -sum over Omega of S' (log T - log S), gradients kept  the same, and more so
     both_renormalised    KL of both renormalised on Omega                       nothing outside of Omega
 
 The report prints an advantage that is a number of the state (its A has no index of a token) times log S(y). Whatever
 number multiplies it, the gradient of log S(y) is 0 on average over y ~ S; so that loss, read to the letter, has no
 direction, only noise. Our reading is that the number of each token goes to that token's own log-probability:
 `all_actions` on the overlap, which is the default. `exact` proves it without sampling.
+
+All this is said of one state whose tokens count alike. Whatever makes a token's share depend on what was drawn, kinds
+of token (`shaping`) or the length of the answer (`distill.token_shares`), gives `printed` and `k1` a direction after
+all, and not the teacher's, and bends `sampled` a little; the losses without y in them are what they are.
 
 `sampled` is MiMo-V2-Flash's and NeMo RL's form, held within CLIP (our choice of 5 nats); `corrected` is of the MOPD
 paper (arXiv 2606.30406).

@@ -17,13 +17,15 @@ REPEATS, SHORTEST, LONGEST = 4, 8, 16  # times, tokens in all, tokens of the pie
 
 
 def token_weights(
-    decode: Callable[[list[int]], str], vocab: int, formatting: float = 0.5, content: float = 1.0
+    decode: Callable[[list[int]], str], vocab: int, formatting: float, content: float = 1.0
 ) -> Float[Tensor, " v"]:
     """The factor of every token: content has a letter or a digit, all else is formatting.
 
-    decode: the student's tokenizer's, which gives nothing for special tokens. To Adam only the ratio matters.
+    The weight is that of the token which was drawn, for the whole state: so the report's equation has it. decode: the
+    student's tokenizer's, which gives nothing for special tokens; a token that is part of a letter (U+FFFD) counts as
+    content. To Adam only the ratio matters.
     """
-    says = [any(letter.isalnum() for letter in decode([token])) for token in range(vocab)]
+    says = [any(letter.isalnum() or letter == "\ufffd" for letter in decode([token])) for token in range(vocab)]
     return torch.where(torch.tensor(says), content, formatting)
 
 

@@ -8,6 +8,7 @@ modes: Overlap, Student-Only and Teacher-on-Student. It defines the first. Our r
 top k, and the teacher's top k under the student's weights. It gives no K: 8 here (our choice).
 """
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -22,7 +23,12 @@ LEAST = -60.0
 
 
 def distributions(logits: Float[Tensor, "*n v"], temperature: float = 1.0) -> Float[Tensor, "*n v"]:
-    """log softmax(logits / temperature), nats, held at LEAST, in float32 or better. -inf may be among the logits."""
+    """log softmax(logits / temperature), nats, held at LEAST, in float32 or better. -inf may be among the logits.
+
+    Raises ValueError for a temperature that is not above 0.
+    """
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"expected a finite temperature above 0, got {temperature}")
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return (wide / temperature).log_softmax(dim=-1).clamp(min=LEAST)
 
@@ -30,15 +36,15 @@ def distributions(logits: Float[Tensor, "*n v"], temperature: float = 1.0) -> Fl
 def support(student: Float[Tensor, "*n v"], teacher: Float[Tensor, "*n v"], k: int, mode: Mode) -> Bool[Tensor, "*n v"]:
     """Which tokens count: Omega of the report, or one of its relatives. "all": every token, whatever k is.
 
-    Ties at the k-th place go as `torch.topk` decides. Raises ValueError for k outside of 1..v, an unknown mode and
-    vocabularies of different sizes.
+    Ties at the k-th place go as `torch.topk` decides. Raises ValueError for k outside of 1..v (unless the mode is
+    "all"), an unknown mode and vocabularies of different sizes.
     """
     if student.shape != teacher.shape:
         raise ValueError(
             f"expected student and teacher over the same states and vocabulary, got {list(student.shape)} and "
             f"{list(teacher.shape)}: a teacher must share the student's tokenizer"
         )
-    if mode not in MODES or not 1 <= k <= student.shape[-1]:
+    if mode not in MODES or (mode != "all" and not 1 <= k <= student.shape[-1]):
         raise ValueError(f"expected a mode among {', '.join(MODES)} and k in 1..{student.shape[-1]}, got {mode!r}, {k}")
     if mode == "all":
         return torch.ones_like(student, dtype=torch.bool)
@@ -73,7 +79,7 @@ def entropy(logprobs: Float[Tensor, "*n v"]) -> Float[Tensor, "*n"]:
 def apart(
     student: Float[Tensor, "*n v"], teacher: Float[Tensor, "*n v"], taken: Int[Tensor, "*n"], k: int
 ) -> dict[str, Float[Tensor, "*n"]]:
-    """What to watch in every state.
+    """What to watch in every state. taken: any token where there is none, such as 0; k: at most v.
 
     "kl": reverse KL, nats; "entropy" and "teacher_entropy", nats; "overlap": |Omega| / k; "mass": the student's
     probability on Omega; "empty": 1 where Omega is empty; "inside": 1 where the token that was taken lies in Omega.

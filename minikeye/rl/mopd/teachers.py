@@ -34,7 +34,11 @@ class Route(NamedTuple):
 
 @dataclass(frozen=True)
 class Asked:
-    """Prompts of one kind, `with_visual_tokens`, padded on the left."""
+    """Prompts of one kind, `with_visual_tokens`, padded on the left.
+
+    prompts: input_ids [b t] and positions [3 b t], with attention_mask bool [b t] where rows are padded, and visual
+    [n d] unless they are of text alone.
+    """
 
     prompts: Prompts
     route: Route
@@ -87,10 +91,10 @@ class Teachers:
         where a teacher reads another sequence (`aligned`).
         """
         parts: list[Tensor | None] = [None] * len(asked)
-        by_model: dict[int, list[int]] = {}
+        by_reader: dict[tuple[int, int], list[int]] = {}
         for n, each in enumerate(asked):
-            by_model.setdefault(id(self.of(each.route).model), []).append(n)
-        for numbers in by_model.values():
+            by_reader.setdefault(reader(self.of(each.route)), []).append(n)
+        for numbers in by_reader.values():
             prompts, ids = joined_prompts([asked[n].prompts for n in numbers]), torch.cat([answers[n] for n in numbers])
             read = judged(self.of(asked[numbers[0]].route), prompts, ids, temperature, attention)
             for n, part in zip(numbers, read.split([len(asked[n]) for n in numbers]), strict=True):
@@ -99,16 +103,21 @@ class Teachers:
 
 
 class AllTeachers(Teachers):
-    """The mean of all teachers' probabilities, whatever is asked: what one public project does, to compare with."""
+    """The mean of all teachers' probabilities for every prompt that has one: what one public project does."""
 
     def distributions(
         self, asked: Sequence[Asked], answers: Sequence[Int[Tensor, "_ g n"]], temperature: float, attention: Mode
     ) -> Float[Tensor, "b g n v"]:
-        """As of `Teachers`, without a router."""
+        """As of `Teachers`, whichever teacher a prompt has."""
         prompts, ids = joined_prompts([each.prompts for each in asked]), torch.cat(list(answers))
-        everyone = {id(teacher.model): teacher for teacher in self.routes.values()}.values()
+        everyone = {reader(teacher): teacher for teacher in self.routes.values()}.values()
         read = [judged(teacher, prompts, ids, temperature, attention) for teacher in everyone]
         return torch.stack(read).logsumexp(dim=0) - math.log(len(read))
+
+
+def reader(teacher: Teacher) -> tuple[int, int]:
+    """What one pass has in common: the model, and how it is given its prompts."""
+    return id(teacher.model), id(teacher.reads)
 
 
 @torch.no_grad()
@@ -118,12 +127,14 @@ def judged(
     """One teacher's distributions, on the device of the answers. Raises ValueError as `require_aligned`."""
     its_prompts, its_ids = teacher.reads(prompts, ids)
     require_aligned(prompts, its_prompts, ids, its_ids, teacher.model.config, teacher.name)
-    there = teacher.model.device
-    training = teacher.model.training
+    there, training = teacher.model.device, teacher.model.training
     teacher.model.eval()
-    with autocast(there):
-        logits = answer_logits(
-            teacher.model, {name: x.to(there) for name, x in its_prompts.items()}, its_ids.to(there), attention
-        )
-    teacher.model.train(training)
+    try:
+        with autocast(there):
+            inputs = {name: x.to(there) for name, x in its_prompts.items()}
+            logits = answer_logits(teacher.model, inputs, its_ids.to(there), attention)
+    except FloatingPointError as error:
+        raise FloatingPointError(f"the teacher {teacher.name}: {error}") from error
+    finally:
+        teacher.model.train(training)
     return distributions(logits, temperature).to(ids.device)

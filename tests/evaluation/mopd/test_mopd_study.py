@@ -99,7 +99,10 @@ def test_headroom_by_hand():
     one, two = line(0, "mopd", 70.0, rollouts=10, cpu_seconds=3.0), line(1, "mopd", 80.0, rollouts=10, cpu_seconds=5.0)
     one["scores"]["sums"], one["scores"]["words"] = 50.0, 46.0
     rows += [one, two, line(0, "mixrl", 90.0, rollouts=40, cpu_seconds=1.0)]
-    assert headrooms(rows, "mopd")["grounding"] == [50.0, 100.0] and headrooms(rows, "mopd")["sums"] == [0.0, 100.0]
+    assert headrooms(rows, "mopd")["grounding"] == {0: 50.0, 1: 100.0} and headrooms(rows, "mopd")["sums"] == {
+        0: 0.0,
+        1: 100.0,
+    }
     found = summarise(rows)
     assert found["headroom_min"] == 50.0 and found["headroom_sums"] == 50.0 and found["headroom_worst"] == 0.0
     assert found["headroom_mean"] == pytest.approx((5 * 75 + 50) / 6, abs=0.1)
@@ -109,7 +112,7 @@ def test_headroom_by_hand():
 
 def test_an_expert_that_is_no_better_has_no_headroom():
     rows = [*family_lines(0, 50.0, 50.5), line(0, "mopd", 50.0, rollouts=1, cpu_seconds=1.0)]
-    assert headrooms(rows, "mopd") == {} and "headroom_min" not in summarise(rows)
+    assert not any(headrooms(rows, "mopd").values()) and "headroom_min" not in summarise(rows)
 
 
 def test_lines_are_kept_added_and_not_made_again(made, tmp_path):
@@ -121,8 +124,6 @@ def test_lines_are_kept_added_and_not_made_again(made, tmp_path):
     assert {(row["seed"], row["arm"]) for row in found} == {(3, row["arm"]) for row in rows} | {(4, "base")}
     done = {"base", *(f"expert {name}" for name in EXPERTS), "mopd"}
     assert list(rows_of(made, TINY, ["mopd"], 2, done)) == []
-    without = Family(0, made.base, made.experts, {})
-    assert list(rows_of(without, TINY, ["foreign"], 2, done)) == []  # nobody foreign there
     (row,) = rows_of(made, TINY, ["average"], 2, done)
     assert row["arm"] == "average" and row["scores"].keys() == DOMAINS.keys()
 
@@ -138,3 +139,28 @@ def test_the_command_refuses_arms_that_are_none(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         study.main()
     assert "magic" in capsys.readouterr().err
+
+
+def test_a_seed_that_drops_out_of_a_domain_takes_no_other_seed_with_it():
+    """Headroom 20, 80 and 50 % everywhere; one expert is no better in seed 0, another in seed 1."""
+    rows = []
+    for seed, percent in enumerate((20, 80, 50)):
+        lines = family_lines(seed, 40.0, 80.0)
+        lines.append(line(seed, "mopd", 40.0 + 0.4 * percent, rollouts=1, cpu_seconds=1.0))
+        rows += lines
+    for seed, name in ((0, "counting"), (1, "sums")):
+        next(r for r in rows if r["seed"] == seed and r["arm"] == f"expert {name}")["scores"][name] = 41.0
+    found = summarise(rows)
+    assert found["headroom_counting"] == 65.0 and found["headroom_sums"] == 35.0 and found["headroom_grounding"] == 50.0
+    assert found["headroom_mean_low"] == pytest.approx(50 - 4.303 * 30 / 3**0.5, abs=0.2)
+
+
+def test_lines_of_other_sizes_are_refused(tmp_path):
+    report(tmp_path / "a.json", [line(0, "base", 1.0, hardware="x") | {"questions": 2}])
+    report(tmp_path / "b.json", [line(1, "base", 1.0, hardware="x")])
+    with pytest.raises(ValueError, match="expected lines of one size, got 2"):
+        read([tmp_path / "a.json", tmp_path / "b.json"])
+
+
+def test_the_foreign_seed_is_another():
+    assert [study.other_seed(n, [3, 5, 7]) for n in (3, 5, 7)] == [5, 7, 3] and study.other_seed(3, [3]) is None

@@ -49,6 +49,16 @@ def test_answers_moved_by_one():
         check(read=torch.tensor([[[5, 6, 7, -1]], [[8, 9, 0, -1]]]))  # filling taken for a token
 
 
+def test_readers_that_return_something_else():
+    with pytest.raises(ValueError, match=r"from the reader of the expert, got no \['positions'\]"):
+        check({"input_ids": OURS["input_ids"]})
+    with pytest.raises(ValueError, match="keep prompts and answers in order"):
+        check(read=SAID[:1])
+    with pytest.raises(ValueError, match="filled to another length"):
+        check(read=torch.nn.functional.pad(SAID, (0, 1), value=-1))
+    assert shift([1, 1, 1, 1], [1, 1, 1, 1]) == 0
+
+
 def test_other_frames_template_seconds():
     with pytest.raises(ValueError, match=r"expected 2 visual tokens for the expert in prompt 1, got 1"):
         check(prompts([[1, VIDEO, VIDEO, 2, 3], [1, VIDEO, 4]]))

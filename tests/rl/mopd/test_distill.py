@@ -13,7 +13,7 @@ from minikeye.rl.mopd.distill import Compared, DistillConfig, apart_at_start, co
 from minikeye.rl.mopd.estimators import FULL, PRINTED, SAMPLED
 from minikeye.rl.mopd.merging import arithmetic, imitate
 from minikeye.rl.mopd.support import distributions
-from minikeye.rl.mopd.teachers import Asked, Route, Teacher, Teachers
+from minikeye.rl.mopd.teachers import AllTeachers, Asked, Route, Teacher, Teachers
 from minikeye.rl.rollout import Answers
 from minikeye.training.loop import LoopConfig
 
@@ -130,7 +130,8 @@ def test_a_gradient_that_is_not_finite_names_its_file(teachers, tmp_path, monkey
     with pytest.raises(FloatingPointError, match=r"mopd stopped at step 0: .* is in .*mopd.failed.pt"):
         distill(student, batch, teachers, SMALL, LOOP, tmp_path)
     kept = torch.load(tmp_path / "mopd.failed.pt")
-    assert kept["step"] == 0 and [each["route"] for each in kept["asked"]] == [("up", "text"), ("down", "text")]
+    assert kept["step"] == 0 and kept["asked"][0]["prompts"]["input_ids"].shape == (4, 5)
+    assert [each["route"] for each in kept["asked"]] == [("up", "text"), ("down", "text")]
     assert torch.equal(student.lm_head.weight, before)
 
 
@@ -223,7 +224,8 @@ def test_task_arithmetic_by_hand():
     "bad",
     [
         {"k": 0}, {"formatting": -1.0}, {"repetition": -1.0}, {"most_kl": 0.0}, {"average": "sum"}, {"group": 0},
-        {"temperature": 0.0}, {"icepop": (1.0, 2.0)}, {"icepop": (0.5, 1.0)}, {"attention": "Dense"},
+        {"formatting": math.nan}, {"repetition": math.inf}, {"estimator": "overlap"}, {"temperature": 0.0},
+        {"icepop": (1.0, 2.0)}, {"icepop": (0.5, 1.0)}, {"attention": "Dense"},
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(unchecked, bad):
@@ -240,3 +242,49 @@ def test_the_printed_form_moves_the_student_and_not_towards_the_teachers(teacher
         lines = distill(student, batch, teachers, replace(config, estimator=estimator), loop)
         walks[estimator.name] = sum(line["kl"] for line in lines[-5:]) / sum(line["kl"] for line in lines[:5])
     assert walks["printed"] > 1.1 and walks["overlap"] < 0.85
+
+
+def test_what_cannot_be_taught_is_refused_before_sampling(teachers, monkeypatch):
+    monkeypatch.setattr("minikeye.rl.mopd.distill.sampled", None)
+    student, asked = policy(), batch(0)
+    with pytest.raises(ValueError, match=r"prompts to ask, got \[\]"):
+        compare(student, [], teachers, SMALL, 0)
+    pixels = [replace(asked[0], prompts=asked[0].prompts | {"patches": torch.zeros(1)}), asked[1]]
+    with pytest.raises(ValueError, match=r"without pixels for up \(text\)"):
+        compare(student, pixels, teachers, SMALL, 0)
+    with pytest.raises(ValueError, match="itself is the student: give a copy"):
+        compare(student, asked, Teachers({UP: Teacher("itself", student), DOWN: Teacher("d", near(1))}), SMALL, 0)
+    other = KeyeVL(replace(CONFIG, text=replace(CONFIG.text, vocab=400)))
+    with pytest.raises(ValueError, match="a vocabulary of 320 for wide, got 400"):
+        compare(student, asked, Teachers({UP: Teacher("wide", other), DOWN: Teacher("d", near(1))}), SMALL, 0)
+
+
+def test_a_route_that_comes_later_is_looked_at_before_it_teaches():
+    routed = Teachers({UP: Teacher("up", near(1)), DOWN: Teacher("far", near(2, scale=40.0))})
+    seen = []
+
+    def batch_at(number: int) -> list[Asked]:
+        seen.append(number)
+        return batch(number)[: 1 + (number == 2)]
+
+    with pytest.raises(ValueError, match=r"within 3.0 nats a token of the student, got \{'down"):
+        distill(policy(), batch_at, routed, replace(SMALL, most_kl=3.0), LOOP)
+    assert seen == [0, 1, 2]
+
+
+def test_a_teacher_of_nan_is_named_and_its_batch_kept(tmp_path):
+    broken = near(1)
+    with torch.no_grad():
+        broken.lm_head.weight.fill_(math.nan)
+    routed = Teachers({UP: Teacher("broken", broken), DOWN: Teacher("down", near(2))})
+    with pytest.raises(
+        FloatingPointError, match=r"mopd stopped at step 0: the teacher broken: .* is in .*mopd.failed.pt"
+    ):
+        distill(policy(), batch, routed, SMALL, LOOP, tmp_path)
+    assert torch.load(tmp_path / "mopd.failed.pt")["asked"]
+
+
+def test_imitation_needs_one_voice(teachers):
+    everyone = AllTeachers(teachers.routes)
+    with pytest.raises(ValueError, match="a mean of teachers says nothing"):
+        imitate(policy(), batch, everyone, SMALL, LOOP)

@@ -111,3 +111,17 @@ def test_another_reading_is_refused(models):
     blind = Teacher("blind", one, lambda prompts, ids: (video(student, WHEN, 5).prompts, ids))
     with pytest.raises(ValueError, match="visual tokens for blind in prompt 0"):
         Teachers({WHEN: blind}).distributions(asked, answers(asked), 1.0, "dense")
+
+
+def test_two_readers_of_one_model_are_both_asked(models):
+    student, one, _ = models
+    asked, calls = [video(student, WHEN, 4), text()], []
+
+    def reading(name):
+        return lambda prompts, ids: calls.append(name) or (prompts, ids)
+
+    routes = {WHEN: Teacher("a", one, reading("a")), SUM: Teacher("b", one, reading("b"))}
+    Teachers(routes).distributions(asked, answers(asked), 1.0, "dense")
+    assert calls == ["a", "b"]
+    AllTeachers(routes).distributions(asked, answers(asked), 1.0, "dense")
+    assert calls == ["a", "b", "a", "b"]
