@@ -1,115 +1,115 @@
-"""Checkers of notebook 14, the full checkpoint."""
+"""Checkers of notebook 14, many teachers and one student."""
 
-from collections.abc import Callable
-from dataclasses import replace
+import torch
 
-from minikeye import KeyeConfig
-from minikeye.cost import active_parameters, parameters
 from minikeye.exercises import checker, written
 
 
-@checker
-def check_layer_parameters(answer):
-    """answer(config) -> parameters of one decoder layer, its indexer included."""
-    config = KeyeConfig.keye_vl_2_30b_a3b()
-    got = _whole(answer(config), "layer_parameters")
-    text, index, p = config.text, config.indexer, parameters(config)
-    d, n = text.width, text.layers
-    expected = _layer(config)
-    off = expected - got
-    assert off != p.indexer // n, "the indexer is missing: it is part of every layer's attention"
-    assert off != d * index.heads, (
-        "the gates are missing: the indexer's q_proj has heads x width rows for the queries and one more a head"
-    )
-    assert off != p.experts // n // text.experts * (text.experts - text.experts_per_token), (
-        "these are the experts that one token uses: the layer has all 128"
-    )
-    assert off != p.experts // n // 3, "an expert has three matrices: gate, up and down; gate and up share a tensor"
-    assert off != 2 * d, "the two norms of the layer are missing: one before attention, one before the experts"
-    assert off != 2 * text.head_width, "the norms of q and k are missing: head_width weights each, shared by all heads"
-    assert off != d, "a layer has two norms of width d, not one"
-    assert off != -2 * d * text.head_width * (text.heads - text.kv_heads), (
-        "keys and values have kv_heads heads, not as many as the queries"
-    )
-    assert off != p.router // n, "the router is missing: one row of width d for each expert"
-    assert off != 3 * index.width, (
-        "the indexer's norms are missing: RMSNorm of q has a weight, LayerNorm of k a weight and a bias"
-    )
-    assert got == expected, f"expected {expected:,}, got {got:,}: {abs(off):,} too {'few' if off > 0 else 'many'}"
-    for small in (KeyeConfig.mini(), KeyeConfig.nano()):
-        assert answer(small) == _layer(small), "right for the released model only: take every number from the config"
+def _logs(*probabilities: float) -> torch.Tensor:
+    return torch.tensor(probabilities, dtype=torch.float64).log()
+
+
+def _top(logprobs: torch.Tensor, k: int) -> torch.Tensor:
+    """The k likeliest tokens, [v]; without ties."""
+    return logprobs >= logprobs.sort(descending=True).values[k - 1]
+
+
+def _share(logprobs: torch.Tensor, on: torch.Tensor) -> torch.Tensor:
+    """Probabilities renormalised on a support that is not empty, 0 outside."""
+    return logprobs.exp() * on / (logprobs.exp() * on).sum()
+
+
+def _advantages(student: torch.Tensor, teacher: torch.Tensor, on: torch.Tensor) -> torch.Tensor:
+    return _share(student, on) * (teacher - student)
 
 
 @checker
-def check_streamed_bytes(answer):
-    """answer(config) -> bytes in bfloat16 that a streamed model reads from its files for one decoded token."""
-    config = KeyeConfig.keye_vl_2_30b_a3b()
-    got = _whole(answer(config), "streamed_bytes")
-    p, active, d = parameters(config), active_parameters(config), config.text.width
-    expected = _streamed(config)
-    off = expected - got
-    assert got not in (expected // 2, 2 * expected), "a parameter takes two bytes in bfloat16"
-    assert got not in (2 * p.total, 2 * (p.total - p.vision - p.projector)), (
-        "not everything is read: 8 of 128 experts a layer, and one row of the embedding"
+def check_overlap_advantage(answer):
+    """answer(student, teacher, k) -> the advantage of every token [v], 0 outside of the overlap."""
+    student, teacher, k = _logs(0.40, 0.35, 0.15, 0.07, 0.03), _logs(0.20, 0.70, 0.04, 0.01, 0.05), 3
+    got = answer(student.clone(), teacher.clone(), k)
+    written(got, "overlap_advantage")
+    assert torch.is_tensor(got), f"expected a tensor [v], got {type(got).__name__}"
+    ours, theirs = _top(student, k), _top(teacher, k)
+    on = ours & theirs
+    wanted = _advantages(student, teacher, on)
+    same = lambda other: got.shape == other.shape and torch.allclose(got.double(), other, atol=1e-6)  # noqa: E731
+    assert got.shape != (), (
+        "this is the sum, one number for the state: on average it teaches nothing. Leave each token its own"
     )
-    assert off != 2 * (active.experts - p.experts), "experts without a token are not read: 8 of 128 a layer"
-    assert off not in (2 * (d - p.embedding), 2 * (d - p.embedding) - 2 * d), (
-        "of the embedding one row is read, that of the token"
+    assert got.shape == student.shape, f"expected a number for each of the 5 tokens, got shape {list(got.shape)}"
+    ratio = (teacher - student) * on
+    assert not same(-wanted), "the sign: a token that the teacher likes better has an advantage above 0"
+    assert not same(student.exp() * ratio), (
+        "the student's probabilities are not renormalised: on the overlap they must sum to 1"
     )
-    assert off not in (2 * p.head, 2 * (p.head + d)), "the head is read as a whole: every word gets a logit"
-    assert off != 2 * active.indexer, "the indexer is read too: every layer selects before it attends"
-    assert off != -2 * d, "the last norm was taken into memory when the folder was opened: it is not read again"
-    assert off != 2 * d, "the row of the token in the embedding is missing"
-    assert off != -2 * (p.vision + p.projector), (
-        "a decoded token has no pixels: vision tower and projector stay in their files"
+    assert not same(_share(teacher, on) * ratio), "the weights are the student's probabilities, not the teacher's"
+    assert not same(ratio), "the log-ratio alone: weigh it by the student's renormalised probabilities"
+    inside = (_share(teacher, on) / _share(student, on)).nan_to_num(1.0).log()
+    assert not same(_share(student, on) * inside), (
+        "only the weights are renormalised: the logarithms are those of the probabilities as they are, else nobody "
+        "sees how much mass lies outside"
     )
-    assert got == expected, f"expected {expected:,}, got {got:,}: {abs(off):,} too {'few' if off > 0 else 'many'}"
-    for small in (KeyeConfig.mini(), replace(config, text=replace(config.text, layers=4))):
-        assert answer(small) == _streamed(small), "right for the released model only: take every number from the config"
+    for where, name in ((ours | theirs, "the union"), (ours, "the student's top k"), (theirs, "the teacher's top k")):
+        assert not same(_advantages(student, teacher, where)), f"this is {name}: a token must be likely to both"
+    assert same(wanted), f"expected {wanted.numpy().round(4)}, got {got.detach().numpy().round(4)}"
+    apart = answer(_logs(0.5, 0.3, 0.1, 0.1), _logs(0.1, 0.1, 0.3, 0.5), 2)
+    assert torch.is_tensor(apart) and not bool(apart.isnan().any()), "0 / 0: where the overlap is empty, all are 0"
+    assert not bool(apart.any()), f"where the overlap is empty nothing is taught, all are 0: got {apart.tolist()}"
+    leaf = student.clone().requires_grad_()
+    assert not answer(leaf, teacher, k).requires_grad, (
+        "an advantage is a number, without a gradient: detach it, or its own weights are differentiated"
+    )
 
 
 @checker
-def check_reusable(answer):
-    """answer(new, held, blocks) -> how many first tokens of `new` need not be read again."""
-    new = [1, 2, 9, 9, 9, 3, 4, 9, 9, 9, 5, 6]
-    blocks = [(2, 5), (7, 10)]  # visual tokens 2..4 and 7..9
-    reused = _asking(answer)
-    assert reused(new, [1, 2, 9, 9, 9, 3, 7, 8], blocks) == 6, "the first 6 tokens are the same: answer 6"
-    assert reused(new, [1, 8, 9, 9, 9, 3, 4], blocks) != 6, (
-        "a prefix ends at the first difference: do not count matches"
+def check_average_gradient(answer):
+    """answer(logits, numbers) -> E over y ~ p of the gradient of -numbers[y] log p(y), [v]."""
+    logits = torch.tensor([1.0, 0.2, -0.5, 0.7], dtype=torch.float64)
+    numbers = torch.tensor([0.5, -1.0, 2.0, 0.3], dtype=torch.float64)
+    got = answer(logits.clone(), numbers.clone())
+    written(got, "average_gradient")
+    assert torch.is_tensor(got) and got.shape == logits.shape, "expected a gradient for each logit, a tensor [v]"
+    p = logits.softmax(dim=0)
+    wanted = -p * (numbers - (p * numbers).sum())
+    same = lambda a, b: torch.allclose(a.double(), b, atol=1e-6)  # noqa: E731
+    assert not same(got, -wanted), "the sign: the loss is -c log p, so a large c makes its token likelier downhill"
+    assert not same(got, -(numbers - numbers.sum() * p)), (
+        "every token is counted once here: it is drawn with probability p(y), so weigh each by that"
     )
-    assert reused(new, [1, 8, 9, 9, 9, 3, 4], blocks) == 1, "only the first token is the same: answer 1"
-    inside = reused(new, [1, 2, 9, 9, 9, 3, 4, 9, 8], blocks)
-    assert inside != 8, "8 lies inside a visual block, whose pixels come whole: go back to its start"
-    assert inside != 5, "this goes back to the block before: only the block that was cut must be read again"
-    assert inside == 7, f"the prefix of 8 tokens is cut back to the block's start, 7; got {inside}"
-    assert reused(new, new[:10], blocks) == 10, "10 is the end of a block, not inside it: nothing to cut back"
-    assert reused(new, new[:7], blocks) == 7, "7 is the start of a block: it was not begun, nothing to cut back"
-    assert reused(new, new[:4], blocks) == 2, "4 lies inside the first block, which starts at 2"
-    whole = reused(new, [*new, 7, 7], blocks)
-    assert whole != len(new), "the last token must be read, for its logits say what comes next: at most 11 of 12"
-    assert whole == 11, f"all 12 are held and the last must be read: 11; got {whole}"
-    short = reused([1, 9, 9, 9], [1, 9, 9, 9], [(1, 4)])
-    assert short != 3, "leaving the last token out can end inside a block: leave it out first, then go back"
-    assert short == 1, f"the last token belongs to a block that starts at 1: answer 1, got {short}"
-    assert reused(new, [], blocks) == 0, "an empty cache holds nothing"
+    assert not same(got, -(numbers - numbers.sum() * p) / len(p)), (
+        "every token is counted equally often here: it is drawn with probability p(y), so weigh each by that"
+    )
+    assert not same(got, -p * numbers), "d log p(y) / dz is a one-hot less p: the one-hot alone is not all of it"
+    level = answer(logits.clone(), torch.full_like(numbers, -0.7))
+    assert float(level.abs().max()) < 1e-9, (
+        f"with one number for all tokens, the printed form, the average is 0, got {level.tolist()}: are the numbers "
+        f"held fixed, and the probabilities those of a softmax?"
+    )
+    assert same(got, wanted), f"expected {wanted.numpy().round(4)}, got {got.detach().numpy().round(4)}"
 
 
-def _asking(answer: Callable) -> Callable:
-    return lambda *given: _whole(answer(*given), "reusable")
+def _by_tokens(mask: torch.Tensor) -> torch.Tensor:
+    return mask / mask.sum()
 
 
-def _layer(config: KeyeConfig) -> int:
-    p, n = parameters(config), config.text.layers
-    return (p.attention + p.indexer + p.router + p.experts) // n + 2 * config.text.width
+def _by_answers(mask: torch.Tensor) -> torch.Tensor:
+    return mask / mask.sum(dim=1, keepdim=True) / len(mask)
 
 
-def _streamed(config: KeyeConfig) -> int:
-    """Everything that a token passes through but the last norm, which stays in memory."""
-    return 2 * (active_parameters(config).total - config.text.width)
-
-
-def _whole(got: object, name: str) -> int:
-    written(got, name)
-    assert isinstance(got, int), f"expected a whole number (use //), got {got!r}"
-    return got
+@checker
+def check_rule_of(answer):
+    """answer(weigh) -> "tokens" or "answers", for a function that gives weights up to a common factor."""
+    found = {}
+    for factor in (1.0, 40.0):
+        for rule, weights in (("tokens", _by_tokens), ("answers", _by_answers)):
+            got = answer(lambda mask, weights=weights, factor=factor: factor * weights(mask))
+            written(got, "rule_of")
+            assert got in ("tokens", "answers"), f"expected 'tokens' or 'answers', got {got!r}"
+            found[rule, factor] = got
+        plain = {rule: found[rule, factor] for rule in ("tokens", "answers")}
+        assert len(set(plain.values())) == 2, (
+            f"both rules are called {plain['tokens']!r}: with answers of one length they weigh alike (or the factor "
+            f"hides it), and both sum to the same: give weigh answers of two lengths, and compare two tokens"
+        )
+        assert plain["tokens"] == "tokens", "the other way round: if all tokens weigh alike, the rule is 'tokens'"

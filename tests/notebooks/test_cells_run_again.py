@@ -5,7 +5,7 @@ without a seed, or reads a log that it then clears, would go on from what it lef
 a real interrupt after some steps and run again: they leave what an undisturbed run leaves, to the bit, for printed
 numbers are rounded and might hide it. One lesson by hand:
 
-    PYTHONPATH=notebooks .venv/bin/python tests/notebooks/test_cells_run_again.py notebooks/14_full_checkpoint.ipynb
+    PYTHONPATH=notebooks .venv/bin/python tests/notebooks/test_cells_run_again.py notebooks/16_full_checkpoint.ipynb
 """
 
 import json

@@ -1,90 +1,112 @@
 """Wrong answers to the exercises of notebook 14, and what their checkers must say."""
 
-from minikeye import KeyeConfig
-from minikeye.cost import active_parameters, parameters
-from minikeye.exercises.nb14 import check_layer_parameters, check_reusable, check_streamed_bytes
+import torch
+
+from minikeye.exercises.nb14 import check_average_gradient, check_overlap_advantage, check_rule_of
 
 
-def layer(c, *, experts=None, kv=None, matrices=3, router=1, norms=2, head_norms=2, gates=1, indexer=1, index_norms=3):
+def masks(student, teacher, k):
+    out = []
+    for logs in (student, teacher):
+        mask = torch.zeros_like(logs, dtype=torch.bool)
+        mask[logs.topk(k).indices] = True
+        out.append(mask)
+    return out
+
+
+def advantage(student, teacher, k, *, on="both", weights="student", logs="whole", empty=0.0, detach=True):
     """Right but for the argument that is given."""
-    text, index, d = c.text, c.indexer, c.text.width
-    attention = 2 * d * text.head_width * (text.heads + (kv or text.kv_heads)) + head_norms * text.head_width
-    scorer = d * index.heads * (index.width + gates) + d * index.width + index_norms * index.width
-    mixture = (experts or text.experts) * matrices * d * text.expert_width + router * d * text.experts
-    return attention + indexer * scorer + mixture + norms * d
+    a, b = masks(student, teacher, k)
+    on = {"both": a & b, "either": a | b, "student": a, "teacher": b}[on]
+    if not on.any():
+        return torch.full_like(student, empty)
+    p, q = student.exp() * on, teacher.exp() * on
+    s, t = p / p.sum(), q / q.sum()
+    w = {"student": s, "raw": p, "teacher": t, "none": on.double()}[weights]
+    ratio = teacher - student if logs == "whole" else torch.where(on, t, 1.0).log() - torch.where(on, s, 1.0).log()
+    found = torch.where(on, w * ratio, 0.0)
+    return found.detach() if detach else found
 
 
-def streamed(c, *, experts=None, embedding=None, head=1, indexer=1, norm=0, row=1, vision=0, width=2):
+def changed(**change):
+    return lambda student, teacher, k: advantage(student, teacher, k, **change)
+
+
+def gradient(logits, numbers, *, drawn="p", less=True, sign=-1.0):
     """Right but for the argument that is given."""
-    a, p, d = active_parameters(c), parameters(c), c.text.width
-    rows = p.embedding if embedding else row * d
-    read = rows + a.attention + indexer * a.indexer + a.router + (experts or a.experts) + a.norms - d + norm * d
-    return width * (read + head * a.head + vision * (p.vision + p.projector))
+    p = logits.softmax(dim=0)
+    total = torch.zeros_like(p)
+    for y in range(len(p)):
+        often = {"p": p[y], "once": 1.0, "evenly": 1 / len(p)}[drawn]
+        total = total + often * sign * numbers[y] * (torch.eye(len(p), dtype=p.dtype)[y] - less * p)
+    return total
 
 
-def reused(new, held, blocks, *, cap=True, back=True, late=False, edges=False, count=False, before=False):
-    """Right but for the argument that is given."""
-    most = min(len(new) - (1 if cap and not late else 0), len(held))
-    same = next((n for n in range(most) if new[n] != held[n]), most)
-    if count:
-        same = sum(a == b for a, b in zip(new, held, strict=False))
-    for n, (start, stop) in enumerate(blocks):
-        if back and (start < same <= stop if edges else start < same < stop):
-            same = blocks[n - 1][1] if before and n else start
-            break
-    return min(same, len(new) - 1) if late else same
+def of_first_two(logits, numbers):
+    """By autograd, but drawn tokens left out."""
+    z = logits.clone().requires_grad_()
+    p = z.softmax(dim=0)
+    return torch.autograd.grad(-(p.detach() * numbers * p.log())[:2].sum(), z)[0]
 
 
-def other(**change):
-    return lambda config: layer(config, **change)
+def through_the_draw(logits, numbers):
+    """The probability of the draw is differentiated too."""
+    z = logits.clone().requires_grad_()
+    p = z.softmax(dim=0)
+    return torch.autograd.grad(-(p * numbers * p.log()).sum(), z)[0]
 
 
-def reads(**change):
-    return lambda config: streamed(config, **change)
+EQUAL = torch.ones(2, 4, dtype=torch.bool)
+UNEQUAL = torch.tensor([[True, True, False, False], [True] * 4])
 
 
-def keeps(**change):
-    return lambda new, held, blocks: reused(new, held, blocks, **change)
+def by(mask, same="tokens", other="answers"):
+    def rule_of(weigh):
+        weights = weigh(mask)
+        return same if torch.isclose(weights[0, 0], weights[1, 0]) else other
+
+    return rule_of
 
 
-RELEASED = KeyeConfig.keye_vl_2_30b_a3b()
+def by_sum(weigh):
+    return "tokens" if abs(float(weigh(UNEQUAL).sum()) - 1) < 1e-6 else "answers"
+
+
+def by_number(weigh):
+    """Forgets the common factor."""
+    return "tokens" if abs(float(weigh(UNEQUAL)[0, 0]) - 1 / 6) < 1e-6 else "answers"
+
 
 WRONG_ANSWERS = [
-    (check_layer_parameters, lambda c: None, "write its body"),
-    (check_layer_parameters, lambda c: layer(c) / 1, "use //"),
-    (check_layer_parameters, other(indexer=0), "indexer is missing"),
-    (check_layer_parameters, other(gates=0), "gates are missing"),
-    (check_layer_parameters, other(experts=8), "the layer has all 128"),
-    (check_layer_parameters, other(matrices=2), "three matrices"),
-    (check_layer_parameters, other(norms=0), "two norms of the layer are missing"),
-    (check_layer_parameters, other(norms=1), "not one"),
-    (check_layer_parameters, other(head_norms=0), "norms of q and k"),
-    (check_layer_parameters, other(kv=32), "kv_heads heads"),
-    (check_layer_parameters, other(router=0), "router is missing"),
-    (check_layer_parameters, other(index_norms=0), "indexer's norms"),
-    (check_layer_parameters, other(index_norms=2), "64 too few"),
-    (check_layer_parameters, lambda c: parameters(c).total // c.text.layers, "too many"),
-    (check_layer_parameters, lambda c: layer(RELEASED), "released model only"),
-    (check_streamed_bytes, lambda c: None, "write its body"),
-    (check_streamed_bytes, reads(width=1), "two bytes"),
-    (check_streamed_bytes, lambda c: 2 * parameters(c).total, "not everything"),
-    (check_streamed_bytes, lambda c: streamed(c, experts=parameters(c).experts), "without a token"),
-    (check_streamed_bytes, reads(embedding=1), "one row is read"),
-    (check_streamed_bytes, reads(embedding=1, norm=1), "one row is read"),
-    (check_streamed_bytes, reads(head=0), "head is read as a whole"),
-    (check_streamed_bytes, reads(indexer=0), "indexer is read too"),
-    (check_streamed_bytes, reads(norm=1), "not read again"),
-    (check_streamed_bytes, reads(row=0), "in the embedding is missing"),
-    (check_streamed_bytes, reads(vision=1), "no pixels"),
-    (check_streamed_bytes, reads(width=4), "two bytes"),
-    (check_streamed_bytes, reads(width=3), "too many"),
-    (check_streamed_bytes, lambda c: streamed(RELEASED), "released model only"),
-    (check_reusable, lambda new, held, blocks: None, "write its body"),
-    (check_reusable, keeps(count=True), "do not count matches"),
-    (check_reusable, keeps(back=False), "inside a visual block"),
-    (check_reusable, keeps(before=True), "only the block that was cut"),
-    (check_reusable, keeps(edges=True), "not inside it"),
-    (check_reusable, keeps(cap=False), "at most 11"),
-    (check_reusable, keeps(late=True), "leave it out first"),
-    (check_reusable, lambda new, held, blocks: 0, "answer 6"),
+    (check_overlap_advantage, lambda student, teacher, k: None, "write its body"),
+    (check_overlap_advantage, lambda student, teacher, k: advantage(student, teacher, k).tolist(), "a tensor"),
+    (check_overlap_advantage, lambda student, teacher, k: advantage(student, teacher, k).sum(), "one number for the"),
+    (check_overlap_advantage, lambda student, teacher, k: advantage(student, teacher, k)[:2], "each of the 5 tokens"),
+    (check_overlap_advantage, lambda student, teacher, k: -advantage(student, teacher, k), "the sign"),
+    (check_overlap_advantage, changed(weights="raw"), "not renormalised"),
+    (check_overlap_advantage, changed(weights="teacher"), "not the teacher's"),
+    (check_overlap_advantage, changed(weights="none"), "the log-ratio alone"),
+    (check_overlap_advantage, changed(logs="inside"), "only the weights are renormalised"),
+    (check_overlap_advantage, changed(on="either"), "the union"),
+    (check_overlap_advantage, changed(on="student"), "the student's top k"),
+    (check_overlap_advantage, changed(on="teacher"), "the teacher's top k"),
+    (check_overlap_advantage, lambda student, teacher, k: 2 * advantage(student, teacher, k), "expected "),
+    (check_overlap_advantage, changed(empty=float("nan")), "0 / 0"),
+    (check_overlap_advantage, changed(empty=1.0), "nothing is taught"),
+    (check_overlap_advantage, changed(detach=False), "detach it"),
+    (check_average_gradient, lambda logits, numbers: None, "write its body"),
+    (check_average_gradient, lambda logits, numbers: gradient(logits, numbers).sum(), "each logit"),
+    (check_average_gradient, lambda logits, numbers: gradient(logits, numbers, sign=1.0), "the sign"),
+    (check_average_gradient, lambda logits, numbers: gradient(logits, numbers, drawn="once"), "counted once"),
+    (check_average_gradient, lambda logits, numbers: gradient(logits, numbers, drawn="evenly"), "equally often"),
+    (check_average_gradient, lambda logits, numbers: gradient(logits, numbers, less=False), "a one-hot less p"),
+    (check_average_gradient, through_the_draw, "the average is 0"),
+    (check_average_gradient, of_first_two, "the average is 0"),
+    (check_average_gradient, lambda logits, numbers: 2 * gradient(logits, numbers), "expected "),
+    (check_rule_of, lambda weigh: None, "write its body"),
+    (check_rule_of, lambda weigh: "mean", "expected 'tokens' or 'answers'"),
+    (check_rule_of, by(EQUAL), "answers of one length"),
+    (check_rule_of, by_sum, "both sum to the same"),
+    (check_rule_of, by_number, "the factor"),
+    (check_rule_of, by(UNEQUAL, "answers", "tokens"), "the other way round"),
 ]
