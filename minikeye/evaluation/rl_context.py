@@ -8,7 +8,9 @@ off. From it two arms learn by GSPO from the same prompts, for as many iteration
 
 One line an arm and seed, the base's included, with what was measured along the way. Each seed has an annotator, videos
 and draws of its own; all are asked the same test questions, truly annotated. Evidence is wrong where `context_reward`
-says so, counted among answers whose word is right. Our choice, all numbers; reference solutions are the synthetic
+says so, counted among answers whose word is right. Five seeds of `mini` take six minutes of one H200, one process each;
+`nano_things`, which grounds one thing and knows the second of the card, four minutes of a CPU core a seed, with sizes
+of its own (assets/README.md has the call). Our choice, all numbers; reference solutions are the synthetic
 world's own, where the report has solutions that a model wrote and a judge verified.
 """
 
@@ -35,7 +37,6 @@ from minikeye.training.loop import LoopConfig
 from minikeye.training.stage import DENSE, teach
 from minikeye.training.step import on
 
-THINGS = CHECKPOINT.parent / "nano_things"  # grounds one thing and knows the second of the card
 REWARDS = {"outcome": word_reward, "context": evidence_reward}
 ARMS = ("base", *REWARDS)
 UNSEEN = 1_000_000  # first video of the prompts: the base never saw it
@@ -45,20 +46,20 @@ UNSEEN = 1_000_000  # first video of the prompts: the base never saw it
 class Study:
     """How one seed is taught and asked."""
 
-    frames: int = 8  # of each video
-    span: int = 1  # frames by which the base's annotator is off, at most: ends of intervals
+    frames: int = 32  # of each video
+    span: int = 3  # frames by which the base's annotator is off, at most: ends of intervals
     spot: int = 1  # and cards
-    lessons: int = 32  # videos a step of imitation
-    base_steps: int = 400
-    base_lr: float = 2e-3
-    prompts: int = 32  # an iteration, with `group` answers to each
+    lessons: int = 64  # videos a step of imitation
+    base_steps: int = 334
+    base_lr: float = 3e-4
+    prompts: int = 64  # an iteration, with `group` answers to each
     group: int = 8
-    iterations: int = 60  # of GSPO, of two optimiser steps each
-    lr: float = 6e-4  # at its peak; ten steps up to it, half a cosine down
-    final_lr: float = LoopConfig.final_lr  # at the end, as a share of the peak; 1: as fast to the end
-    every: int = 15  # iterations between two checks
+    iterations: int = 100  # of GSPO, of two optimiser steps each
+    lr: float = 2e-4  # at its peak; ten steps up to it
+    final_lr: float = 1.0  # at the end, as a share of the peak, half a cosine down to it; 1: as fast to the end
+    every: int = 50  # iterations between two checks
     check: int = 100  # questions of a check
-    test: int = 300  # questions at the end
+    test: int = 600  # questions at the end
 
     def course(self, seed: int) -> Course:
         """What the base imitates."""
@@ -231,7 +232,7 @@ def summarise(rows: list[dict]) -> dict[str, float | int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", type=Path, default=THINGS, help="folder of the model to begin from")
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="folder of the model to begin from")
     parser.add_argument("--out", type=Path, required=True, help="the JSON to write, or to add missing lines to")
     parser.add_argument("--states", type=Path, help="folder that keeps each seed's base, to go on with when stopped")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
@@ -254,7 +255,7 @@ def main() -> None:
 
 def called(checkpoint: Path, study: Study) -> str:
     """The options that are not as they are by default, as they are written."""
-    words = [] if checkpoint == THINGS else [f"--checkpoint {checkpoint}"]
+    words = [] if checkpoint == CHECKPOINT else [f"--checkpoint {checkpoint}"]
     for field in fields(Study):
         if (value := getattr(study, field.name)) != field.default:
             words.append(f"--{field.name.replace('_', '-')} {value}")
@@ -262,11 +263,11 @@ def called(checkpoint: Path, study: Study) -> str:
 
 
 def report(path: Path, rows: list[dict], checkpoint: Path, study: Study) -> None:
-    """Write all that is known so far. Keys of the summary begin with the checkpoint's name if it is not THINGS."""
+    """Write all that is known so far. Keys of the summary begin with the checkpoint's name if it is not mini."""
     what = "right words, and wrong evidence among them, after reward for the word alone and for word and evidence"
     options = called(checkpoint, study)
     words = ("python -m minikeye.evaluation.rl_context", options, f"--out assets/results/{path.name}")
-    command, whose = " ".join(filter(None, words)), "" if checkpoint == THINGS else f"{checkpoint.name}_"
+    command, whose = " ".join(filter(None, words)), "" if checkpoint == CHECKPOINT else f"{checkpoint.name}_"
     summary = {whose + key: value for key, value in summarise(rows).items()}
     where = "; ".join(sorted({row["hardware"] for row in rows}))
     write_result(path, what, command, rows, summary, sorted({row["seed"] for row in rows}), where=where)

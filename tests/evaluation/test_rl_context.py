@@ -90,15 +90,15 @@ def test_room_for_the_longest_answer():
     """The longest true answers about long videos, each with the end of its turn, fit; of short ones as ever 26 do."""
     tokenizer = load_tokenizer(KeyeConfig.nano())
     study = Study(frames=32, span=3)
-    assert (Study().answer_tokens(), study.answer_tokens()) == (26, 29)
+    assert (Study(frames=8).answer_tokens(), study.answer_tokens()) == (26, 29)
     answers = [problem.answer for problem in study.course(0).questions(0, 200)[1]]
     assert max(len(tokenizer.encode(answer)) + 1 for answer in answers) == 27
 
 
 def test_what_is_not_by_default_is_written():
-    assert called(rl_context.THINGS, Study()) == ""
-    study = Study(frames=32, final_lr=1.0)
-    assert called(Path("assets/mini"), study) == "--checkpoint assets/mini --frames 32 --final-lr 1.0"
+    assert called(rl_context.CHECKPOINT, Study()) == ""
+    study = Study(frames=8, final_lr=0.5)
+    assert called(Path("assets/nano"), study) == "--checkpoint assets/nano --frames 8 --final-lr 0.5"
 
 
 def test_an_arm_learns_from_true_references(tmp_path, monkeypatch):
