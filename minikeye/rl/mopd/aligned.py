@@ -85,6 +85,8 @@ def _difference(ours: Int[Tensor, " n"], theirs: Int[Tensor, " m"]) -> str:
         return "got the same tokens, filled to another length: keep the filling"
     moved = shift(a, b)
     why = f"moved by {moved} token(s)" if moved else "another template or tokenizer"
+    if a[: len(b)] == b or b[: len(a)] == a:
+        why = "the longer goes on where the other ends: padding read as tokens, or an end of the turn that one lacks"
     return f"got one that parts at token {first} of {len(a)} (theirs has {len(b)}): {why}"
 
 

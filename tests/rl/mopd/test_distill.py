@@ -234,7 +234,7 @@ def test_what_does_not_fit_is_refused(unchecked, bad):
 
 
 def test_the_printed_form_moves_the_student_and_not_towards_the_teachers(teachers):
-    """No expected gradient, and yet Adam takes whole steps: a random walk."""
+    """In no state an expected gradient, and yet Adam takes whole steps: nearly a random walk."""
     config, loop = replace(SMALL, k=32), replace(LOOP, steps=40, save_every=0)
     walks = {}
     for estimator in (PRINTED, SMALL.estimator):
