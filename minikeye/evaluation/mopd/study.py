@@ -6,7 +6,9 @@ lines; lines that other processes wrote, say for other seeds, are added with --a
 
     headroom of a domain = (student - base) / (expert - base)
 
-headroom_min is that of the domain in which its mean over seeds is least, headroom_worst the least of any seed.
+headroom_min is that of the domain in which its mean over seeds is least, headroom_worst the least of any seed. Where
+the careless annotator pushed a base down to the best constant answer or below, that base no longer knows the domain,
+and whether a student finds it again is another question: headroom_able_ is without these, mopd_unable counts them.
 """
 
 import argparse
@@ -42,7 +44,8 @@ def rows_of(made: Family, plan: Plan, arms: list[str], questions: int, done: set
     sizes = replace(experts.Plan(), questions=questions)
     for name, model in ((experts.BASE, made.base), *((f"expert {n}", m) for n, m in made.experts.items())):
         if name not in done:
-            yield {"seed": made.seed, "arm": name, "scores": experts.examined(model, made.seed, sizes)}
+            more = {"constant": experts.constants(made.seed, sizes)} if name == experts.BASE else {}
+            yield {"seed": made.seed, "arm": name, "scores": experts.examined(model, made.seed, sizes), **more}
     begun = {name: p.clone() for name, p in made.base.state_dict().items()}
     student = KeyeVL(made.base.config)
     for arm in arms:
@@ -53,16 +56,26 @@ def rows_of(made: Family, plan: Plan, arms: list[str], questions: int, done: set
         yield {"seed": made.seed, "arm": arm, "scores": experts.examined(student, made.seed, sizes), **took}
 
 
-def headrooms(rows: list[dict], arm: str) -> dict[str, dict[int, float]]:
-    """In percent, of every domain with an expert: by seed, where the expert is BETTER points above its base or more."""
+def headrooms(rows: list[dict], arm: str, able: bool = False) -> dict[str, dict[int, float]]:
+    """In percent, of every domain with an expert: by seed, where the expert is BETTER points above its base or more.
+
+    able: and where its base is above the best constant.
+    """
+    lost = unable(rows) if able else set()
     at = {(row["seed"], row["arm"]): row["scores"] for row in rows}
     out: dict[str, dict[int, float]] = {name: {} for name in EXPERTS}
     for seed in sorted({row["seed"] for row in rows if row["arm"] == arm}):
         for name in EXPERTS:
             base, expert = at[seed, experts.BASE][name], at[seed, f"expert {name}"][name]
-            if expert - base >= BETTER:
+            if expert - base >= BETTER and (seed, name) not in lost:
                 out[name][seed] = 100 * (at[seed, arm][name] - base) / (expert - base)
     return {name: values for name, values in out.items() if values}
+
+
+def unable(rows: list[dict]) -> set[tuple[int, str]]:
+    """Seeds and domains in which the base is no better than the best answer that is the same to all questions."""
+    bases = [row for row in rows if row["arm"] == experts.BASE]
+    return {(row["seed"], name) for row in bases for name in EXPERTS if row["scores"][name] <= row["constant"][name]}
 
 
 def summarise(rows: list[dict]) -> dict[str, float | int]:
@@ -83,12 +96,16 @@ def summarise(rows: list[dict]) -> dict[str, float | int]:
         sizes = experts.Plan()
         making = len(EXPERTS) * sizes.iterations * sizes.prompts * sizes.group
         out |= {"rollouts_ratio": round(spent / other, 3), "rollouts_ratio_experts": round((spent + making) / other, 3)}
-    return out | {"mopd_domains": len(EXPERTS), "mopd_questions": rows[0]["questions"] if rows else 0}
+    return out | {
+        "mopd_domains": len(EXPERTS),
+        "mopd_unable": len(unable(rows)),
+        "mopd_questions": rows[0]["questions"] if rows else 0,
+    }
 
 
 def of_arm(rows: list[dict], arm: str) -> dict[str, float]:
-    """Headrooms, losses in domains without an expert (drop_, in points; text_drop is that of words), CPU seconds, and
-    the distance to the teachers, nats a token, in the first and the last twentieth of the way.
+    """Headrooms (able: see the file's head), losses in domains without an expert (drop_, in points; text_drop is that
+    of words), CPU seconds, and the distance to the teachers, nats a token, in the first and the last twentieth of the way.
     """
     mean = lambda values: round(sum(values) / len(values), 1)  # noqa: E731
     some, out = [row for row in rows if row["arm"] == arm], {}
@@ -102,6 +119,8 @@ def of_arm(rows: list[dict], arm: str) -> dict[str, float]:
             estimate = student_mean(per_seed)
             out |= {"headroom_mean_low": round(estimate.low, 1), "headroom_mean_high": round(estimate.high, 1)}
         out |= {f"headroom_{name}": value for name, value in means.items()}
+        if able := [mean(by_seed.values()) for by_seed in headrooms(rows, arm, able=True).values()]:
+            out |= {"headroom_able_min": min(able), "headroom_able_mean": mean(able)}
     at = {(row["seed"], row["arm"]): row["scores"] for row in rows}
     for name in PROBES:
         out[f"drop_{name}"] = mean([at[row["seed"], experts.BASE][name] - row["scores"][name] for row in some])

@@ -91,7 +91,8 @@ def line(seed: int, arm: str, score: float, **more) -> dict:
 
 
 def family_lines(seed: int, base: float, expert: float) -> list[dict]:
-    return [line(seed, "base", base), *(line(seed, f"expert {name}", expert) for name in EXPERTS)]
+    constant = dict.fromkeys((*EXPERTS, *PROBES), 45.0)
+    return [line(seed, "base", base, constant=constant), *(line(seed, f"expert {name}", expert) for name in EXPERTS)]
 
 
 def test_headroom_by_hand():
@@ -119,7 +120,7 @@ def test_lines_are_kept_added_and_not_made_again(made, tmp_path):
     rows = [*family_lines(3, 50.0, 90.0)]
     rows = [row | {"hardware": "here"} for row in rows]
     report(tmp_path / "a.json", rows)
-    report(tmp_path / "b.json", [line(4, "base", 1.0, hardware="there")])
+    report(tmp_path / "b.json", [line(4, "base", 1.0, hardware="there", constant=dict.fromkeys(EXPERTS, 0.0))])
     found = read([tmp_path / "a.json", tmp_path / "b.json", tmp_path / "none.json"])
     assert {(row["seed"], row["arm"]) for row in found} == {(3, row["arm"]) for row in rows} | {(4, "base")}
     done = {"base", *(f"expert {name}" for name in EXPERTS), "mopd"}
@@ -156,10 +157,23 @@ def test_a_seed_that_drops_out_of_a_domain_takes_no_other_seed_with_it():
 
 
 def test_lines_of_other_sizes_are_refused(tmp_path):
-    report(tmp_path / "a.json", [line(0, "base", 1.0, hardware="x") | {"questions": 2}])
-    report(tmp_path / "b.json", [line(1, "base", 1.0, hardware="x")])
+    for name, questions in (("a", 2), ("b", 4)):
+        row = line(questions, "base", 1.0, hardware="x", constant=dict.fromkeys(EXPERTS, 0.0))
+        report(tmp_path / f"{name}.json", [row | {"questions": questions}])
     with pytest.raises(ValueError, match="expected lines of one size, got 2"):
         read([tmp_path / "a.json", tmp_path / "b.json"])
+
+
+def test_a_base_below_the_best_constant_is_told_apart():
+    rows = [*family_lines(0, 50.0, 90.0), *family_lines(1, 50.0, 90.0)]
+    rows[0]["scores"]["second"] = 30.0  # the best constant has 45
+    rows += [line(n, "mopd", 90.0, rollouts=1, cpu_seconds=1.0) for n in (0, 1)]
+    rows[-2]["scores"]["second"] = 36.0
+    assert study.unable(rows) == {(0, "second")}
+    assert headrooms(rows, "mopd")["second"] == {0: 10.0, 1: 100.0}
+    assert headrooms(rows, "mopd", able=True)["second"] == {1: 100.0}
+    found = summarise(rows)
+    assert (found["headroom_min"], found["headroom_able_min"], found["mopd_unable"]) == (55.0, 100.0, 1)
 
 
 def test_the_foreign_seed_is_another():
