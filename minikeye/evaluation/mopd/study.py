@@ -105,7 +105,7 @@ def summarise(rows: list[dict]) -> dict[str, float | int]:
 
 def of_arm(rows: list[dict], arm: str) -> dict[str, float]:
     """Headrooms (able: see the file's head), losses in domains without an expert (drop_, in points; text_drop is that
-    of words), CPU seconds, and the distance to the teachers, nats a token, in the first and the last twentieth of the way.
+    of words), CPU seconds, and the distance to the teachers in the first and the last twentieth, nats a token.
     """
     mean = lambda values: round(sum(values) / len(values), 1)  # noqa: E731
     some, out = [row for row in rows if row["arm"] == arm], {}
