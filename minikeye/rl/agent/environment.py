@@ -49,7 +49,7 @@ class Budget:
     """How far an episode goes."""
 
     turns: int = 4  # of the model, the answer included: a call in the last one is not carried out
-    tokens: int = 1024  # of the whole completion, what tools wrote included
+    tokens: int = 1024  # that it may be told in all; those that the policy draws are `PartialConfig.max_new_tokens`
     observation: int = 512  # characters of one result; what is longer is cut, and says so
 
     def __post_init__(self) -> None:
