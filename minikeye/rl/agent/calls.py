@@ -47,14 +47,13 @@ class Invalid:
     why: str  # what the model is told
 
 
-def outside_thoughts(turn: str, opened: bool = False) -> str:
+def outside_thoughts(turn: str) -> str:
     """What a model said aloud: its turn without what stands between <think> and </think>.
 
-    opened: the prompt ended inside a thought. A thought without an end takes all that follows; an end that nothing
-    began ends a thought that began with the turn.
+    A thought without an end takes all that follows; an end that nothing began ends a thought that began with the turn.
     """
     aloud, pieces = list[str](), re.split(f"({THINK}|{THOUGHT})", turn)
-    thinking = opened
+    thinking = False
     for piece in pieces:
         if piece == THOUGHT and not thinking:
             aloud.clear()
@@ -64,13 +63,13 @@ def outside_thoughts(turn: str, opened: bool = False) -> str:
     return "".join(aloud)
 
 
-def read_calls(turn: str, opened: bool = False) -> list[Call | Invalid]:
+def read_calls(turn: str) -> list[Call | Invalid]:
     """The calls of a turn, in order; empty where it has none, which makes it an answer. Nothing is raised for any text.
 
     Calls inside a thought are thoughts; text around calls is left alone. A tag that is not closed is an invalid call
-    (our choice): taken for an answer, it would end the episode without a word about why. opened: as above.
+    (our choice): taken for an answer, it would end the episode without a word about why.
     """
-    aloud, found, at = outside_thoughts(turn, opened), list[Call | Invalid](), 0
+    aloud, found, at = outside_thoughts(turn), list[Call | Invalid](), 0
     while (start := aloud.find(CALL, at)) >= 0:
         if len(found) == MOST:
             return [*found, Invalid(f"expected at most {MOST} calls in a turn; those after them were not carried out")]

@@ -73,18 +73,18 @@ class Episode:
         self.turns = self.calls = self.invalid = self.raised = 0
         self.over = False
 
-    def hear(self, turn: str, opened: bool = False) -> list[str]:
+    def hear(self, turn: str) -> list[str]:
         """A whole turn of the model: its calls are carried out, and their results are what it is to read.
 
         Without calls it is the answer, and the episode is over; so it is in the last turn of the budget. Then there is
-        nothing to read. opened: the prompt ended inside a thought. Raises ValueError for a turn after the end.
+        nothing to read. Raises ValueError for a turn after the end.
         """
         if self.over:
             raise ValueError("expected a turn of an episode that goes on, got one after its end: begin another episode")
         self.turns += 1
-        calls = read_calls(turn, opened)
+        calls = read_calls(turn)
         if not calls:
-            self.environment.answer = outside_thoughts(turn, opened).strip()
+            self.environment.answer = outside_thoughts(turn).strip()
         if not calls or self.turns == self.budget.turns:
             self.over = True
             return []

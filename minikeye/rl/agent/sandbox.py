@@ -11,6 +11,7 @@ Its limits are off unless they are set, so all are set here, the clock and the r
 gives the same words, which a model reads and a reward judges. What code does wrong is an `Outcome`, not an exception.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -61,6 +62,7 @@ class Sandbox:
     def __init__(self, limits: Limits = Limits()):
         self.limits = limits
         self._pool: monty.Monty | None = None
+        self._owner = 0  # a forked process would speak into the pipe of this one
 
     def __enter__(self) -> "Sandbox":
         seconds = self.limits.seconds + GRACE
@@ -68,7 +70,7 @@ class Sandbox:
             min_processes=1, max_processes=1, request_timeout=seconds,
             feed_duration_limit_grace=GRACE, turn_duration_limit_grace=GRACE,
         )  # fmt: skip
-        self._pool = pool.__enter__()
+        self._pool, self._owner = pool.__enter__(), os.getpid()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -80,30 +82,41 @@ class Sandbox:
         """What the code prints, and the value of its last line.
 
         given: names that it may use, with plain values. Raises ValueError for values that have no place there, and for
-        a sandbox that was not opened by `with`; nothing for any code.
+        a sandbox that was not opened by `with` in this very process; nothing for any code.
         """
-        if self._pool is None:
-            raise ValueError("expected an open sandbox, got one outside of its `with`: with Sandbox() as sandbox: ...")
+        if self._pool is None or self._owner != os.getpid():
+            where = "outside of its `with`" if self._pool is None else "of the process that this one was forked from"
+            raise ValueError(f"expected an open sandbox, got one {where}: with Sandbox() as sandbox: ...")
         if len(code) > self.limits.code:
             return Outcome(error=f"expected code of at most {self.limits.code} characters, got {len(code)}")
+        return self._outcome(self._pool, code, dict(given or {}))
+
+    def _outcome(self, pool: monty.Monty, code: str, given: dict[str, Any], again: bool = True) -> Outcome:
+        """again: where a worker was ended from outside, which is not the code's fault, another one runs it."""
         printed = monty.CollectString(max_bytes=self.limits.printed)
         try:
-            with self._pool.checkout(limits=resource_limits(self.limits), os_policy=SAME_EVERY_TIME) as session:
-                value = session.feed_run(code, inputs=dict(given or {}), print_callback=printed)
+            with pool.checkout(limits=resource_limits(self.limits), os_policy=SAME_EVERY_TIME) as session:
+                value = session.feed_run(code, inputs=given, print_callback=printed)
         except monty.MontyConversionError as error:
-            raise ValueError(f"expected plain values for {', '.join(given or {})}, got others: {error}") from error
+            raise ValueError(f"expected plain values for {', '.join(given)}, got others: {error}") from error
+        except monty.MontyCrashedError as error:
+            if again and not error.timed_out:
+                return self._outcome(pool, code, given, again=False)
+            return Outcome(error=self._slow if error.timed_out else "the interpreter crashed")
         except monty.MontyError as error:
             why = self._why(error)  # until the time is up, a fast machine prints more than a slow one
-            return Outcome("" if why.startswith("TimeoutError") else printed.output, error=why)
-        if not plain(value):
-            return Outcome(printed.output, error=UNSHOWN)
-        return Outcome(printed.output, value)
+            return Outcome("" if why == self._slow else printed.output, error=why)
+        return Outcome(printed.output, value) if plain(value) else Outcome(printed.output, error=UNSHOWN)
+
+    @property
+    def _slow(self) -> str:
+        return f"TimeoutError: it takes over {self.limits.seconds} s"
 
     def _why(self, error: monty.MontyError) -> str:
         """An error in words that do not tell how fast the machine is."""
         inner = error.exception()
-        if isinstance(error, monty.MontyCrashedError) or isinstance(inner, TimeoutError):
-            return f"TimeoutError: it takes over {self.limits.seconds} s"
+        if isinstance(inner, TimeoutError):
+            return self._slow
         if isinstance(inner, MemoryError):
             return f"MemoryError: it takes over {self.limits.memory} bytes, or prints over {self.limits.printed}"
         words = error.display("type-msg") if hasattr(error, "display") else str(error)

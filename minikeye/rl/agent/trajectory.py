@@ -20,9 +20,8 @@ old it is unless `too_old` is asked; what its first turn's policy began, a later
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from minikeye.inference.chat import in_thought
 from minikeye.inputs.processor import Message, Processor
-from minikeye.inputs.prompt import THINK, pad
+from minikeye.inputs.prompt import Prompt, pad
 from minikeye.keye import KeyeVL
 from minikeye.rl import partial
 from minikeye.rl.agent.calls import response
@@ -44,7 +43,10 @@ class Writer:
         self.processor, self.thinking, self.tokenizer = processor, thinking, processor.tokenizer
         self.end = self.tokenizer.token_id("<|im_end|>")
         self.response(["."])
-        self.opened = in_thought(self._build([{"role": "user", "content": SAID}]))  # the template begins the thought
+        asked = self.prompt([{"role": "user", "content": SAID}])
+        opening = asked[len(asked) - asked[::-1].index(self.tokenizer.token_id("<|im_start|>")) :]
+        # What the template itself begins the assistant's turn with, behind its role: "", or the mark of a thought.
+        self.begun = self.tokenizer.decode(list(opening), skip_special=False).partition("\n")[2]
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -68,9 +70,9 @@ class Writer:
         return ids[ends[-2] + 1 :]
 
     def turn(self, ids: Sequence[int]) -> str:
-        """A turn's text without the token that ends it; marks of thoughts, which are tokens, are written out."""
-        text = self.tokenizer.decode([token for token in ids if token != self.end], skip_special=False)
-        return THINK + text if self.opened else text
+        """A turn's text, from what the template began it with to before the token that ends it; with marks of thoughts,
+        which are tokens, written out."""
+        return self.begun + self.tokenizer.decode([token for token in ids if token != self.end], skip_special=False)
 
     def prompts_of(self, trajectories: Sequence["Trajectory"]) -> Callable[[list[int]], Prompts]:
         """What `partial.advance` asks for: inputs of a pass by the numbers of prompts. For words alone, no pixels."""
@@ -83,7 +85,7 @@ class Writer:
 
         return of
 
-    def _build(self, messages: Sequence[Message]):
+    def _build(self, messages: Sequence[Message]) -> Prompt:
         return self.processor.build(messages, self.thinking)[0]
 
 
@@ -143,7 +145,7 @@ def heard(trajectory: Trajectory, config: PartialConfig, writer: Writer, version
         episode.over = partial.finished(rollout, config, writer.stop_ids)  # cut in the middle of a turn
         return trajectory
     turn = writer.turn(last_turn(rollout))
-    results = episode.hear(turn, writer.opened)
+    results = episode.hear(turn)
     messages = (*trajectory.messages, {"role": "assistant", "content": turn})
     if not results:
         return replace(trajectory, messages=messages)

@@ -120,9 +120,10 @@ def test_what_is_called(said: str, expected: list[Call | str]):
             assert isinstance(one, Invalid) and one.why.startswith(wanted) and len(one.why) < 200
 
 
-def test_a_prompt_may_begin_the_thought():
-    assert read_calls(LOOK, opened=True) == [] and outside_thoughts("so</think> 3", opened=True) == " 3"
-    assert read_calls(f"so</think>{LOOK}", opened=True) == [SEEN]
+def test_what_is_said_aloud_by_hand():
+    assert outside_thoughts("a<think>b</think>c<think>d</think>e") == "ace"
+    assert outside_thoughts("a</think>b") == "b" and outside_thoughts("a<think>b") == "a"
+    assert outside_thoughts("a<think>b<think>c</think>d</think>e") == "e"
 
 
 @given(st.lists(st.sampled_from(["<tool_call>", "</tool_call>", "<think>", "</think>", *'{}[]":,\\01en'])))

@@ -127,7 +127,7 @@ def test_invalid_calls_are_answered_and_change_nothing():
 
 def test_a_call_in_a_thought_is_not_carried_out():
     episode = Episode(Door(), 7, Budget())
-    assert episode.hear(f"{turn(7)}</think>no", opened=True) == []
+    assert episode.hear(f"<think>{turn(7)}</think>no") == []
     assert episode.over and episode.environment.answer == "no" and episode.environment.tries == 0
 
 

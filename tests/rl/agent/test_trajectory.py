@@ -141,15 +141,20 @@ def test_tokens_stay_as_they_were_drawn(released):
     assert how.prompt(trajectory.messages) != trajectory.rollout.prompt_ids + trajectory.rollout.completion_ids
 
 
-def test_a_template_may_begin_the_thought():
-    """Then a turn is a thought until that ends: what is called in it is not carried out."""
-    how = writer(OPENS_THOUGHT)
-    assert how.opened and not writer().opened
-    thought = episode(how, turn(7) + "</think>")
+@pytest.mark.parametrize("template", [OPENS_THOUGHT, TEMPLATE, None], ids=["open", "closed", "ChatML"])
+def test_a_template_may_begin_the_turn(template):
+    """With an open thought, in which nothing is called until it ends, or with an empty one, which asks for none. Either
+    belongs to the turn, and all messages, rendered, are prompt and completion."""
+    processor = Processor(CONFIG)
+    processor.template = None if template is None else ChatTemplate(template, "here/chat_template.jinja")
+    how = Writer(processor, thinking=template == OPENS_THOUGHT)
+    assert how.begun == ("<think>\n" if how.thinking else "<think>\n\n</think>\n\n") and writer().begun == ""
+    thought = episode(how, turn(7) if how.thinking else f"<think>{turn(7)}")
     assert thought.episode.over and thought.episode.environment.tries == 0
-    called = episode(how, "It is seven.</think>" + turn(7))
+    called = episode(how, f"It is seven.</think>{turn(7)}" if how.thinking else turn(7))
     assert called.episode.environment.open and not called.episode.over
-    assert called.rollout.completion_ids[-8:] == how.prompt([{"role": "user", "content": ""}])[-8:]
+    assert called.messages[-2]["content"].startswith(how.begun)
+    assert how.prompt(called.messages) == called.rollout.prompt_ids + called.rollout.completion_ids
 
 
 def test_a_template_without_ends_of_turns_is_refused():
