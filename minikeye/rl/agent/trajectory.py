@@ -1,7 +1,7 @@
 """Trajectories: an episode token by token, of which the policy learns what it drew and nothing that it was told.
 
     writer = Writer(processor)
-    waiting = begin([Door() for _ in range(8)], number=7, group=0, writer=writer, budget=Budget())
+    waiting = begin([Shop() for _ in range(8)], number=7, group=0, writer=writer, budget=Budget())
     while waiting:
         waiting = advance(model, waiting, writer.prompts_of(waiting), config, writer, version=optimiser_steps_so_far)
         done, waiting = complete_groups(waiting, config, writer)
