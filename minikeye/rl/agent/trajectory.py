@@ -1,0 +1,222 @@
+"""Trajectories: an episode token by token, of which the policy learns what it drew and nothing that it was told.
+
+    writer = Writer(processor)
+    waiting = begin([Shop() for _ in range(8)], number=7, group=0, writer=writer, budget=Budget())
+    while waiting:
+        waiting = advance(model, waiting, writer.prompts_of(waiting), config, writer, version=optimiser_steps_so_far)
+        done, waiting = complete_groups(waiting, config, writer)
+        ...  # stack(done) and `Stack.answers` are what `objective` and `answer_logprobs` take
+
+Tokens are appended and never written anew. What a model drew, encoded again from its text, need not be the same tokens,
+and a template that drops old thoughts would change what was read before: log-probabilities would belong to a text that
+nobody drew, without an error. So the template is asked for the tool's turn alone, `Writer.response`. Where a template
+keeps the past, writing all messages at once gives the very same tokens.
+
+A trajectory is a `record.Rollout`: mask, log-probabilities and the version of the policy for every token. `partial`
+draws it in pieces, and it has ended exactly where `partial.finished` says so. Our choices: an episode may go on however
+old it is unless `too_old` is asked; what its first turn's policy began, a later one may end.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from minikeye.inputs.processor import Message, Processor
+from minikeye.inputs.prompt import Prompt, pad
+from minikeye.keye import KeyeVL
+from minikeye.rl import partial
+from minikeye.rl.agent.calls import response
+from minikeye.rl.agent.environment import Budget, Environment, Episode
+from minikeye.rl.groups import Prompts
+from minikeye.rl.partial import PartialConfig, told
+from minikeye.rl.record import Rollout
+
+SAID = "ok"  # an assistant's words in a conversation whose template is looked at
+
+
+class Writer:
+    """Writes conversations as tokens, by the template that ships with a checkpoint, else as ChatML.
+
+    thinking: as of `Processor.build`. Raises ValueError for a template whose turns do not end with <|im_end|>.
+    """
+
+    def __init__(self, processor: Processor, thinking: bool = True):
+        self.processor, self.thinking, self.tokenizer = processor, thinking, processor.tokenizer
+        self.end = self.tokenizer.token_id("<|im_end|>")
+        self.response(["."])
+        asked = self.prompt([{"role": "user", "content": SAID}])
+        opening = asked[len(asked) - asked[::-1].index(self.tokenizer.token_id("<|im_start|>")) :]
+        # What the template itself begins the assistant's turn with, behind its role: "", or the mark of a thought.
+        self.begun = self.tokenizer.decode(list(opening), skip_special=False).partition("\n")[2]
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """What ends a turn of an agent. No other token: a turn that ended otherwise could not be answered."""
+        return (self.end,)
+
+    def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        """Tokens of a conversation, up to where the assistant is to speak."""
+        return tuple(self._build(messages).ids)
+
+    def response(self, results: Sequence[str]) -> tuple[int, ...]:
+        """Tokens that a policy is told after the end of its turn, up to where it is to speak again."""
+        before = [{"role": "user", "content": SAID}, {"role": "assistant", "content": SAID}]
+        ids = self.prompt([*before, {"role": "user", "content": response(results)}])
+        ends = [at for at, token in enumerate(ids) if token == self.end]
+        if len(ends) < 2 or not self.tokenizer.decode(list(ids[: ends[-2]])).endswith(SAID):
+            raise ValueError(
+                f"expected a template that ends every turn with <|im_end|>, got one that writes "
+                f"{self.tokenizer.decode(list(ids), skip_special=False)!r:.200}: agents need ChatML turns"
+            )
+        return ids[ends[-2] + 1 :]
+
+    def turn(self, ids: Sequence[int]) -> str:
+        """A turn's text, from what the template began it with to before the token that ends it; with marks of thoughts,
+        which are tokens, written out."""
+        return self.begun + self.tokenizer.decode([token for token in ids if token != self.end], skip_special=False)
+
+    def prompts_of(self, trajectories: Sequence["Trajectory"]) -> Callable[[list[int]], Prompts]:
+        """What `partial.advance` asks for: inputs of a pass by the numbers of prompts. For words alone, no pixels."""
+        asked = {t.rollout.prompt: t.episode.asked for t in trajectories}
+
+        def of(numbers: list[int]) -> Prompts:
+            prompts = pad([self._build(asked[number]) for number in numbers], "left")
+            del prompts["answer"]
+            return prompts
+
+        return of
+
+    def _build(self, messages: Sequence[Message]) -> Prompt:
+        return self.processor.build(messages, self.thinking)[0]
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """An episode and its tokens. The episode's world goes on with it: a trajectory is advanced once."""
+
+    rollout: Rollout
+    episode: Episode
+    messages: tuple[Message, ...]  # the same in words
+
+    def rewarded(self) -> Rollout:
+        """The rollout with what the episode has earned."""
+        return replace(self.rollout, reward=self.episode.reward())
+
+
+def begin(
+    environments: Sequence[Environment], number: int, group: int, writer: Writer, budget: Budget, listed: bool = True
+) -> list[Trajectory]:
+    """A group: as many trajectories of episode `number` as there are environments, none of which has begun to speak.
+
+    group: a number that no other group of the run has. listed: as of `Episode`. Raises ValueError for environments that
+    do not ask the same, as a group must.
+    """
+    episodes = [Episode(environment, number, budget, listed) for environment in environments]
+    if not episodes or any(episode.asked != episodes[0].asked for episode in episodes):
+        raise ValueError(f"expected one or more environments that ask the same in episode {number}: mend `reset`")
+    asked = episodes[0].asked
+    rollouts = partial.ask(number, writer.prompt(asked), group, len(episodes))
+    return [Trajectory(r, episode, tuple(asked)) for r, episode in zip(rollouts, episodes, strict=True)]
+
+
+def advance(
+    model: KeyeVL,
+    trajectories: Sequence[Trajectory],
+    prompts_of: Callable[[list[int]], Prompts],
+    config: PartialConfig,
+    writer: Writer,
+    version: int,
+) -> list[Trajectory]:
+    """One round of `partial.advance`; then whoever has ended a turn by calls is told what they gave."""
+    rollouts = partial.advance(model, [t.rollout for t in trajectories], prompts_of, config, writer.stop_ids, version)
+    drawn = [replace(t, rollout=rollout) for t, rollout in zip(trajectories, rollouts, strict=True)]
+    return [heard(t, config, writer, version) for t in drawn]
+
+
+def heard(trajectory: Trajectory, config: PartialConfig, writer: Writer, version: int) -> Trajectory:
+    """The trajectory after its world has heard the turn that it ends with; the same where it ends with none.
+
+    Results are appended where the policy may still speak behind them (`config.max_new_tokens`) and where they fit into
+    what an episode may be told (`Budget.tokens`). Else nothing is, and the episode is over.
+    """
+    rollout, episode = trajectory.rollout, trajectory.episode
+    if episode.over or not rollout.mask or not rollout.mask[-1]:
+        return trajectory
+    if rollout.completion_ids[-1] != writer.end:
+        episode.over = partial.finished(rollout, config, writer.stop_ids)  # cut in the middle of a turn
+        return trajectory
+    turn = writer.turn(last_turn(rollout))
+    results = episode.hear(turn)
+    messages = (*trajectory.messages, {"role": "assistant", "content": turn})
+    if not results:
+        return replace(trajectory, messages=messages)
+    words = writer.response(results)
+    room = episode.budget.tokens - (len(rollout.mask) - sum(rollout.mask))
+    if len(words) > room or partial.finished(told(rollout, words, version), config, writer.stop_ids):
+        episode.over = True
+        return replace(trajectory, messages=messages)
+    messages = (*messages, {"role": "user", "content": response(results)})
+    return replace(trajectory, rollout=told(rollout, words, version), messages=messages)
+
+
+def last_turn(rollout: Rollout) -> tuple[int, ...]:
+    """What the policy has drawn since it was last told something."""
+    told_last = max((at for at, drawn in enumerate(rollout.mask) if not drawn), default=-1)
+    return rollout.completion_ids[told_last + 1 :]
+
+
+def complete_groups(
+    trajectories: Sequence[Trajectory], config: PartialConfig, writer: Writer
+) -> tuple[list[Rollout], list[Trajectory]]:
+    """Rollouts with rewards of the groups whose episodes have all ended, side by side; and who waits for one of theirs.
+
+    Report, Agentic RL: complete groups are consumed at once, unfinished trajectories are cached and resumed.
+    """
+    done, _ = partial.complete_groups([t.rollout for t in trajectories], config, writer.stop_ids)
+    ended = {rollout.group for rollout in done}
+    by_place = {(t.rollout.group, t.rollout.number): t for t in trajectories}
+    rewarded = [by_place[rollout.group, rollout.number].rewarded() for rollout in done]
+    return rewarded, [t for t in trajectories if t.rollout.group not in ended]
+
+
+def staleness(rollout: Rollout, version: int) -> int:
+    """Optimiser steps between the policy that drew its first token and `version`; 0 for one that has not begun."""
+    return version - min((v for v, drawn in zip(rollout.versions, rollout.mask, strict=True) if drawn), default=version)
+
+
+def too_old(trajectories: Sequence[Trajectory], version: int, most: int) -> tuple[list[Trajectory], list[Trajectory]]:
+    """(kept, dropped): whole groups are dropped in which a trajectory is staler than `most` steps.
+
+    The report bounds the gap that unfinished interactions carry across steps and does not say how: our choice.
+    """
+    old = {t.rollout.group for t in trajectories if staleness(t.rollout, version) > most}
+    kept = [t for t in trajectories if t.rollout.group not in old]
+    return kept, [t for t in trajectories if t.rollout.group in old]
+
+
+def played_again(
+    rollout: Rollout,
+    environment: Environment,
+    writer: Writer,
+    config: PartialConfig,
+    budget: Budget,
+    listed: bool = True,
+) -> Trajectory:
+    """The trajectory of a rollout that was kept in a file (`partial.written`): its world hears every turn once more.
+
+    Raises ValueError where it says something else than it said then: reset must depend on its number alone.
+    """
+    (again,) = begin([environment], rollout.prompt, rollout.group, writer, budget, listed)
+    again = replace(again, rollout=replace(again.rollout, number=rollout.number))
+    for token, drawn, logprob, version in zip(
+        rollout.completion_ids, rollout.mask, rollout.old_logprobs, rollout.versions, strict=True
+    ):
+        if drawn:
+            again = heard(
+                replace(again, rollout=partial.longer(again.rollout, token, logprob, version)), config, writer, version
+            )
+    if again.rollout != replace(rollout, reward=None):
+        raise ValueError(
+            f"expected an environment that says again what it said, got another episode {rollout.prompt}: it must be a "
+            f"function of the number and the calls, and writer, config and budget those of before"
+        )
+    return again
