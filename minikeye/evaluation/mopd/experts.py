@@ -32,7 +32,7 @@ from minikeye.training.loop import LoopConfig
 from minikeye.training.stage import DENSE, teach
 
 BASE = "base"
-CARELESS, EXPERT, SAMPLES, STUDENT = 100_000, 200_000, 300_000, 400_000  # first numbers of what each learns from
+CARELESS, EXPERT, SAMPLES = 100_000, 200_000, 300_000  # first numbers of what each learns from
 ABLE_SHARES = {
     "grounding": 1, "order": 5, "second": 1, "counting": 6, "naming": 4, "sums": 2, "presence": 1, "words": 4,
 }  # fmt: skip
