@@ -58,7 +58,10 @@ def main() -> None:
         if "--dry-run" not in given:
             # -P leaves the repository off the path (CONTRIBUTING.md). No bin/pytest where the given one is the newest.
             command = [python, "-P", "-m", "pytest", *more]
-            subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
+            # What is found in the given environment may be a program there, such as the sandbox's.
+            paths = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+            env = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": paths}
+            subprocess.run(command, cwd=ROOT, env=env, check=True)
         shutil.rmtree(python.parent.parent)
 
 
