@@ -73,7 +73,6 @@ def finished(rollout: Rollout, config: PartialConfig, stop_ids: tuple[int, ...])
     return stopped or sum(rollout.mask) >= config.max_new_tokens
 
 
-@torch.no_grad()
 def advance(
     model: KeyeVL,
     rollouts: Sequence[Rollout],
@@ -88,37 +87,62 @@ def advance(
     positions, and with visual tokens or without (`with_visual_tokens`). version: optimiser steps that `model` has
     taken. Raises ValueError for prompts that are not those of the rollouts, and what a pass of the model raises.
     """
+    return further(model, rollouts, lambda going: _so_far(going, prompts_of), config, stop_ids, version)
+
+
+@torch.no_grad()
+def further(
+    model: KeyeVL,
+    rollouts: Sequence[Rollout],
+    inputs_of: Callable[[list[Rollout]], Prompts],
+    config: PartialConfig,
+    stop_ids: tuple[int, ...],
+    version: int,
+) -> list[Rollout]:
+    """`advance`, where what has been said may hold more than words.
+
+    inputs_of(rollouts) -> inputs of a pass with a row for each of them, its prompt and all that was said and told so
+    far, padded on the left.
+    """
     going = [n for n, rollout in enumerate(rollouts) if not finished(rollout, config, stop_ids)]
     out = list(rollouts)
     if not going:
         return out
     draws = {n: _draws(out[n], config) for n in going}
+    already = {n: sum(out[n].mask) for n in going}
+    said: dict[int, list[tuple[int, float]]] = {n: [] for n in going}  # token and log-probability
+
+    def ended(n: int) -> bool:
+        return (bool(said[n]) and said[n][-1][0] in stop_ids) or already[n] + len(said[n]) >= config.max_new_tokens
+
     cache = model.new_cache()
-    answer = model(_so_far(model, [out[n] for n in going], prompts_of), cache, attention=config.attention, last=1)
+    answer = model(inputs_of([out[n] for n in going]), cache, attention=config.attention, last=1)
     for drawn in range(config.budget):
         logits = sayable(answer.logits[:, -1], model.config)
-        u = torch.tensor(
-            [draws[n][min(sum(out[n].mask), config.max_new_tokens - 1)] for n in going], dtype=torch.float64
-        )
+        places = [min(already[n] + len(said[n]), config.max_new_tokens - 1) for n in going]
+        u = torch.tensor([draws[n][place] for n, place in zip(going, places, strict=True)], dtype=torch.float64)
         tokens = pick(logits, u.to(logits.device), config.temperature)
         logprobs = log_probabilities(logits, tokens, config.temperature).tolist()
         for n, token, logprob in zip(going, tokens.tolist(), logprobs, strict=True):
-            if not finished(out[n], config, stop_ids):
-                out[n] = longer(out[n], token, logprob, version)
-        if drawn == config.budget - 1 or all(finished(out[n], config, stop_ids) for n in going):
-            return out
+            if not ended(n):
+                said[n].append((token, logprob))
+        if drawn == config.budget - 1 or all(map(ended, going)):
+            break
         answer = model({"input_ids": tokens[:, None]}, cache, attention=config.attention)
+    for n, words in said.items():
+        out[n] = longer(out[n], words, version)
     return out
 
 
-def longer(rollout: Rollout, token: int, logprob: float, version: int) -> Rollout:
-    """One more token, drawn by the policy itself."""
+def longer(rollout: Rollout, words: Sequence[tuple[int, float]], version: int) -> Rollout:
+    """More tokens, drawn by the policy itself, each with its log-probability."""
+    tokens, logprobs = zip(*words, strict=True)
     return replace(
         rollout,
-        completion_ids=(*rollout.completion_ids, token),
-        mask=(*rollout.mask, True),
-        old_logprobs=(*rollout.old_logprobs, logprob),
-        versions=(*rollout.versions, version),
+        completion_ids=(*rollout.completion_ids, *tokens),
+        mask=(*rollout.mask, *[True] * len(words)),
+        old_logprobs=(*rollout.old_logprobs, *logprobs),
+        versions=(*rollout.versions, *[version] * len(words)),
     )
 
 
@@ -166,7 +190,7 @@ def _draws(rollout: Rollout, config: PartialConfig) -> list[float]:
     return torch.rand(config.max_new_tokens, generator=random, dtype=torch.float64).tolist()
 
 
-def _so_far(model: KeyeVL, rollouts: list[Rollout], prompts_of: Callable[[list[int]], Prompts]) -> Prompts:
+def _so_far(rollouts: list[Rollout], prompts_of: Callable[[list[int]], Prompts]) -> Prompts:
     """Inputs of a pass: a row for each answer, its prompt and what it has said, padded on the left."""
     numbers = sorted({rollout.prompt for rollout in rollouts})
     prompts = prompts_of(numbers)

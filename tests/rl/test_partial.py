@@ -176,13 +176,13 @@ def test_whole_groups_are_taken_at_once():
 def test_what_has_ended_by_hand():
     ends, empty = STOP[3], ask(4, [7, 8], 0, 1)[0]
     assert not finished(empty, PIECES, STOP)
-    assert finished(longer(empty, ends, -1.0, 0), PIECES, STOP)
-    assert not finished(told(longer(empty, ends, -1.0, 0), [5], 0), PIECES, STOP)  # the tool has answered
+    assert finished(longer(empty, [(ends, -1.0)], 0), PIECES, STOP)
+    assert not finished(told(longer(empty, [(ends, -1.0)], 0), [5], 0), PIECES, STOP)  # the tool has answered
     assert not finished(told(empty, [ends], 0), PIECES, STOP)  # it was not the policy that ended
     nine = empty
     for _ in range(9):
-        nine = longer(nine, 5, -1.0, 0)
-    assert not finished(told(nine, [5] * 9, 0), PIECES, STOP) and finished(longer(nine, 5, -1.0, 0), PIECES, STOP)
+        nine = longer(nine, [(5, -1.0)], 0)
+    assert not finished(told(nine, [5] * 9, 0), PIECES, STOP) and finished(longer(nine, [(5, -1.0)], 0), PIECES, STOP)
 
 
 def test_a_token_is_picked_by_hand():

@@ -1,5 +1,5 @@
 """Agents: models that call tools, read what comes back, and are taught by the end of it (report, "Agentic RL").
 
-In the order of reading: `calls` (the words of a call and of its result), `environment` (whose methods are the tools),
-`trajectory` (an episode token by token, and which tokens are learnt), `sandbox` (where a model's code runs).
+In the order of reading: `environment` (whose methods are the tools), `trajectory` (an episode token by token, and which
+tokens are learnt), `reading` (passes over trajectories). Calls and the sandbox are in `inference.calling`.
 """

@@ -3,34 +3,45 @@
     writer = Writer(processor)
     waiting = begin([Shop() for _ in range(8)], number=7, group=0, writer=writer, budget=Budget())
     while waiting:
-        waiting = advance(model, waiting, writer.prompts_of(waiting), config, writer, version=optimiser_steps_so_far)
+        waiting = advance(model, waiting, config, writer, version=optimiser_steps_so_far)
         done, waiting = complete_groups(waiting, config, writer)
-        ...  # stack(done) and `Stack.answers` are what `objective` and `answer_logprobs` take
+        ...  # `learn` teaches by them
 
 Tokens are appended and never written anew. What a model drew, encoded again from its text, need not be the same tokens,
 and a template that drops old thoughts would change what was read before: log-probabilities would belong to a text that
 nobody drew, without an error. So the template is asked for the tool's turn alone, `Writer.response`. Where a template
 keeps the past, writing all messages at once gives the very same tokens.
 
-A trajectory is a `record.Rollout`: mask, log-probabilities and the version of the policy for every token. `partial`
+A trajectory is a `record.Rollout`: mask, log-probabilities and the version of the policy for every token. Frames that a
+tool shows are placeholders among its tokens, never drawn and never learnt, and pixels beside it. `partial`
 draws it in pieces, and it has ended exactly where `partial.finished` says so. Our choices: an episode may go on however
 old it is unless `too_old` is asked; what its first turn's policy began, a later one may end.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
+import torch
+
+from minikeye.inference.calling.calls import Result, response
 from minikeye.inputs.processor import Message, Processor
-from minikeye.inputs.prompt import Prompt, pad
 from minikeye.keye import KeyeVL
 from minikeye.rl import partial
-from minikeye.rl.agent.calls import response
 from minikeye.rl.agent.environment import Budget, Environment, Episode
+from minikeye.rl.agent.reading import Frames, rows
 from minikeye.rl.groups import Prompts
 from minikeye.rl.partial import PartialConfig, told
 from minikeye.rl.record import Rollout
 
 SAID = "ok"  # an assistant's words in a conversation whose template is looked at
+
+
+@dataclass(frozen=True, eq=False)
+class Passage:
+    """Words as tokens, and the frames whose placeholders are among them."""
+
+    ids: tuple[int, ...]
+    frames: Frames = ()  # of each image and video, in order
 
 
 class Writer:
@@ -43,7 +54,7 @@ class Writer:
         self.processor, self.thinking, self.tokenizer = processor, thinking, processor.tokenizer
         self.end = self.tokenizer.token_id("<|im_end|>")
         self.response(["."])
-        asked = self.prompt([{"role": "user", "content": SAID}])
+        asked = self.prompt([{"role": "user", "content": SAID}]).ids
         opening = asked[len(asked) - asked[::-1].index(self.tokenizer.token_id("<|im_start|>")) :]
         # What the template itself begins the assistant's turn with, behind its role: "", or the mark of a thought.
         self.begun = self.tokenizer.decode(list(opening), skip_special=False).partition("\n")[2]
@@ -53,40 +64,27 @@ class Writer:
         """What ends a turn of an agent. No other token: a turn that ended otherwise could not be answered."""
         return (self.end,)
 
-    def prompt(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Tokens of a conversation, up to where the assistant is to speak."""
-        return tuple(self._build(messages).ids)
+    def prompt(self, messages: Sequence[Message]) -> Passage:
+        """A conversation, up to where the assistant is to speak."""
+        prompt, frames = self.processor.build(messages, self.thinking)
+        return Passage(tuple(prompt.ids), tuple(frames))
 
-    def response(self, results: Sequence[str]) -> tuple[int, ...]:
-        """Tokens that a policy is told after the end of its turn, up to where it is to speak again."""
+    def response(self, results: Sequence[Result]) -> Passage:
+        """What a policy is told after the end of its turn, up to where it is to speak again."""
         before = [{"role": "user", "content": SAID}, {"role": "assistant", "content": SAID}]
-        ids = self.prompt([*before, {"role": "user", "content": response(results)}])
-        ends = [at for at, token in enumerate(ids) if token == self.end]
-        if len(ends) < 2 or not self.tokenizer.decode(list(ids[: ends[-2]])).endswith(SAID):
+        whole = self.prompt([*before, {"role": "user", "content": response(results)}])
+        ends = [at for at, token in enumerate(whole.ids) if token == self.end]
+        if len(ends) < 2 or not self.tokenizer.decode(list(whole.ids[: ends[-2]])).endswith(SAID):
             raise ValueError(
                 f"expected a template that ends every turn with <|im_end|>, got one that writes "
-                f"{self.tokenizer.decode(list(ids), skip_special=False)!r:.200}: agents need ChatML turns"
+                f"{self.tokenizer.decode(list(whole.ids), skip_special=False)!r:.200}: agents need ChatML turns"
             )
-        return ids[ends[-2] + 1 :]
+        return Passage(whole.ids[ends[-2] + 1 :], whole.frames)
 
     def turn(self, ids: Sequence[int]) -> str:
         """A turn's text, from what the template began it with to before the token that ends it; with marks of thoughts,
         which are tokens, written out."""
         return self.begun + self.tokenizer.decode([token for token in ids if token != self.end], skip_special=False)
-
-    def prompts_of(self, trajectories: Sequence["Trajectory"]) -> Callable[[list[int]], Prompts]:
-        """What `partial.advance` asks for: inputs of a pass by the numbers of prompts. For words alone, no pixels."""
-        asked = {t.rollout.prompt: t.episode.asked for t in trajectories}
-
-        def of(numbers: list[int]) -> Prompts:
-            prompts = pad([self._build(asked[number]) for number in numbers], "left")
-            del prompts["answer"]
-            return prompts
-
-        return of
-
-    def _build(self, messages: Sequence[Message]) -> Prompt:
-        return self.processor.build(messages, self.thinking)[0]
 
 
 @dataclass(frozen=True)
@@ -96,10 +94,11 @@ class Trajectory:
     rollout: Rollout
     episode: Episode
     messages: tuple[Message, ...]  # the same in words
+    frames: Frames = field(default=(), compare=False)  # those of its placeholders, in order
 
-    def rewarded(self) -> Rollout:
-        """The rollout with what the episode has earned."""
-        return replace(self.rollout, reward=self.episode.reward())
+    def rewarded(self) -> "Trajectory":
+        """The trajectory whose rollout has what the episode has earned."""
+        return replace(self, rollout=replace(self.rollout, reward=self.episode.reward()))
 
 
 def begin(
@@ -111,51 +110,77 @@ def begin(
     do not ask the same, as a group must.
     """
     episodes = [Episode(environment, number, budget, listed) for environment in environments]
-    if not episodes or any(episode.asked != episodes[0].asked for episode in episodes):
+    asked = [writer.prompt(episode.asked) for episode in episodes]
+    if not episodes or any(not same(passage, asked[0]) for passage in asked):
         raise ValueError(f"expected one or more environments that ask the same in episode {number}: mend `reset`")
-    asked = episodes[0].asked
-    rollouts = partial.ask(number, writer.prompt(asked), group, len(episodes))
-    return [Trajectory(r, episode, tuple(asked)) for r, episode in zip(rollouts, episodes, strict=True)]
+    ids, frames = asked[0].ids, asked[0].frames  # one copy for all: what is seen once is not seen again
+    rollouts = partial.ask(number, ids, group, len(episodes))
+    return [Trajectory(r, e, tuple(e.asked), frames) for r, e in zip(rollouts, episodes, strict=True)]
+
+
+def same(one: Passage, other: Passage) -> bool:
+    """Whether two passages have the same tokens and the same pixels."""
+    alike = one.ids == other.ids and len(one.frames) == len(other.frames)
+    return alike and all(torch.equal(a, b) for a, b in zip(one.frames, other.frames, strict=True))
 
 
 def advance(
-    model: KeyeVL,
-    trajectories: Sequence[Trajectory],
-    prompts_of: Callable[[list[int]], Prompts],
-    config: PartialConfig,
-    writer: Writer,
-    version: int,
+    model: KeyeVL, trajectories: Sequence[Trajectory], config: PartialConfig, writer: Writer, version: int
 ) -> list[Trajectory]:
-    """One round of `partial.advance`; then whoever has ended a turn by calls is told what they gave."""
-    rollouts = partial.advance(model, [t.rollout for t in trajectories], prompts_of, config, writer.stop_ids, version)
-    drawn = [replace(t, rollout=rollout) for t, rollout in zip(trajectories, rollouts, strict=True)]
-    return [heard(t, config, writer, version) for t in drawn]
+    """One round of `partial.further`; then whoever has ended a turn by calls is told what they gave."""
+    return [heard(t, config, writer, version) for t in spoken(model, trajectories, config, writer, version)]
+
+
+def spoken(
+    model: KeyeVL, trajectories: Sequence[Trajectory], config: PartialConfig, writer: Writer, version: int
+) -> list[Trajectory]:
+    """The first half of `advance`: what the policy says, of which no world has heard yet."""
+    frames = {(t.rollout.group, t.rollout.number): t.frames for t in trajectories}
+
+    def inputs_of(rollouts: list[Rollout]) -> Prompts:
+        return rows(model, rollouts, [frames[r.group, r.number] for r in rollouts], "left")
+
+    rollouts = [t.rollout for t in trajectories]
+    drawn = partial.further(model, rollouts, inputs_of, config, writer.stop_ids, version)
+    return [replace(t, rollout=rollout) for t, rollout in zip(trajectories, drawn, strict=True)]
 
 
 def heard(trajectory: Trajectory, config: PartialConfig, writer: Writer, version: int) -> Trajectory:
-    """The trajectory after its world has heard the turn that it ends with; the same where it ends with none.
+    """The trajectory after its world has heard the turn that it ends with; the same where it ends with none."""
+    trajectory, results = results_of(trajectory, config, writer)
+    return answered(trajectory, results, config, writer, version) if results else trajectory
 
-    Results are appended where the policy may still speak behind them (`config.max_new_tokens`) and where they fit into
+
+def results_of(trajectory: Trajectory, config: PartialConfig, writer: Writer) -> tuple[Trajectory, list[Result]]:
+    """What the calls of the turn that it ends with give; nothing where there are none, or where the episode is over."""
+    rollout, episode = trajectory.rollout, trajectory.episode
+    if episode.over or not rollout.mask or not rollout.mask[-1]:
+        return trajectory, []
+    if rollout.completion_ids[-1] != writer.end:
+        episode.over = partial.finished(rollout, config, writer.stop_ids)  # cut in the middle of a turn
+        return trajectory, []
+    turn = writer.turn(last_turn(rollout))
+    results = episode.hear(turn)
+    return replace(trajectory, messages=(*trajectory.messages, {"role": "assistant", "content": turn})), results
+
+
+def answered(
+    trajectory: Trajectory, results: Sequence[Result], config: PartialConfig, writer: Writer, version: int
+) -> Trajectory:
+    """The trajectory with the results behind its turn.
+
+    They are appended where the policy may still speak behind them (`config.max_new_tokens`) and where they fit into
     what an episode may be told (`Budget.tokens`). Else nothing is, and the episode is over.
     """
     rollout, episode = trajectory.rollout, trajectory.episode
-    if episode.over or not rollout.mask or not rollout.mask[-1]:
-        return trajectory
-    if rollout.completion_ids[-1] != writer.end:
-        episode.over = partial.finished(rollout, config, writer.stop_ids)  # cut in the middle of a turn
-        return trajectory
-    turn = writer.turn(last_turn(rollout))
-    results = episode.hear(turn)
-    messages = (*trajectory.messages, {"role": "assistant", "content": turn})
-    if not results:
-        return replace(trajectory, messages=messages)
     words = writer.response(results)
     room = episode.budget.tokens - (len(rollout.mask) - sum(rollout.mask))
-    if len(words) > room or partial.finished(told(rollout, words, version), config, writer.stop_ids):
+    longer = told(rollout, words.ids, version)
+    if len(words.ids) > room or partial.finished(longer, config, writer.stop_ids):
         episode.over = True
-        return replace(trajectory, messages=messages)
-    messages = (*messages, {"role": "user", "content": response(results)})
-    return replace(trajectory, rollout=told(rollout, words, version), messages=messages)
+        return trajectory
+    messages = (*trajectory.messages, {"role": "user", "content": response(results)})
+    return replace(trajectory, rollout=longer, messages=messages, frames=(*trajectory.frames, *words.frames))
 
 
 def last_turn(rollout: Rollout) -> tuple[int, ...]:
@@ -166,8 +191,8 @@ def last_turn(rollout: Rollout) -> tuple[int, ...]:
 
 def complete_groups(
     trajectories: Sequence[Trajectory], config: PartialConfig, writer: Writer
-) -> tuple[list[Rollout], list[Trajectory]]:
-    """Rollouts with rewards of the groups whose episodes have all ended, side by side; and who waits for one of theirs.
+) -> tuple[list[Trajectory], list[Trajectory]]:
+    """Trajectories with rewards of the groups whose episodes have all ended, side by side; and who waits for one.
 
     Report, Agentic RL: complete groups are consumed at once, unfinished trajectories are cached and resumed.
     """
@@ -211,9 +236,8 @@ def played_again(
         rollout.completion_ids, rollout.mask, rollout.old_logprobs, rollout.versions, strict=True
     ):
         if drawn:
-            again = heard(
-                replace(again, rollout=partial.longer(again.rollout, token, logprob, version)), config, writer, version
-            )
+            spoken_to = replace(again, rollout=partial.longer(again.rollout, [(token, logprob)], version))
+            again = heard(spoken_to, config, writer, version)
     if again.rollout != replace(rollout, reward=None):
         raise ValueError(
             f"expected an environment that says again what it said, got another episode {rollout.prompt}: it must be a "

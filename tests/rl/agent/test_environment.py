@@ -7,8 +7,9 @@ import pytest
 from transformers.utils import get_json_schema
 from worlds import Door
 
-from minikeye.rl.agent.calls import Call, announced, written
-from minikeye.rl.agent.environment import Budget, Environment, Episode, schemas, shortened
+from minikeye.inference.calling.calls import Call, announced, written
+from minikeye.inference.calling.functions import schemas_of, shortened
+from minikeye.rl.agent.environment import Budget, Environment, Episode, tools_of
 
 
 def turn(digit: int) -> str:
@@ -17,7 +18,7 @@ def turn(digit: int) -> str:
 
 def test_tools_by_hand():
     """The public methods in order, without what the contract reserves; types, defaults and words from each method."""
-    tools = schemas(Door())
+    tools = schemas_of(tools_of(Door()))
     assert list(tools) == ["turn", "read", "count"]
     assert tools["turn"] == {
         "type": "function",
@@ -56,7 +57,7 @@ def test_tools_are_those_of_transformers():
 
     oracle = get_json_schema(Other().look)
     assert oracle["function"].pop("return") == {"type": "string"}
-    assert schemas(Other())["look"] == oracle
+    assert schemas_of(tools_of(Other()))["look"] == oracle
 
 
 def other(method) -> Environment:
@@ -191,4 +192,5 @@ def test_budgets_are_checked():
 
 
 def test_schemas_are_json():
-    assert json.loads(json.dumps(schemas(Door()))) == schemas(Door())
+    schemas = schemas_of(tools_of(Door()))
+    assert json.loads(json.dumps(schemas)) == schemas

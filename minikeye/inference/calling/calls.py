@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from minikeye.inputs.processor import Clip
 from minikeye.inputs.prompt import THINK, THOUGHT
 
 CALL, CALLED = "<tool_call>", "</tool_call>"
@@ -30,6 +31,7 @@ MOST = 8  # calls of a turn
 FORM = '{"name": ..., "arguments": {...}}'
 
 Schema = Mapping[str, Any]  # of a tool, as chat templates take it: {"type": "function", "function": {...}}
+Result = str | Clip  # of a call: what a model is told, or shown
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def read_calls(turn: str) -> list[Call | Invalid]:
 def fitted(call: Call | Invalid, schemas: Mapping[str, Schema]) -> Call | Invalid:
     """The call, where a tool of that name takes such arguments; else what is wrong with it.
 
-    schemas: by name, as of `environment.schemas`.
+    schemas: by name, as of `functions.schemas_of`.
     """
     if isinstance(call, Invalid):
         return call
@@ -109,15 +111,24 @@ def written(call: Call) -> str:
     return f"{CALL}\n{words}\n{CALLED}"
 
 
-def response(results: Sequence[str]) -> str:
-    """Content of the user's turn that tells a model what its calls gave, in their order.
+def response(results: Sequence[Result]) -> str | list[dict[str, Any]]:
+    """Content of the user's turn that tells a model what its calls gave, in their order: text, or parts with videos.
 
     A result cannot close its own response, or open another: its tags get the backslash that JSON allows before a slash
-    (our choice). Halves of surrogate pairs, which JSON can name and UTF-8 cannot write, become question marks.
+    (our choice). Halves of surrogate pairs, which JSON can name and UTF-8 cannot write, become question marks. A clip
+    stands where text would (our choice, as templates of this family place an image that a tool gives).
     """
-    tag = re.compile("<(/?tool_response>)")
-    clean = (tag.sub(r"<\\\1", result.encode(errors="replace").decode()) for result in results)
-    return "\n".join(f"{RESPONSE}\n{result}\n{RESPONDED}" for result in clean)
+    parts: list[dict[str, Any]] = [{"type": "text", "text": f"{RESPONSE}\n"}]
+    for n, result in enumerate(results):
+        said = f"\n{RESPONDED}\n{RESPONSE}\n" if n else ""
+        if isinstance(result, Clip):
+            parts += [{"type": "text", "text": said}] * bool(said) + [{"type": "video", "video": result}]
+        else:
+            clean = re.sub("<(/?tool_response>)", r"<\\\1", result.encode(errors="replace").decode())
+            parts.append({"type": "text", "text": said + clean})
+    parts.append({"type": "text", "text": f"\n{RESPONDED}"})
+    shown = any(part["type"] == "video" for part in parts)
+    return parts if shown else "".join(part["text"] for part in parts)
 
 
 def announced(schemas: Mapping[str, Schema]) -> str:
@@ -163,7 +174,7 @@ def _too_long(length: int) -> Invalid:
 
 
 def _is_a(value: Any, kind: Mapping[str, Any]) -> bool:
-    """Whether a value of JSON is of a kind that `environment.schemas` writes. True is no number."""
+    """Whether a value of JSON is of a kind that `functions.schemas_of` writes. True is no number."""
     types = {"string": str, "boolean": bool, "integer": int, "number": (int, float), "array": list}
     right = isinstance(value, types[kind["type"]]) and isinstance(value, bool) == (kind["type"] == "boolean")
     if kind["type"] == "array":

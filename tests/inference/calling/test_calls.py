@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minikeye.rl.agent.calls import (
+from minikeye.inference.calling.calls import (
     CALL,
     CALLED,
     LONGEST,

@@ -8,9 +8,17 @@ import psutil
 import pydantic_monty as monty
 import pytest
 
-from minikeye.rl.agent.calls import Call, written
+from minikeye.inference.calling.calls import Call, written
+from minikeye.inference.calling.sandbox import (
+    SAME_EVERY_TIME,
+    UNSHOWN,
+    Limits,
+    Outcome,
+    Sandbox,
+    plain,
+    resource_limits,
+)
 from minikeye.rl.agent.environment import Budget, Environment, Episode
-from minikeye.rl.agent.sandbox import SAME_EVERY_TIME, UNSHOWN, Limits, Outcome, Sandbox, plain, resource_limits
 
 
 @pytest.fixture(scope="module")
