@@ -5,7 +5,7 @@ positions are counted over the whole row, as `Prompt` counts them: what was draw
 stand, had all been written at once. While only reward teaches, the tower is frozen, and frames that several rows share,
 as the answers of a group do, are seen once.
 
-Axes: n trajectory, t token, f frame, d width.
+Axes: n trajectory, t token, c column that predicts token c + 1, f frame, d width.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from minikeye.rl.groups import Prompts
 from minikeye.rl.record import Rollout
 from minikeye.training.step import autocast
 
-Frames = tuple[UInt8[Tensor, "f 3 height width"], ...]  # of each image and video of a conversation, in order
+Frames = tuple[UInt8[Tensor, "_ 3 _ _"], ...]  # [f 3 height width] of each image and video of a conversation, in order
 
 
 def rows(
@@ -115,8 +115,8 @@ def drawn(rollouts: Sequence[Rollout], values: Literal["mask", "old_logprobs"]) 
 
 
 def logprobs(
-    model: KeyeVL, inputs: Prompts, mask: Bool[Tensor, "n t-1"], temperature: float = 1.0, attention: Mode = "dense"
-) -> Float[Tensor, "n t-1"]:
+    model: KeyeVL, inputs: Prompts, mask: Bool[Tensor, "n c"], temperature: float = 1.0, attention: Mode = "dense"
+) -> Float[Tensor, "n c"]:
     """Log-probability of every token but the first, given those before it, with gradients; 0 outside of `mask`.
 
     inputs: of `rows` on the right side.

@@ -1,7 +1,10 @@
-"""An environment small enough to be looked through: a door whose code is told by a second try."""
+"""Environments small enough to be looked through: a door whose code is told by a second try, and a window."""
 
 from typing import Literal
 
+import torch
+
+from minikeye.inputs.processor import Clip
 from minikeye.rl.agent.environment import Environment
 
 
@@ -35,3 +38,34 @@ class Door(Environment):
 
     def get_reward(self) -> float:
         return 0.5 * self.open + 0.5 * (self.answer == "done")
+
+
+class Window(Environment):
+    """Two frames are shown with the question; a look shows as many as are asked for, of a size that is asked for."""
+
+    def reset(self, number: int):
+        self._number, self.looks = number, 0
+        return [{"type": "video", "video": clip(number, 2, 28, 28)}, {"type": "text", "text": "What is it?"}]
+
+    def look(self, frames: int, height: int = 28) -> Clip:
+        """Look again.
+
+        frames: how many
+        height: of each, pixels
+        """
+        self.looks += 1
+        self.misses.append(frames < 2)
+        return clip(self._number + self.looks, frames, height, 56)
+
+    def say(self) -> str:
+        """Say what it is."""
+        return "a window"
+
+    def get_reward(self) -> float:
+        return float(self.answer == "yes" and self.looks > 0)
+
+
+def clip(seed: int, frames: int, height: int, width: int) -> Clip:
+    random = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(256, (frames, 3, height, width), generator=random, dtype=torch.uint8)
+    return Clip(pixels, [0.5 * n for n in range(frames)])
