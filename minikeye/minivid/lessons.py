@@ -8,6 +8,7 @@ import pickle
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -177,8 +178,8 @@ def right(model, inputs: dict[str, Tensor], attention: str) -> dict[str, float]:
     return {part: float(parts[part].float().mean()) for part in ("digit", "second")}
 
 
-def batches(lessons: Lessons, workers: int) -> Iterator[Lesson]:
-    """Lessons in order, made ahead by worker processes.
+def batches(lessons: Dataset, workers: int) -> Iterator[Any]:
+    """Lessons, or what else a data set makes, in order, made ahead by worker processes.
 
     They travel as bytes: a lesson holds some fifty small tensors, and shared memory would spend a file handle on each.
     """
@@ -188,7 +189,7 @@ def batches(lessons: Lessons, workers: int) -> Iterator[Lesson]:
 
 
 class _Packed(Dataset):
-    def __init__(self, lessons: Lessons):
+    def __init__(self, lessons: Dataset):
         self.lessons = lessons
 
     def __len__(self) -> int:

@@ -23,9 +23,10 @@ from minikeye.inference.calling.calls import Result, read_calls
 from minikeye.keye import KeyeVL
 from minikeye.rl import partial
 from minikeye.rl.agent.environment import Budget, Environment
-from minikeye.rl.agent.reading import rows
-from minikeye.rl.agent.trajectory import Trajectory, Writer, answered, begin, results_of
+from minikeye.rl.agent.reading import Frames, rows
+from minikeye.rl.agent.trajectory import Writer, answered, begin, results_of
 from minikeye.rl.partial import PartialConfig
+from minikeye.rl.record import Rollout
 from minikeye.training.loop import LoopConfig, train
 from minikeye.training.stage import DENSE, trainable
 
@@ -33,18 +34,18 @@ Expert = Callable[[Environment, Sequence[Sequence[Result]]], str]  # what to say
 ENDLESS = PartialConfig(budget=1, max_new_tokens=100_000)  # an expert ends by itself
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Demonstration:
-    """An episode as an expert plays it."""
+    """An episode as an expert plays it. It may travel between processes."""
 
-    trajectory: Trajectory
+    rollout: Rollout
+    frames: Frames
     learnt: tuple[bool, ...]  # which tokens of the completion are to be learnt: those of turns that did not miss
 
     def __post_init__(self) -> None:
-        if len(self.learnt) != len(self.trajectory.rollout.completion_ids):
+        if len(self.learnt) != len(self.rollout.completion_ids):
             raise ValueError(
-                f"expected a mark for each of {len(self.trajectory.rollout.completion_ids)} tokens, got "
-                f"{len(self.learnt)}"
+                f"expected a mark for each of {len(self.rollout.completion_ids)} tokens, got {len(self.learnt)}"
             )
 
 
@@ -69,12 +70,12 @@ def demonstrate(
         learnt += [False] * (len(trajectory.rollout.mask) - first - len(said))
     if read_calls(turn):
         raise ValueError(f"expected a budget that episode {number} fits into, got {budget}: the expert was cut")
-    return Demonstration(trajectory.rewarded(), tuple(learnt))
+    return Demonstration(trajectory.rewarded().rollout, trajectory.frames, tuple(learnt))
 
 
 def learnt_of(demonstrations: Sequence[Demonstration]) -> Bool[Tensor, "n t"]:
     """Which tokens of the rows of `reading.rows`, on the right side, are to be learnt."""
-    rollouts = [d.trajectory.rollout for d in demonstrations]
+    rollouts = [d.rollout for d in demonstrations]
     out = torch.zeros(len(rollouts), max(len(r.prompt_ids) + len(r.completion_ids) for r in rollouts), dtype=torch.bool)
     for n, (rollout, demonstration) in enumerate(zip(rollouts, demonstrations, strict=True)):
         first = len(rollout.prompt_ids)
@@ -100,8 +101,7 @@ def imitate(
         batch = batch_at(step)
         for p in parameters.values():
             p.grad = None
-        shown = [d.trajectory.frames for d in batch]
-        inputs = rows(model, [d.trajectory.rollout for d in batch], shown, "right", taught=True)
+        inputs = rows(model, [d.rollout for d in batch], [d.frames for d in batch], "right", taught=True)
         loss, numbers = DENSE.loss(model, inputs | {"answer": learnt_of(batch).to(model.device)})
         loss.backward()
         return loss.detach(), numbers

@@ -33,8 +33,8 @@ def looks(world: Window, heard) -> str:
 def test_a_miss_is_read_and_not_learnt():
     how = writer()
     shown = demonstrate(Door(), 4, opens, how, BUDGET)
-    rollout = shown.trajectory.rollout
-    assert rollout.reward == 1 and shown.trajectory.episode.over
+    rollout = shown.rollout
+    assert rollout.reward == 1
     learnt = [token for token, mark in zip(rollout.completion_ids, shown.learnt, strict=True) if mark]
     assert how.tokenizer.decode(learnt, skip_special=False) == turn(4) + "<|im_end|>done<|im_end|>"
     missed = [
@@ -48,7 +48,7 @@ def test_a_miss_is_read_and_not_learnt():
 
 def test_frames_are_in_it():
     shown = demonstrate(Window(), 4, looks, writer(), BUDGET)
-    assert [len(part) for part in shown.trajectory.frames] == [2, 1, 3] and shown.trajectory.rollout.reward == 1
+    assert [len(part) for part in shown.frames] == [2, 1, 3] and shown.rollout.reward == 1
     assert sum(shown.learnt) == len(written(Call("look", {"frames": 3}))) + 1 + len("yes") + 1
 
 
@@ -59,7 +59,7 @@ def test_an_expert_that_is_cut_is_refused():
         demonstrate(Door(), 4, opens, writer(), Budget(turns=6, tokens=5))
     good = demonstrate(Door(), 4, opens, writer(), BUDGET)
     with pytest.raises(ValueError, match="a mark for each"):
-        Demonstration(good.trajectory, good.learnt[1:])
+        Demonstration(good.rollout, good.frames, good.learnt[1:])
 
 
 def test_marks_stand_on_their_tokens():
@@ -67,7 +67,7 @@ def test_marks_stand_on_their_tokens():
     batch.append(demonstrate(Window(), 1, looks, writer(), BUDGET))
     marks = learnt_of(batch)
     for row, shown in zip(marks, batch, strict=True):
-        rollout = shown.trajectory.rollout
+        rollout = shown.rollout
         ids = (*rollout.prompt_ids, *rollout.completion_ids)
         learnt = [ids[n] for n in row.nonzero().flatten().tolist()]
         assert learnt == [i for i, m in zip(rollout.completion_ids, shown.learnt, strict=True) if m]
