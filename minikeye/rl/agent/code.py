@@ -60,8 +60,8 @@ class CodeDifficulty:
                 f"expected operations among {OPERATIONS} and filters among {FILTERS} with a pair of them outside of "
                 f"{IDLE}, got {self.operations} and {self.filters}"
             )
-        if not (3 <= self.shortest <= self.longest <= 20 and 5 <= self.reach <= 99 and 0 <= self.texts <= 1):
-            raise ValueError(f"expected 3 <= shortest <= longest <= 20, reach in 5..99, texts in 0..1, got {self}")
+        if not (3 <= self.shortest <= self.longest <= 10 and 5 <= self.reach <= 99 and 0 <= self.texts <= 1):
+            raise ValueError(f"expected 3 <= shortest <= longest <= 10, reach in 5..99, texts in 0..1, got {self}")
 
     @property
     def tasks(self) -> list[tuple[str, str]]:

@@ -24,12 +24,12 @@ from minikeye.rl.agent.code import (
 from minikeye.rl.agent.environment import Episode, tools_of
 
 SPLITS = ("train", "validation", "test")
-HARDER = CodeDifficulty(longest=20, reach=99)
+HARDER = CodeDifficulty(longest=10, reach=99)
 EVERY = [
     CodeDifficulty(),
     HARDER,
     CodeDifficulty(shortest=3, longest=3, reach=5),
-    CodeDifficulty(shortest=20, longest=20),
+    CodeDifficulty(shortest=10, longest=10),
     *(CodeDifficulty(operations=(name,)) for name in ENDS),
     *(CodeDifficulty(filters=(name,), texts=texts) for name in ("all", "even", "odd") for texts in (0.0, 1.0)),
     *(CodeDifficulty(filters=(name,)) for name in ("above", "below")),
@@ -315,12 +315,12 @@ def test_splits_are_apart(sandbox):
 
 
 @settings(max_examples=100)
-@given(seed=st.integers(0, 10**6), shortest=st.integers(3, 20), more=st.integers(0, 17), reach=st.integers(5, 99))
+@given(seed=st.integers(0, 10**6), shortest=st.integers(3, 10), more=st.integers(0, 7), reach=st.integers(5, 99))
 def test_what_lists_are_drawn(seed: int, shortest: int, more: int, reach: int):
     """Each kind that the docstring names, whatever the difficulty; and a truth that a loop can check."""
     from random import Random
 
-    random, difficulty = Random(seed), CodeDifficulty(shortest=shortest, longest=min(shortest + more, 20), reach=reach)
+    random, difficulty = Random(seed), CodeDifficulty(shortest=shortest, longest=min(shortest + more, 10), reach=reach)
     task = drawn_task(difficulty, random)
     assert (task.operation, task.filter) not in IDLE and 1 <= abs(task.k) < reach
     example, hidden = drawn_lists(task, difficulty, random)
@@ -346,7 +346,7 @@ BAD = {
     "none": {"operations": ()},
     "too short": {"shortest": 2},
     "upside down": {"shortest": 6, "longest": 5},
-    "too long": {"longest": 21},
+    "too long": {"longest": 11},
     "reach": {"reach": 4},
     "share": {"texts": 1.5},
 }

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -126,6 +127,15 @@ WRONG_ENDS = {
 def test_wrong_ends_earn_nothing(calls, answer: str):
     assert visited(*PERFECT)[0] == 1
     assert visited(*calls, answer=answer)[0] == 0
+
+
+@pytest.mark.parametrize("id", [41, 43])
+def test_the_stock_is_looked_at(id: int):
+    """Though no tool can change it alone."""
+    reward, episode = visited(*PERFECT)
+    goods = episode.environment.goods
+    goods[id] = replace(goods[id], stock=goods[id].stock - 1)
+    assert reward == 1 and episode.reward() == 0
 
 
 RAISES = {
