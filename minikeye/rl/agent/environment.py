@@ -32,7 +32,7 @@ class Environment(ABC):
 
     answer: str = ""  # the model's last words, outside of thoughts; set when the episode ends by them
     misses: list[bool]  # of each call so far whether it failed, or brought not what it was for; a tool may append
-    slipped: bool = False  # the first try of what decides the episode failed or missed; a tool may set it
+    slipped: bool = False  # the first try of what decides the episode failed or missed; for the world to say
 
     @abstractmethod
     def reset(self, number: int) -> str | list[dict[str, Any]]:
@@ -67,7 +67,7 @@ class Episode:
         self.environment, self.budget = environment, budget
         self.tools = tools_of(environment)
         self.schemas = schemas_of(self.tools)
-        environment.answer, environment.misses, environment.slipped = "", [], False
+        environment.answer, environment.misses = "", []
         system = [{"role": "system", "content": announced(self.schemas)}] if listed else []
         self.asked = [*system, {"role": "user", "content": environment.reset(number)}]  # messages of `Processor`
         self.turns = self.calls = self.invalid = self.raised = 0
