@@ -43,7 +43,7 @@ class Chat:
         processor: Processor,
         *,
         system: str | None = None,
-        tools: Any = (),
+        tools: Sequence[Callable[..., Any]] = (),
         thinking: bool = True,
         attention: Mode = "sparse",
         backend: str = "auto",
@@ -98,7 +98,7 @@ class Chat:
         model as errors. Raises ValueError for content that does not fit, and where prompt and reply could exceed the
         context. Whatever is raised, Ctrl-C in a tool too, the conversation stays as it was before the question.
         """
-        if not isinstance(most_turns, int) or most_turns < 1:
+        if most_turns < 1:
             raise ValueError(f"expected most_turns of at least 1, got {most_turns}")
         messages = [*self._messages, {"role": "user", "content": keep(content, self.processor)}]
         steps = list[Step]()
