@@ -97,7 +97,7 @@ def _add_asking(group) -> None:
     frames.add_argument("--out", type=Path, default=default, help=f"folder to write (default: {default})")
 
     summary = "talk about videos; an empty line or Ctrl-D ends it, /reset starts again"
-    chat = _command(group, commands.chat, summary, "--checkpoint Keye-VL-2.0-30B-A3B --streaming clip.mp4")
+    chat = _command(group, commands.chat, summary, "--checkpoint Keye-VL-2.0-30B-A3B --streaming clip.mp4 --tools look")
     chat.add_argument("videos", metavar="VIDEO", nargs="*", help="shown with the first question")
     help_ = "what the model may call: look (seconds of the video again, more finely), python (code, in a sandbox)"
     chat.add_argument("--tools", type=parse_names, default=[], metavar="NAME,...", help=help_)
