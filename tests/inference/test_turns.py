@@ -307,7 +307,8 @@ def test_calls_that_are_none(model, script):
 def test_a_thought_that_the_template_opens(model, script):
     source = QWEN_3.replace("assistant\\n' }}\n    {%- if enable", "assistant\\n<think>' }}\n    {%- if enable")
     assert source != QWEN_3
-    for words, steps in ((f"hm{written(ADD)}</think>no.", 0), (f"hm</think>{written(ADD)}", 1)):
+    call = written(ADD)
+    for words, steps in ((f"hm{call}</think>no.", 0), (f"hm{call}", 0), (f"hm</think>{call}", 1)):
         script.say(words, "</think>Five.")
         assert len(Chat(model, templated(source), tools=TOOLS).ask("Hi").steps) == steps
 
