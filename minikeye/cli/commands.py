@@ -138,6 +138,7 @@ def fake_checkpoint(arguments: argparse.Namespace) -> None:
 def answer(arguments: argparse.Namespace) -> None:
     from minikeye.cli.opening import Opened, remark_notes
     from minikeye.cli.plan import content
+    from minikeye.cli.wording import say
     from minikeye.inference.text_stream import TextStream
 
     opened = Opened.of(arguments, [arguments.video])
@@ -195,41 +196,23 @@ def frames(arguments: argparse.Namespace) -> None:
 
 
 def chat(arguments: argparse.Namespace) -> None:
-    from minikeye.cli.opening import Opened, remark, remark_notes
+    from minikeye.cli.opening import Opened
     from minikeye.cli.plan import content
-    from minikeye.cli.wording import in_flags
+    from minikeye.cli.talking import converse
+    from minikeye.inference.calling.calls import announced
+    from minikeye.inference.calling.functions import named, schemas_of
+    from minikeye.inference.calling.shipped import shipped
     from minikeye.inference.chat import Chat
+    from minikeye.inputs.pixels import is_picture
 
     opened = Opened.of(arguments, arguments.videos)
-    planned = opened.foresee()
-    options = {"attention": arguments.attention, "backend": arguments.backend, "context": arguments.max_context}
-    talk = Chat(opened.load(), opened.processor, **options, **opened.thinking())
-    shown = content(arguments.videos)
-    remark("chat", "an empty line or Ctrl-D ends it, /reset starts again, Ctrl-C breaks off an answer")
-    while question := _read_line():
-        if question == "/reset":
-            talk.reset()
-            continue
-        parts = [*(shown if not talk.messages else []), {"type": "text", "text": question}]
-        try:
-            talk.ask(parts, max_new_tokens=arguments.max_new_tokens, on_text=say, **opened.sampling())
-            if len(parts) > 1:
-                clips = [part["video"] for part in talk.messages[0]["content"] if part["type"] == "video"]
-                remark_notes([note for clip in clips for note in clip.notes], planned)
-        except KeyboardInterrupt:  # the answer is given up, not the conversation
-            print(" (stopped)", end="")
-        except ValueError as error:  # too long, say: another question may do
-            print(f"error: {in_flags(error)}", end="")
-        print("\n")
-
-
-def _read_line() -> str:
-    """A line from the keyboard; "" at the end of input."""
-    try:
-        return input("> ").strip()
-    except EOFError:
-        print()
-        return ""
+    videos = [path for path in arguments.videos if not is_picture(path)]
+    with shipped(arguments.tools, opened.processor, *videos) as tools:
+        planned = opened.foresee(announced(schemas_of(named(tools))) if tools else "")
+        options = {"attention": arguments.attention, "backend": arguments.backend, "context": arguments.max_context}
+        talk = Chat(opened.load(), opened.processor, tools=tools, **options, **opened.thinking())
+        options = {"max_new_tokens": arguments.max_new_tokens, **opened.sampling()}
+        converse(talk, content(arguments.videos), planned, options)
 
 
 # -------------------------------------------------------------------------------------------------------- their parts
@@ -267,11 +250,6 @@ def placed(digit: int, wanted: float, got: float) -> str:
     if abs(wanted - got) < 0.05:  # as many decimals as are printed
         return f"{digit} at {got:.1f} s"
     return f"{digit} at {got:.1f} s, the sampled frame nearest to {wanted:g} s"
-
-
-def say(text: str) -> None:
-    """A piece of an answer, as it comes."""
-    print(text, end="", flush=True)
 
 
 def tell(step: str, seconds: float, what: str) -> None:

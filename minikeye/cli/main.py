@@ -97,8 +97,10 @@ def _add_asking(group) -> None:
     frames.add_argument("--out", type=Path, default=default, help=f"folder to write (default: {default})")
 
     summary = "talk about videos; an empty line or Ctrl-D ends it, /reset starts again"
-    chat = _command(group, commands.chat, summary, "--checkpoint Keye-VL-2.0-30B-A3B --streaming clip.mp4")
+    chat = _command(group, commands.chat, summary, "--checkpoint Keye-VL-2.0-30B-A3B --streaming clip.mp4 --tools look")
     chat.add_argument("videos", metavar="VIDEO", nargs="*", help="shown with the first question")
+    help_ = "what the model may call: look (seconds of the video again, more finely), python (code, in a sandbox)"
+    chat.add_argument("--tools", type=parse_names, default=[], metavar="NAME,...", help=help_)
     _add_model(chat, longest=1024)
 
 
@@ -144,6 +146,11 @@ def _add_model(command: argparse.ArgumentParser, longest: int, seed: str = "draw
     add("--top-k", type=int, metavar="K", help="draw from the K most likely tokens; 0: all")
     add("--top-p", type=float, metavar="P", help="draw from the most likely tokens that make up probability P; 1: all")
     add("--seed", type=int, help=seed)
+
+
+def parse_names(text: str) -> list[str]:
+    """ "look,python" -> ["look", "python"]."""
+    return [name.strip() for name in text.split(",")]
 
 
 def parse_card(text: str) -> tuple[int, float]:

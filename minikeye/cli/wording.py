@@ -9,8 +9,15 @@ FLAGS = {
     r"\bstreaming=True\b": "--streaming",
     r"\bmax_new_tokens\b": "--max-new-tokens",
     r"\bcheckpoint=FOLDER\b": "--checkpoint FOLDER",
+    r"\btools among\b": "--tools among",
+    r"\bthe tool look\b": "--tools look",
     r"\bstart again with reset\(\)": "start again with /reset",
 }
+
+
+def say(text: str) -> None:
+    """A piece of an answer, as it comes."""
+    print(text, end="", flush=True)
 
 
 def in_flags(error: BaseException) -> str:

@@ -25,7 +25,7 @@ from minikeye.inputs.prompt import FrameSpan, Prompt, Turn, Visual, chatml, pad
 from minikeye.inputs.sampling import Sampling, VideoError, image_size, sample
 from minikeye.inputs.settings import default_generation, read_folder
 from minikeye.inputs.tokenizer import load_tokenizer
-from minikeye.inputs.video import decode_video, plan_video
+from minikeye.inputs.video import VideoPlan, decode_video, plan_video
 
 Message = Mapping[str, Any]
 
@@ -103,10 +103,18 @@ class Processor:
             inputs["grids"] = torch.tensor([grid for prompt in prompts for grid in prompt.grids])
         return inputs
 
+    @property
+    def announces_tools(self) -> bool:
+        """Whether the checkpoint's template has words of its own for tools; else a system's words must name them."""
+        return self.template is not None and self.template.takes_tools
+
     def build(
-        self, messages: Sequence[Message], thinking: bool = True
+        self, messages: Sequence[Message], thinking: bool = True, tools: Sequence[Mapping[str, Any]] = ()
     ) -> tuple[Prompt, list[UInt8[Tensor, "f 3 height width"]]]:
-        """The prompt of one conversation, and its frames and images at the size the model reads, in order."""
+        """The prompt of one conversation, and its frames and images at the size the model reads, in order.
+
+        tools: schemas for the template to show. Raises ValueError for them unless it `announces_tools`.
+        """
         if isinstance(messages, str | Mapping):
             raise ValueError(
                 f"expected a list of messages, got {messages!r:.100}: one is {{'role': 'user', 'content': ...}}; "
@@ -122,8 +130,12 @@ class Processor:
             (role, [self._read(part, videos, pixels, notes) for part in content]) for role, content in parts
         ]
         prompt = Prompt(self.tokenizer, self.config.vision.merge, notes=notes)
-        write = chatml if self.template is None else self.template.write
-        write(prompt, conversation, thinking)
+        if tools and not self.announces_tools:
+            raise ValueError("expected no tools, for which this checkpoint has no words: name them in a system message")
+        if self.template is None:
+            chatml(prompt, conversation, thinking)
+        else:
+            self.template.write(prompt, conversation, thinking, tools)
         return prompt, pixels
 
     def _read(self, part: Mapping[str, Any], videos: int, pixels: list[Tensor], notes: list[str]) -> str | Visual:
@@ -174,8 +186,7 @@ class Processor:
         if isinstance(source, str | Path):
             plan = plan_video(source, config, side, videos, **limits)
             self.check_room(plan.sampling, plan.seconds, str(source))
-            video = decode_video(plan)
-            return Clip(video.frames, video.seconds.tolist(), video.notes)
+            return decoded(plan)
         frames, rate = _channels_first(np.asarray(source), "a video", "[f height width 3]"), part.get("fps")
         if not rate or not rate > 0:
             raise VideoError(
@@ -197,6 +208,12 @@ class Processor:
                 f"the context holds {context:,}: lower fps or set max_frames in the message; on the command line, "
                 f"--max-context {context} plans fewer frames"
             )
+
+
+def decoded(plan: VideoPlan) -> Clip:
+    """The frames of a planned video. Raises VideoError where one cannot be decoded."""
+    video = decode_video(plan)
+    return Clip(video.frames, video.seconds.tolist(), video.notes)
 
 
 def _moved(spans: list[FrameSpan], by: int) -> list[FrameSpan]:

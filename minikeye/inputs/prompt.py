@@ -19,6 +19,7 @@ from minikeye.inputs.tokenizer import Tokenizer
 
 Grid = tuple[int, int, int]  # (1, rows, columns) of one image or frame, in patches
 THINK, THOUGHT = "<think>", "</think>"  # around what an assistant thinks before it answers
+RESPONSE, RESPONDED = "<tool_response>", "</tool_response>"  # in a user's turn, around what a call gave
 
 
 @dataclass(frozen=True)

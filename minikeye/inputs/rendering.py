@@ -23,7 +23,10 @@ LONGEST = 10**7  # characters of a result: texts of a conversation are no part o
 
 
 def render(source: str, options: Mapping[str, Any] | None) -> str:
-    """What the template makes of the options; None only compiles it. Raises ValueError, saying what went wrong."""
+    """What the template makes of the options; for None the names of what it asks for, in order, a blank between.
+
+    Raises ValueError, saying what went wrong.
+    """
     answer = _worker.ask({"source": source, "options": options, "seconds": SECONDS})
     if "error" in answer:
         raise ValueError(answer["error"])
@@ -100,7 +103,7 @@ def answered(source: str, options: dict[str, Any] | None) -> dict[str, str]:
     """{"text": ...} or {"error": ...}."""
     try:
         template = compiled(source)
-        text = "" if options is None else template.render(options)
+        text = " ".join(asked_for(source)) if options is None else template.render(options)
         return {"text": text} if len(text) <= LONGEST else {"error": f"it writes {len(text)} characters"}
     except MemoryError:
         return {"error": f"it needs more than {MEMORY // 2**20} MiB"}
@@ -119,7 +122,20 @@ def compiled(source: str):
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.globals["raise_exception"] = refuse
+    environment.filters["tojson"] = as_json
     return environment.from_string(source)
+
+
+def asked_for(source: str) -> list[str]:
+    """The variables that a template, which compiles, takes from outside."""
+    from jinja2 import meta
+
+    return sorted(meta.find_undeclared_variables(compiled(source).environment.parse(source)))
+
+
+def as_json(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
+    """As transformers has it: jinja's own filter writes for web pages, and sorts the keys."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def refuse(message: str) -> None:

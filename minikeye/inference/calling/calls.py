@@ -22,10 +22,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from minikeye.inputs.processor import Clip
-from minikeye.inputs.prompt import THINK, THOUGHT
+from minikeye.inputs.prompt import RESPONDED, RESPONSE, THINK, THOUGHT
 
 CALL, CALLED = "<tool_call>", "</tool_call>"
-RESPONSE, RESPONDED = "<tool_response>", "</tool_response>"
 LONGEST = 20_000  # characters of a call; our choice, like the next
 MOST = 8  # calls of a turn
 FORM = '{"name": ..., "arguments": {...}}'

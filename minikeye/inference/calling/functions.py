@@ -11,7 +11,7 @@ something to read, like a call that is invalid.
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -19,6 +19,7 @@ from minikeye.inference.calling.calls import Call, Invalid, Result, Schema, fitt
 from minikeye.inputs.processor import Clip
 
 Functions = Mapping[str, Callable[..., Any]]
+NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 KINDS = {str: "string", int: "integer", float: "number", bool: "boolean"}
 
 
@@ -39,17 +40,32 @@ def carried_out(call: Call | Invalid, functions: Functions, schemas: Mapping[str
     if isinstance(call, Invalid):
         return Done(shortened(f"error: {call.why}", longest), "invalid")
     try:
-        result = functions[call.name](**call.arguments)
+        kinds = schemas[call.name]["function"]["parameters"]["properties"]
+        result = functions[call.name](**{name: typed(value, kinds[name]) for name, value in call.arguments.items()})
         return Done(result if isinstance(result, Clip) else shortened(_text(result), longest))
     except Exception as error:  # a function may run into anything; Ctrl-C is none of these
         return Done(shortened(f"error: {type(error).__name__}: {error}", longest), "raised")
+
+
+def named(tools: Any) -> dict[str, Callable[..., Any]]:
+    """Functions by their names. Raises ValueError for what is no function, and for two of one name."""
+    functions, expected = dict[str, Callable[..., Any]](), "expected tools=[function, ...] of plain functions, got"
+    if not isinstance(tools, Iterable):
+        raise ValueError(f"{expected} {tools!r:.100}")
+    for tool in tools:
+        if not inspect.isroutine(tool) or inspect.iscoroutinefunction(tool):
+            raise ValueError(f"{expected} {tool!r:.100}")
+        if tool.__name__ in functions:
+            raise ValueError(f"expected tools of different names, got two that are called {tool.__name__}")
+        functions[tool.__name__] = tool
+    return functions
 
 
 def schemas_of(functions: Functions) -> dict[str, Schema]:
     """Every function by its name: what it does, and the JSON schema of its arguments.
 
     Raises ValueError for one without a docstring, or with a parameter that has no type, one of another type than str,
-    int, float, bool, Literal of texts and lists of these, or that takes whatever comes (*args).
+    int, float, bool, Literal of texts and lists of these, that takes whatever comes (*args) or has no name to a caller.
     """
     return {name: _schema(name, function) for name, function in functions.items()}
 
@@ -63,9 +79,9 @@ def _schema(name: str, tool: Callable[..., Any]) -> Schema:
     words = inspect.getdoc(tool)
     if not words:
         raise ValueError(f"expected a docstring of the tool {name}, which tells the model what it does; got none")
-    hints, properties, required = get_type_hints(tool), dict[str, Any](), list[str]()
+    hints, properties, required = _hints(name, tool), dict[str, Any](), list[str]()
     for parameter in inspect.signature(tool).parameters.values():
-        if parameter.name not in hints or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        if parameter.name not in hints or parameter.kind not in NAMED:
             raise ValueError(f"expected named parameters with a type in the tool {name}, got {parameter}")
         properties[parameter.name] = _kind(hints[parameter.name], f"{parameter.name} of {name}")
         if said := re.search(rf"^\s*{parameter.name}: (.+)$", words, re.M):
@@ -77,11 +93,25 @@ def _schema(name: str, tool: Callable[..., Any]) -> Schema:
     return {"type": "function", "function": {"name": name, "description": does, "parameters": parameters}}
 
 
+def _hints(name: str, tool: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return get_type_hints(tool)
+    except (NameError, TypeError) as error:
+        raise ValueError(f"expected types that are known where the tool {name} is defined: {error}") from error
+
+
+def typed(value: Any, kind: Mapping[str, Any]) -> Any:
+    """A fitting value as its type has it: JSON writes 3 where Python writes 3.0."""
+    if kind["type"] == "number":
+        return float(value)
+    return [typed(item, kind["items"]) for item in value] if kind["type"] == "array" else value
+
+
 def _kind(hint: Any, what: str) -> dict[str, Any]:
     """The JSON schema of a type."""
     if hint in KINDS:
         return {"type": KINDS[hint]}
-    if get_origin(hint) is list:
+    if get_origin(hint) is list and get_args(hint):
         return {"type": "array", "items": _kind(get_args(hint)[0], what)}
     if get_origin(hint) is Literal and all(isinstance(value, str) for value in get_args(hint)):
         return {"type": "string", "enum": list(get_args(hint))}

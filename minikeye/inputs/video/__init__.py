@@ -1,5 +1,14 @@
 """From a video file to frames: envelope (one whole file?), container (its index), reading, frames (upright, sized)."""
 
-from minikeye.inputs.video.reading import Video, VideoInfo, VideoPlan, decode_video, plan_video, probe, read_video
+from minikeye.inputs.video.reading import (
+    Video,
+    VideoInfo,
+    VideoPlan,
+    decode_video,
+    plan_span,
+    plan_video,
+    probe,
+    read_video,
+)
 
-__all__ = ["Video", "VideoInfo", "VideoPlan", "decode_video", "plan_video", "probe", "read_video"]
+__all__ = ["Video", "VideoInfo", "VideoPlan", "decode_video", "plan_span", "plan_video", "probe", "read_video"]

@@ -5,6 +5,7 @@ picture may come as two fields, a packet each. What is kept of each packet takes
 """
 
 from array import array
+from bisect import bisect_right
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -38,6 +39,10 @@ class PacketIndex:
     def seconds(self, frame: int) -> float:
         """Time of a frame (position in order of presentation) after the first one, exact but for one rounding."""
         return float((self.pts[self.order[frame]] - self.pts[self.order[0]]) * self.time_base)
+
+    def shown_at(self, second: float) -> int:
+        """The frame that is shown at that second after the first one: the last that has begun."""
+        return max(0, bisect_right(range(len(self.order)), second, key=self.seconds) - 1)
 
     def only(self, came: set[int]) -> "PacketIndex":
         """The index if of all packets only those that `came` hold frames."""

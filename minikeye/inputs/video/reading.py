@@ -5,9 +5,10 @@ Times come from the presentation timestamps and count from the first frame shown
 starts late stay exact. (The released code uses frame index / average rate.) Pixel aspect ratio is ignored, as released.
 """
 
+import math
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import av
@@ -56,6 +57,7 @@ class VideoPlan:
     info: VideoInfo
     request: dict[str, object]  # what `sample` was asked for besides the file: config, factor, videos, fps, max_frames
     sampling: Sampling
+    span: tuple[float, float] | None = None  # seconds from..to where only a part is read; None: all of it
 
     @property
     def seconds(self) -> list[float]:
@@ -82,10 +84,39 @@ def plan_video(
     return _planned(path, index_packets(path), request)
 
 
-def _planned(path: str | Path, index: PacketIndex, request: dict[str, object]) -> VideoPlan:
+def plan_span(
+    plan: VideoPlan,
+    span: tuple[float, float],
+    config: VideoConfig,
+    *,
+    fps: float | int | None = None,
+    max_frames: int | None = None,
+) -> VideoPlan:
+    """A part of a planned video, by numbers of its own: the frames shown from the first second of `span` to its last.
+
+    They are sampled as a video of their own would be, and their times stay those of the whole. `config` has the budget
+    of the part alone. Raises VideoError for a span that is none or lies outside of the video, and as
+    `plan_video` does. Nothing of the file is read.
+    """
+    end = math.ceil(round(10 * plan.info.seconds, 6)) / 10  # as it is printed
+    if not 0 <= span[0] < span[1] <= end:
+        raise VideoError(f"expected 0 <= start < end <= {end:.1f} s of the video, got {span[0]:g} to {span[1]:g}")
+    request = {**plan.request, "config": config, "videos": 1, "fps": fps, "max_frames": max_frames}
+    return _planned(plan.path, plan.index, request, span)
+
+
+def _planned(
+    path: str | Path, index: PacketIndex, request: dict[str, object], span: tuple[float, float] | None = None
+) -> VideoPlan:
     info = _info(index)
-    sampling = sample(info.seconds, info.fps, info.frames, (info.width, info.height), **request)
-    return VideoPlan(path, index, info, request, sampling)
+    first, stop, seconds, fps = 0, info.frames, info.seconds, info.fps
+    if span is not None:
+        first, stop = index.shown_at(span[0]), index.shown_at(span[1]) + 1
+        seconds = (index.seconds(stop) if stop < info.frames else info.seconds) - index.seconds(first)
+        fps = (stop - first) / seconds
+    sampling = sample(seconds, fps, stop - first, (info.width, info.height), **request)
+    sampling = replace(sampling, indices=tuple(first + i for i in sampling.indices))
+    return VideoPlan(path, index, info, request, sampling, span)
 
 
 def read_video(
@@ -119,7 +150,7 @@ def decode_video(plan: VideoPlan) -> Video:
         reading.all()
     if reading.missing and not reading.corrupt and len(reading.came) < len(index.order) and not reading.complains():
         # The decoder is content, so these packets hold no picture of their own: plan again without them.
-        return decode_video(_planned(plan.path, index.only(reading.came), plan.request))
+        return decode_video(_planned(plan.path, index.only(reading.came), plan.request, plan.span))
     if reading.missing:
         lost = index.seconds(sampling.indices[min(reading.missing)])
         raise VideoError(
