@@ -19,7 +19,7 @@ from minikeye.inference.calling.calls import Call, Invalid, Result, Schema, fitt
 from minikeye.inputs.processor import Clip
 
 Functions = Mapping[str, Callable[..., Any]]
-KINDS = {str: "string", int: "integer", float: "number", bool: "boolean"}
+KINDS = {str: "string", int: "integer", float: "number", float | int: "number", bool: "boolean"}
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def schemas_of(functions: Functions) -> dict[str, Schema]:
     """Every function by its name: what it does, and the JSON schema of its arguments.
 
     Raises ValueError for one without a docstring, or with a parameter that has no type, one of another type than str,
-    int, float, bool, Literal of texts and lists of these, or that takes whatever comes (*args).
+    int, float (or float | int), bool, Literal of texts and lists of these, or that takes whatever comes (*args).
     """
     return {name: _schema(name, function) for name, function in functions.items()}
 
