@@ -2,7 +2,8 @@
 
 A step of the released model is thousands of short kernels, which a CPU launches no faster than one every few
 microseconds. In a graph no number may be Python's: how many tokens the cache holds is counted on the device, in
-`lengths`, and the keys beyond are left out by the selection itself.
+`lengths`, and the keys beyond are left out by the selection itself; dense attention leaves them out by a mask, and
+reads all the room that the cache has.
 
 Axes: b batch, v vocabulary.
 """
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from minikeye.model.cache import Cache
 from minikeye.model.keye import KeyeOutput
-from minikeye.model.step import Step
+from minikeye.model.step import Mode, Step
 from minikeye.ops import choose_backend
 
 
@@ -27,16 +28,19 @@ def obstacle(model, attention: str = "sparse", backend: str = "auto", record: ob
     device, dtype = next(iter(places))
     if device.type != "cuda":
         return f"the model is on {device.type}"
-    if dtype != torch.bfloat16 or len(places) > 1:
+    if attention == "masked":
+        return "masked attention has another shape at every step"
+    lowered = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16
+    if len(places) > 1 or not (dtype == torch.bfloat16 or lowered):
         return f"experts are one kernel in bfloat16 only, the weights are {dtype}"
-    if attention != "sparse":
-        return f"{attention} attention has another shape at every step"
     if record or observer is not None:
         return "every step is to be looked at"
     if any(layer.self_attn.rule is not None for layer in model.model.layers):
         return "another rule than the indexer selects"
     if any(layer.mlp.gate.rule is not None for layer in model.model.layers):
         return "another rule than the router chooses experts"
+    if attention == "dense":
+        return ""
     chosen, why = choose_backend(backend, device)
     return "" if chosen == "triton" else f"backend {chosen}: {why}"
 
@@ -48,9 +52,12 @@ class StaticStep:
     `cache.next_position` follow in `count`, outside of what a graph records.
     """
 
-    def __init__(self, model, cache: Cache, backend: str = "auto"):
+    def __init__(self, model, cache: Cache, backend: str = "auto", attention: Mode = "sparse"):
         device = model.device
-        self.model, self.cache, self.backend = model, cache, backend
+        self.model, self.cache, self.backend, self.attention = model, cache, backend, attention
+        if attention == "dense":
+            for layer in cache.layers:
+                layer.clear_room()
         self.start = None if cache.start is None else cache.start.to(device)
         self.token = torch.zeros(cache.batch, 1, dtype=torch.long, device=device)
         self.lengths = torch.empty(cache.batch, dtype=torch.int32, device=device)
@@ -67,7 +74,7 @@ class StaticStep:
         self.lengths += 1
         positions = self.position[None, :, None].expand(3, -1, 1)
         counts = {"offset": 0, "start": self.start, "lengths": self.lengths}
-        step = Step.of(self.model.config, positions, mode="sparse", backend=self.backend, observer=None, **counts)
+        step = Step.of(self.model.config, positions, mode=self.attention, backend=self.backend, observer=None, **counts)
         x = self.model.model(self.model.model.embed_tokens(self.token), step, self.cache)
         self.position += 1
         return self.model.lm_head(x).float()
@@ -83,8 +90,8 @@ class StaticStep:
 class GraphedDecoder:
     """Tokens [b] -> logits of the next ones, by a graph that is captured at the first call, when the prompt is read."""
 
-    def __init__(self, model, cache: Cache, backend: str = "auto"):
-        self.model, self.cache, self.backend = model, cache, backend
+    def __init__(self, model, cache: Cache, backend: str = "auto", attention: Mode = "sparse"):
+        self.model, self.cache, self.backend, self.attention = model, cache, backend, attention
         self.step: StaticStep | None = None
 
     @torch.no_grad()
@@ -98,7 +105,7 @@ class GraphedDecoder:
         return KeyeOutput(self.logits, self.cache, None)
 
     def _capture(self) -> None:
-        self.step = StaticStep(self.model, self.cache, self.backend)
+        self.step = StaticStep(self.model, self.cache, self.backend, self.attention)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # kernels are compiled and libraries set up outside of the recording

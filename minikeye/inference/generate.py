@@ -177,7 +177,7 @@ def generate(
     room = _room(model.config, cache.length + ids.shape[1], max_new_tokens)
     _require_memory(model, ids, cache, room, chunk)
     options = {"attention": attention, "backend": backend, "record": int(record), "observer": observer}
-    step = _decoder(model, cache, options, max_new_tokens, graphs)
+    step = decoder(model, cache, options, max_new_tokens, graphs)
     answers, history, spoilt_from = _Answers(len(ids), stop_ids, device), None, None
     with cache.all_or_nothing():
         cache.reserve(room)
@@ -237,11 +237,16 @@ def sayable(logits: Float[Tensor, "*n v"], config: KeyeConfig) -> Float[Tensor, 
     return logits.index_fill(-1, torch.tensor(placeholders, dtype=torch.long, device=logits.device), -torch.inf)
 
 
-def _decoder(model, cache: Cache, options: dict[str, Any], tokens: int, graphs: bool | None) -> Callable:
-    """What turns a token into the next output: a replayed graph or a pass through the model."""
+def decoder(
+    model, cache: Cache, options: dict[str, Any], tokens: int, graphs: bool | None = None
+) -> Callable[[Int[Tensor, " b"]], Any]:
+    """What turns a token a row into the next output: a replayed graph, whose cache must have room, or a pass.
+
+    options: attention, backend, record and observer, as in `generate`. tokens: that are to come. graphs: as there.
+    """
     why_not = obstacle(model, **options)
     if graphs and why_not:
         raise RuntimeError(f"CUDA graphs cannot be used: {why_not}. Leave `graphs` out to decode without them.")
     if graphs or (graphs is None and not why_not and tokens >= WORTH_A_GRAPH):
-        return GraphedDecoder(model, cache, options["backend"])
+        return GraphedDecoder(model, cache, options["backend"], options["attention"])
     return lambda token: model({"input_ids": token[:, None]}, cache, **options)

@@ -59,7 +59,7 @@ class Attention(nn.Module):
         # Attend. One choice for all heads of a token, so that a gathered row serves a whole group of heads.
         match step.mode:
             case "dense":
-                out = ops.dense_attention(q, k, v, step.offset, step.start)
+                out = ops.dense_attention(q, k, v, step.offset, step.start, step.lengths)
             case "sparse":
                 out, _ = ops.sparse_attention(q, k, v, trace.indices, backend=step.backend)
             case "masked":

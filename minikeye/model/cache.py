@@ -48,6 +48,11 @@ class LayerCache:
                 larger[:, : self.length] = store[:, : self.length]
                 self._stores[n] = larger
 
+    def clear_room(self) -> None:
+        """Zeros in the unused room: what is left out by a mask alone must be finite."""
+        for store in self._stores:
+            store[:, self.length :] = 0
+
     def write(
         self, k: Float[Tensor, "b 1 g e"], v: Float[Tensor, "b 1 g e"], index_k: Float[Tensor, "b 1 i"], at: Tensor
     ) -> tuple[Float[Tensor, "b s g e"], Float[Tensor, "b s g e"], Float[Tensor, "b s i"]]:

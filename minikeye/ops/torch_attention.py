@@ -142,13 +142,22 @@ def dense_attention(
     v: Float[Tensor, "b s g e"],
     offset: int = 0,
     start: Int[Tensor, " b"] | None = None,
+    lengths: Int[Tensor, " b"] | None = None,
 ) -> Float[Tensor, "b t h e"]:
-    """Causal grouped-query attention over every valid key, by torch's fused kernel. Padding rows give zeros."""
+    """Causal grouped-query attention over every valid key, by torch's fused kernel. Padding rows give zeros.
+
+    lengths: for one query a row, how many keys its row has, where only the device knows; offset then counts nothing,
+    and the keys beyond must be finite.
+    """
     t, s = q.shape[1], k.shape[1]
     q, k, v = (rearrange(z, "b t h e -> b h t e") for z in (q, k, v))
-    causal = offset == 0 and t == s and start is None
+    causal = offset == 0 and t == s and start is None and lengths is None
     last = t == 1 and s == offset + 1 and start is None  # one query that sees every key
-    if causal or last:
+    if lengths is not None:
+        place = torch.arange(s, device=q.device)
+        mask = place < lengths[:, None] if start is None else (place < lengths[:, None]) & (place >= start[:, None])
+        mask = mask[:, None, None]
+    elif causal or last:
         mask = None
     elif q.is_cuda and start is None and s == offset + t:
         from torch.nn.attention.bias import causal_lower_right  # seconds to import, and wanted here alone

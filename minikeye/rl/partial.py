@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from minikeye.inference.generate import log_probabilities, sayable
+from minikeye.inference.generate import decoder, log_probabilities, sayable
 from minikeye.keye import KeyeVL
 from minikeye.minivid.draws import generator
 from minikeye.model.step import MODES, Mode
@@ -115,8 +115,10 @@ def further(
     def ended(n: int) -> bool:
         return (bool(said[n]) and said[n][-1][0] in stop_ids) or already[n] + len(said[n]) >= config.max_new_tokens
 
-    cache = model.new_cache()
-    answer = model(inputs_of([out[n] for n in going]), cache, attention=config.attention, last=1)
+    inputs, options = inputs_of([out[n] for n in going]), {"attention": config.attention, "backend": "auto"}
+    cache = model.new_cache(inputs["input_ids"].shape[1] + config.budget)
+    answer = model(inputs, cache, last=1, **options)
+    step = decoder(model, cache, options, config.budget)
     for drawn in range(config.budget):
         logits = sayable(answer.logits[:, -1], model.config)
         places = [min(already[n] + len(said[n]), config.max_new_tokens - 1) for n in going]
@@ -128,7 +130,7 @@ def further(
                 said[n].append((token, logprob))
         if drawn == config.budget - 1 or all(map(ended, going)):
             break
-        answer = model({"input_ids": tokens[:, None]}, cache, attention=config.attention)
+        answer = step(tokens)
     for n, words in said.items():
         out[n] = longer(out[n], words, version)
     return out

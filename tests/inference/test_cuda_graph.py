@@ -7,42 +7,47 @@ from minikeye import KeyeVL
 from minikeye.evaluation import rules
 from minikeye.evaluation.rules import selecting
 from minikeye.files import CHECKPOINT
-from minikeye.inference.cuda_graph import StaticStep, obstacle
+from minikeye.inference.cuda_graph import GraphedDecoder, StaticStep, obstacle
+from minikeye.inference.generate import decoder
 from minikeye.rl.replay import noisy
 
 PROMPT = torch.tensor([[72, 105, 32, 116, 104, 101, 114, 101], [3, 1, 4, 1, 5, 9, 2, 6]])
 
 
-def ordinary(model, inputs, tokens) -> torch.Tensor:
+def ordinary(model, inputs, tokens, attention: str = "sparse") -> torch.Tensor:
     """Logits after each of `tokens` [b n], one pass a token."""
-    cache = model.new_cache()
-    model(inputs, cache)
-    return torch.cat([model({"input_ids": t[:, None]}, cache).logits for t in tokens.unbind(1)], dim=1)
+    cache, passed = model.new_cache(), []
+    model(inputs, cache, attention=attention)
+    for t in tokens.unbind(1):
+        passed.append(model({"input_ids": t[:, None]}, cache, attention=attention).logits)
+    return torch.cat(passed, dim=1)
 
 
+@pytest.mark.parametrize("attention", ["sparse", "dense"])
 @pytest.mark.parametrize("padded", [False, True])
 @torch.no_grad()
-def test_a_static_step_is_an_ordinary_step(lively, padded):
+def test_a_static_step_is_an_ordinary_step(lively, padded, attention):
     """Thirty tokens, fewer and more than the 16 keys that a query reads; unused room in the cache is nan."""
     mask = torch.ones_like(PROMPT, dtype=torch.bool)
     mask[1, :5] = not padded
     inputs = {"input_ids": PROMPT, "attention_mask": mask}
     tokens = torch.arange(60).view(2, 30)
     cache = lively.new_cache()
-    lively(inputs, cache)
+    lively(inputs, cache, attention=attention)
     cache.reserve(40)
     for layer in cache.layers:
         for store in layer._stores:
             store[:, 8:] = torch.nan
-    step, got = StaticStep(lively, cache), []
+    step, got = StaticStep(lively, cache, attention=attention), []
     for t in tokens.unbind(1):
         step.token.copy_(t[:, None])
         got.append(step.run())
         step.count()
     assert cache.length == 38
-    torch.testing.assert_close(torch.cat(got, dim=1), ordinary(lively, inputs, tokens), atol=1e-5, rtol=1e-4)
-    after = lively({"input_ids": tokens[:, :1]}, cache).logits  # an ordinary pass goes on from there
-    torch.testing.assert_close(after, ordinary(lively, inputs, torch.cat([tokens, tokens[:, :1]], 1))[:, -1:])
+    true = ordinary(lively, inputs, torch.cat([tokens, tokens[:, :1]], 1), attention)
+    torch.testing.assert_close(torch.cat(got, dim=1), true[:, :-1], atol=1e-5, rtol=1e-4)
+    after = lively({"input_ids": tokens[:, :1]}, cache, attention=attention).logits  # an ordinary pass goes on
+    torch.testing.assert_close(after, true[:, -1:])
 
 
 @torch.no_grad()
@@ -77,13 +82,17 @@ def test_more_obstacles(lively, monkeypatch):
 
     assert told(There("cuda:0"), There("cuda:1")) == "the model is split over devices"
     assert "in bfloat16 only, the weights are torch.float32" in told(There("cuda", torch.float32))
-    assert told(There("cuda"), attention="dense") == "dense attention has another shape at every step"
+    with noisy(lively, router=0.1, index=0.0, seed=0):
+        assert told(There("cuda")) == "another rule than the router chooses experts"
+    assert told(There("cuda"), attention="masked") == "masked attention has another shape at every step"
+    assert told(There("cuda"), attention="dense", backend="torch") == ""  # no kernel of ours is in it
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda kind: torch.bfloat16)
+    assert told(There("cuda", torch.float32), attention="dense") == ""
     assert told(There("cuda"), observer=object()) == "every step is to be looked at"
     assert told(There("cuda"), backend="torch") == "backend torch: asked for"
     with selecting(lively, rules.window):
         assert told(There("cuda")) == "another rule than the indexer selects"
-    with noisy(lively, router=0.1, index=0.0, seed=0):
-        assert told(There("cuda")) == "another rule than the router chooses experts"
 
 
 @torch.no_grad()
@@ -131,8 +140,30 @@ def test_replayed_answers_are_ordinary_answers(mini, rows, padding):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("padding", [0, 90])
+@torch.no_grad()
+def test_replayed_dense_steps_are_ordinary_steps(mini, padding):
+    """Weights in float32 under autocast, as a policy has them that learns: logits to bfloat16's rounding."""
+    model = KeyeVL.from_pretrained(CHECKPOINT, device="cuda", dtype=torch.float32).requires_grad_(True)
+    random = torch.Generator().manual_seed(1)
+    ids, tokens = (torch.randint(0, 256, (3, n), generator=random).cuda() for n in (300, 40))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[-1, :padding] = False
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        true, cache = ordinary(model, inputs, tokens, "dense"), model.new_cache(340)
+        model(inputs, cache, attention="dense")
+        step = decoder(model, cache, {"attention": "dense", "backend": "auto"}, 40)
+        assert isinstance(step, GraphedDecoder)
+        got = torch.cat([step(t).logits.clone() for t in tokens.unbind(1)], dim=1)
+    gap = (got - true).abs()
+    assert gap.mean() < 0.02 * true.abs().mean() and cache.length == 340, (gap.mean(), gap.max())
+    assert (got.argmax(-1) == true.argmax(-1)).float().mean() > 0.95
+
+
+@pytest.mark.gpu
 def test_what_cannot_be_replayed(mini):
-    assert obstacle(mini, attention="dense") == "dense attention has another shape at every step"
+    assert obstacle(mini, attention="masked") == "masked attention has another shape at every step"
     assert obstacle(mini, record=1) == "every step is to be looked at"
     assert obstacle(mini, backend="torch") == "backend torch: asked for"
     other = KeyeVL.from_pretrained(CHECKPOINT, device="cuda", dtype=torch.float32)

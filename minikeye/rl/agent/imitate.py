@@ -89,13 +89,14 @@ def imitate(
     loop: LoopConfig,
     folder: Path | None = None,
     name: str = "imitate",
+    wanted: Callable[[str], bool] = DENSE.learns,
 ) -> list[dict[str, float | int]]:
     """Teach tower, projector and decoder by demonstrations, with dense attention; returns the log lines of this call.
 
     batch_at(step) -> what step learns from, the same for the same step. folder, name, and what is raised: as of
-    `loop.train`. The indexers stay as they are.
+    `loop.train`. wanted: which parameters learn, by name; all but the indexers.
     """
-    parameters = trainable(model, DENSE.learns)
+    parameters = trainable(model, wanted)
 
     def backward_at(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         batch = batch_at(step)

@@ -141,21 +141,22 @@ def reinforce(
     loop: LoopConfig,
     folder: Path | None = None,
     name: str = "agent",
+    wanted: Callable[[str], bool] = learns,
 ) -> list[dict[str, float | int]]:
     """Teach the decoder by reward; returns the log lines of this call, with the numbers of `Play.iteration`.
 
     world() -> an environment, whose episodes 0, 1, ... are played. loop: its steps are optimiser steps,
     `config.minibatches` an iteration. folder: a run that was killed goes on from there to the same numbers; the
-    episodes that wait lie in NAME.waiting-STEP.json. Raises ValueError where steps or save_every are not whole
-    iterations, and for a folder whose waiting episodes are gone; FloatingPointError for a loss or a gradient that is
-    not finite, before any parameter moves; and what `train` raises.
+    episodes that wait lie in NAME.waiting-STEP.json. wanted: which parameters learn, by name. Raises ValueError where
+    steps or save_every are not whole iterations, and for a folder whose waiting episodes are gone; FloatingPointError
+    for a loss or a gradient that is not finite, before any parameter moves; and what `train` raises.
     """
     if loop.steps % config.minibatches or loop.save_every % config.minibatches:
         raise ValueError(
             f"expected steps and save_every that are multiples of {config.minibatches} minibatches, got {loop.steps} "
             f"and {loop.save_every}: an iteration is used up before a state is saved"
         )
-    parameters = trainable(model, learns)
+    parameters = trainable(model, wanted)
     play, parts, numbers = Play(world, writer, config), list[list[Trajectory]](), dict[str, float]()
 
     def backward_at(step: int) -> tuple[Tensor, dict[str, float | Tensor]]:

@@ -1,0 +1,149 @@
+"""The four families of environments, and how long a policy is taught in each. Our choice, all numbers.
+
+Every family comes in two scales: for the shipped checkpoint, and, easier, for a model that learns on a CPU.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from minikeye.inference.calling.sandbox import Sandbox
+from minikeye.keye import KeyeVL
+from minikeye.minivid.drawing.pictures import Split
+from minikeye.minivid.small_stills import make_small_stills
+from minikeye.rl.agent import code, look, search, shop
+from minikeye.rl.agent.environment import Budget, Environment
+from minikeye.rl.agent.imitate import Expert
+from minikeye.rl.partial import PartialConfig
+from minikeye.training.loop import LoopConfig
+from minikeye.training.tower import teach_tower
+
+Scale = Literal["mini", "nano"]
+LENGTHS = (32, 64, 128, 256)  # frames of the videos that imitation of `look` sees by turns: never one length alone
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How long a policy is taught, and how often it is asked."""
+
+    imitation: int = 150  # steps
+    lessons: int = 32  # episodes in each
+    imitation_lr: float = 6e-4
+    iterations: int = 10  # of reward
+    groups: int = 32  # in each
+    group: int = 8  # episodes in each
+    reward_lr: float = 1e-4
+    test: int = 200  # episodes
+
+
+MINI = Sizes()
+MORE = replace(MINI, imitation=250)  # for episodes of five turns
+LONG = replace(MINI, imitation=400, lessons=16, iterations=8, groups=16)  # for videos of 256 frames
+NANO = Sizes(imitation=1200, lessons=16, imitation_lr=2e-3, groups=16, reward_lr=3e-4)
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of environment at one scale, with who teaches it and how it is judged."""
+
+    name: str
+    world: Callable[[Split, int], Environment]  # of a split and seed; another copy at each call
+    expert: Expert
+    straight: Callable[[Any], str]  # the true answer in one turn, without a tool
+    budget: Budget
+    turn: int  # tokens of the longest turn, its end included
+    rounds: int  # of drawing in an iteration of reward, each a turn: who needs more waits for the next iteration
+    factors: Callable[[Any], dict[str, str]]  # what scores are split by
+    chance: float  # percent right of who reads no result
+    sizes: Sizes
+    right: Callable[[Any], bool] | None = None  # whether the answer is right, where the reward asks for more
+    lesson: Callable[[int, int], Environment] | None = None  # of a seed and a step of imitation; None: as `world`
+    prepare: Callable[[KeyeVL, Path | None, str], Any] | None = None  # what every arm begins with: model, folder, name
+
+    @property
+    def drawing(self) -> PartialConfig:
+        """How its episodes are drawn: a round is as long as its longest turn."""
+        return PartialConfig(budget=self.turn, max_new_tokens=self.turn * self.budget.turns)
+
+
+@cache
+def sandbox(process: int) -> Sandbox:
+    """One for each process: a worker would speak into the pipe of its parent."""
+    return Sandbox().__enter__()
+
+
+def families(scale: Scale) -> dict[str, Family]:
+    """All four, by name."""
+    small = scale == "nano"
+    sizes = NANO if small else MINI
+    simple = code.CodeDifficulty(operations=("sum", "count"), filters=("all", "above", "below"), longest=4)
+    tasks = simple if small else code.CodeDifficulty()
+    seen = look.LookDifficulty(frames=32) if small else look.LookDifficulty()
+    found = [
+        Family(
+            "code",
+            world=lambda split, seed: code.Code(tasks, split, seed, sandbox=sandbox(os.getpid())),
+            expert=code.demonstrated,
+            straight=code.straight,
+            budget=code.BUDGET,
+            turn=124,
+            rounds=3,
+            factors=lambda w: {"operation": w.task.operation, "filter": w.task.filter, "catch": str(w.task.catch)},
+            chance=50.0,
+            sizes=sizes,
+        ),
+        Family(
+            "tool",
+            world=lambda split, seed: shop.Shop(shop.ShopDifficulty(), split, seed),
+            expert=shop.demonstrated,
+            straight=shop.straight,
+            budget=shop.BUDGET,
+            turn=88,
+            rounds=5,
+            factors=lambda w: {"count": str(w.wishes[0].count), "letters": str(len(w.wishes[0].name))},
+            chance=0.0,
+            sizes=sizes if small else MORE,
+        ),
+        Family(
+            "look",
+            world=lambda split, seed: look.Look(seen, split, seed),
+            expert=look.demonstrated,
+            straight=look.straight,
+            budget=look.BUDGET,
+            turn=88,
+            rounds=4,
+            factors=lambda w: {"digit": str(w.digit), "card": "first" if w.second == min(w.cards) else "later"},
+            chance=10.0,
+            sizes=sizes if small else LONG,
+            right=lambda w: look.said(w).both,
+            lesson=None if small else lambda seed, step: look.Look(lengths(seen, step), "train", seed),
+            prepare=taught_to_read,
+        ),
+        Family(
+            "search",
+            world=lambda split, seed: search.Search(search.SearchDifficulty(), split, seed),
+            expert=search.demonstrated,
+            straight=search.straight,
+            budget=search.BUDGET,
+            turn=104,
+            rounds=3,
+            factors=lambda w: {"digit": str(w.digit), "answer": "first" if w.other < w.named else "second"},
+            chance=10.0,
+            sizes=sizes,
+        ),
+    ]
+    return {family.name: family for family in found}
+
+
+def taught_to_read(model: KeyeVL, folder: Path | None, name: str) -> list[dict[str, float | int]]:
+    """Teach the tower small cards: imitation reaches it through one frame in many, and leaves digits unread."""
+    loop = LoopConfig(steps=400, lr=8e-4, warmup=50)
+    return teach_tower(model, loop, 512, folder, ((112, 112),), make=make_small_stills, name=name)
+
+
+def lengths(difficulty: look.LookDifficulty, step: int) -> look.LookDifficulty:
+    """Of a step of imitation."""
+    return replace(difficulty, frames=LENGTHS[step % len(LENGTHS)])

@@ -1,0 +1,233 @@
+"""Agents, taught and asked: python -m minikeye.evaluation.agents.study --out FILE
+
+For every family and seed, all from the same checkpoint:
+    straight  imitates the true answer in one turn, without a tool
+    imitated  imitates an expert that calls, misses, and calls again
+    agent     is the imitated one, taught further by reward (GSPO)
+
+One line each: greedy scores over test episodes that are the same for every seed, split by what the environment drew;
+for imitated and agent also with the results of calls shuffled between episodes. Called again it adds missing lines;
+lines that other processes wrote are added with --add. Our choice, all numbers.
+"""
+
+import argparse
+import copy
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch.utils.data import Dataset
+
+from minikeye.evaluation.agents.families import Family, Scale, families
+from minikeye.evaluation.agents.measure import Player, play, scores, split
+from minikeye.files import CHECKPOINT
+from minikeye.inputs.processor import Processor
+from minikeye.keye import KeyeVL
+from minikeye.minivid.lessons import batches
+from minikeye.results import hardware, write_result
+from minikeye.rl.agent.imitate import Demonstration, demonstrate, imitate
+from minikeye.rl.agent.learn import AgentConfig, reinforce
+from minikeye.rl.agent.trajectory import Writer
+from minikeye.rl.learn import learns
+from minikeye.scores import student_mean
+from minikeye.training.loop import LoopConfig
+from minikeye.training.stage import SLOW
+from minikeye.training.step import on
+
+NAMES = list(families("mini"))
+ARMS = ("straight", "imitated", "agent")
+LOGGED = (
+    "step", "loss", "right", "reward", "teaches", "calls", "invalid", "length", "stale", "waiting", "clipped", "ratio"
+)  # fmt: skip
+UNSEEN = 1_000  # added to the seed of the worlds that reward teaches in: imitation never saw them
+
+
+class Demonstrations(Dataset):
+    """What each step of an imitation learns from, made from the step's number alone."""
+
+    def __init__(self, family: Family, writer: Writer, seed: int, straight: bool, steps: range):
+        self.family, self.writer, self.seed, self.straight, self.steps = family, writer, seed, straight, steps
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, n: int) -> list[Demonstration]:
+        family, step, count = self.family, self.steps[n], self.family.sizes.lessons
+        world = family.world("train", self.seed) if family.lesson is None else family.lesson(self.seed, step)
+        expert = (lambda w, heard: family.straight(w)) if self.straight else family.expert
+        numbers = range(step * count, (step + 1) * count)
+        return [demonstrate(world, number, expert, self.writer, family.budget) for number in numbers]
+
+
+@dataclass(frozen=True)
+class Run:
+    """How one family and seed are taught."""
+
+    seed: int
+    workers: int = 0  # processes that play the expert's episodes
+    frozen: tuple[str, ...] = ("sa_indexer",)  # parameters with one of these in their names stay as they are
+    states: Path | None = None  # folder for logs, resumable states and the models
+
+    def learns(self, name: str) -> bool:
+        return not any(part in name for part in self.frozen)
+
+
+def taught(model: KeyeVL, family: Family, arm: str, run: Run) -> list[dict[str, Any]]:
+    """Teach one arm in place; returns the log. The arm "agent" begins from what "imitated" left."""
+    seed, folder = run.seed, run.states
+    writer, sizes, name = Writer(Processor(model.config)), family.sizes, f"{family.name}-{seed}-{arm}"
+    if arm == "agent":
+        config = AgentConfig(
+            groups=sizes.groups, group=sizes.group, rounds=family.rounds, budget=family.budget,
+            drawing=replace(family.drawing, seed=seed),
+        )  # fmt: skip
+        steps = sizes.iterations * config.minibatches
+        loop = LoopConfig(steps=steps, lr=sizes.reward_lr, warmup=4, final_lr=0.3, weight_decay=0.0, log_every=1)
+        world, wanted = lambda: family.world("train", seed + UNSEEN), lambda n: learns(n) and run.learns(n)
+        return reinforce(model, world, writer, config, loop, folder, name, wanted)
+    lessons: Iterator[list[Demonstration]] | None = None
+
+    def batch_at(step: int) -> list[Demonstration]:
+        nonlocal lessons
+        if lessons is None:  # only now it is known where a run goes on
+            steps = range(step, sizes.imitation)
+            lessons = batches(Demonstrations(family, writer, seed, arm == "straight", steps), run.workers)
+        return next(lessons)
+
+    loop = LoopConfig(steps=sizes.imitation, lr=sizes.imitation_lr, warmup=50, slow=SLOW, log_every=20)
+    return imitate(model, batch_at, loop, folder, name, run.learns)
+
+
+def asked(model: KeyeVL, family: Family, shuffled: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Scores over the test, and apart by what was drawn."""
+    player = Player(lambda: family.world("test", 0), Writer(Processor(model.config)), family.budget, family.drawing)
+    played = play(model, player, range(family.sizes.test), shuffled, rows=family.sizes.test)
+    return scores(played, family.right), split(played, family.factors, family.right)
+
+
+def measure(
+    folder: Path, family: Family, run: Run, wanted: list[str], device: torch.device | str
+) -> Iterator[dict[str, Any]]:
+    """The lines of one family and seed that are wanted, one after another."""
+    model = KeyeVL.from_pretrained(folder, dtype=torch.float32, device=device)
+    if family.prepare is not None:
+        family.prepare(model, run.states, f"{family.name}-{run.seed}-tower")
+    begun = copy.deepcopy(model.state_dict())
+    for arm in [arm for arm in ARMS if arm in wanted or (arm == "imitated" and "agent" in wanted)]:
+        if arm != "agent":
+            model.load_state_dict(begun)
+        row = row_of(model, family, arm, run)
+        if run.states is not None:
+            model.save_pretrained(run.states / f"{family.name}-{run.seed}-{arm}")
+        if arm in wanted:
+            yield row
+
+
+def row_of(model: KeyeVL, family: Family, arm: str, run: Run) -> dict[str, Any]:
+    """Teach one arm, and ask it."""
+    begun, seconds = time.monotonic(), time.process_time()
+    log = taught(model, family, arm, run)
+    took = {"seconds": round(time.monotonic() - begun), "cpu_seconds": round(time.process_time() - seconds)}
+    found, splits = asked(model, family)
+    row = {"family": family.name, "seed": run.seed, "arm": arm, **found, "splits": splits, **took}
+    if arm != "straight":
+        row["shuffled"], _ = asked(model, family, shuffled=True)
+    row["log"] = [{k: round(line[k], 5) for k in LOGGED if k in line} for line in log[:: max(1, len(log) // 30)]]
+    more = {
+        "sizes": asdict(family.sizes),
+        "frozen": list(run.frozen),
+        "chance": family.chance,
+        "torch": torch.__version__,
+    }
+    return row | more | {"hardware": hardware()}
+
+
+def summarise(rows: list[dict[str, Any]]) -> dict[str, float | int]:
+    """Percent, means over seeds, with _low and _high (95 %) from two seeds on; `seeds_FAMILY` counts them.
+
+    FAMILY_success of the agent, FAMILY_imitated of imitation alone, FAMILY_straight without a tool, FAMILY_shuffled
+    with other episodes' results, FAMILY_self_correction (right of those that slipped), FAMILY_calls. "right" answers
+    count, which for look are right digits with their second; invalid_calls is over all families.
+    """
+    out: dict[str, float | int] = {}
+    for name in NAMES:
+        of = {arm: [row for row in rows if row["family"] == name and row["arm"] == arm] for arm in ARMS}
+        agent = of["agent"]
+        values = {
+            f"{name}_success": [row["success"] for row in agent],
+            f"{name}_right": [row["right"] for row in agent],
+            f"{name}_imitated": [row["success"] for row in of["imitated"]],
+            f"{name}_imitated_self_correction": [row["corrected"] for row in of["imitated"]],
+            f"{name}_straight": [row["right"] for row in of["straight"]],
+            f"{name}_shuffled": [row["shuffled"]["right"] for row in agent],
+            f"{name}_self_correction": [row["corrected"] for row in agent if row["n_slipped"]],
+            f"{name}_calls": [row["calls"] for row in agent],
+        }
+        for key, some in values.items():
+            out |= spread(key, some)
+        if agent:
+            out |= {f"{name}_seeds": len(agent), f"{name}_chance": agent[0]["chance"]}
+    out |= spread("invalid_calls", [row["invalid"] for row in rows if row["arm"] == "agent"])
+    return out
+
+
+def spread(name: str, values: list[float]) -> dict[str, float]:
+    """Mean, and interval from two values on."""
+    if not values:
+        return {}
+    out = {name: round(sum(values) / len(values), 2)}
+    if len(values) > 1:
+        estimate = student_mean(values)
+        out |= {f"{name}_low": round(estimate.low, 2), f"{name}_high": round(estimate.high, 2)}
+    return out
+
+
+def report(path: Path, rows: list[dict[str, Any]], command: str) -> None:
+    ordered = sorted(rows, key=lambda row: (NAMES.index(row["family"]), row["seed"], ARMS.index(row["arm"])))
+    seeds = sorted({row["seed"] for row in rows})
+    machines = ", ".join(sorted({row["hardware"] for row in rows}))
+    what = "agents that call tools: success, self-correction, and controls, by family, seed and arm"
+    write_result(path, what, command, ordered, summarise(ordered), seeds, where=machines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="folder of the model to begin from")
+    parser.add_argument("--out", type=Path, required=True, help="the JSON to write, or to add missing lines to")
+    parser.add_argument(
+        "--add", type=Path, nargs="*", default=[], help="JSON files of other calls, whose lines are added"
+    )
+    parser.add_argument("--states", type=Path, help="folder for logs, resumable states and the agents")
+    parser.add_argument("--families", nargs="*", choices=NAMES, default=NAMES)
+    parser.add_argument("--arms", nargs="*", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--scale", choices=get_args(Scale), default="mini", help="how hard, and how long it is taught")
+    parser.add_argument("--workers", type=int, default=0, help="processes that play the expert's episodes")
+    parser.add_argument("--frozen", nargs="*", default=["sa_indexer"], help="parts of names of parameters that stay")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    device, command = on(options.device), "python -m minikeye.evaluation.agents.study --out FILE"
+    command += f" --scale {options.scale}" * (options.scale != "mini")
+    rows = [
+        row for path in (options.out, *options.add) if path.is_file() for row in json.loads(path.read_text())["rows"]
+    ]
+    for name in options.families:
+        for seed in options.seeds:
+            done = {row["arm"] for row in rows if (row["family"], row["seed"]) == (name, seed)}
+            wanted = [arm for arm in options.arms if arm not in done]
+            run = Run(seed, options.workers, tuple(options.frozen), options.states)
+            lines = measure(options.checkpoint, families(options.scale)[name], run, wanted, device) if wanted else []
+            for row in lines:
+                shown = ("family", "seed", "arm", "success", "right", "corrected", "calls", "invalid", "seconds")
+                print(json.dumps({k: row[k] for k in shown}), flush=True)
+                rows.append(row)
+                report(options.out, rows, command)
+    report(options.out, rows, command)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""The study of agents runs from end to end, small, and adds up by hand."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from minikeye.config import KeyeConfig
+from minikeye.evaluation.agents.families import NANO, families
+from minikeye.evaluation.agents.study import ARMS, NAMES, Demonstrations, Run, measure, report, summarise
+from minikeye.inputs.processor import Processor
+from minikeye.keye import KeyeVL
+from minikeye.results import hardware
+from minikeye.rl.agent.trajectory import Writer
+
+TINY = replace(NANO, lessons=2, imitation=2, iterations=1, groups=2, group=2, test=3)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("nano")
+    KeyeVL(KeyeConfig.nano()).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_family_runs(name, checkpoint, tmp_path):
+    """Two steps of each arm; all lines, with their splits and logs, in a file; the agent is kept."""
+    family = replace(families("nano")[name], turn=8, sizes=TINY, prepare=None)
+    rows = list(measure(checkpoint, family, Run(0, states=tmp_path), list(ARMS), "cpu"))
+    assert [row["arm"] for row in rows] == list(ARMS)
+    assert all(row["n"] == 3 and row["splits"] and row["log"] for row in rows)
+    assert "shuffled" in rows[1] and "shuffled" in rows[2] and "shuffled" not in rows[0]
+    report(tmp_path / "out.json", rows, "command")
+    kept = json.loads((tmp_path / "out.json").read_text())
+    assert kept["summary"][f"{name}_seeds"] == 1 and kept["seeds"] == [0] and kept["hardware"] == hardware()
+    assert KeyeVL.from_pretrained(tmp_path / f"{name}-0-agent").config == KeyeConfig.nano()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_turn_has_room(name):
+    """The expert's longest turn fits into a round, and its whole episode into what an episode may draw and be told."""
+    writer = Writer(Processor(KeyeConfig.mini()))
+    for scale in ("mini", "nano"):
+        family = families(scale)[name]
+        family = replace(family, sizes=replace(family.sizes, lessons=20))
+        for shown in Demonstrations(family, writer, 0, False, range(1))[0]:
+            assert shown.rollout.reward == 1
+            turns = "".join("x" if drawn else " " for drawn in shown.rollout.mask).split()
+            assert max(map(len, turns)) <= family.turn
+            assert sum(shown.rollout.mask) <= family.drawing.max_new_tokens
+
+
+def test_steps_have_episodes_of_their_own():
+    """The same for the same step, others for another, another seed and another way."""
+    writer, family = Writer(Processor(KeyeConfig.nano())), replace(families("nano")["tool"], sizes=TINY)
+    lessons = lambda seed, straight, steps: Demonstrations(family, writer, seed, straight, steps)  # noqa: E731
+    prompts = lambda batch: [shown.rollout.prompt_ids for shown in batch]  # noqa: E731
+    all_steps = lessons(0, False, range(3))
+    assert len(all_steps) == 3
+    assert prompts(all_steps[2]) == prompts(lessons(0, False, range(2, 3))[0])
+    seen = [*prompts(all_steps[0]), *prompts(all_steps[1]), *prompts(lessons(1, False, range(3))[0])]
+    assert len(set(seen)) == 6
+    straight = lessons(0, True, range(3))[0]
+    assert prompts(straight) == prompts(all_steps[0]) and all(len(s.rollout.completion_ids) < 8 for s in straight)
+
+
+def test_the_summary_by_hand():
+    one = {"family": "tool", "success": 80.0, "right": 80.0, "corrected": 70.0, "n_slipped": 9, "calls": 4.0}
+    one |= {"invalid": 1.0, "chance": 0.0, "shuffled": {"right": 2.0}}
+    rows = [one | {"arm": "agent", "seed": 0}, one | {"arm": "agent", "seed": 1, "success": 90.0, "n_slipped": 0}]
+    rows += [one | {"arm": "imitated", "seed": 0, "success": 60.0}, one | {"arm": "straight", "seed": 0, "right": 0.0}]
+    found = summarise(rows)
+    assert (found["tool_success"], found["tool_imitated"], found["tool_straight"]) == (85, 60, 0)
+    # t(.975, 1 degree of freedom) = 12.706; standard error 5
+    assert (found["tool_success_low"], found["tool_success_high"]) == (pytest.approx(21.47, abs=0.01), 148.53)
+    assert found["tool_self_correction"] == 70 and "tool_self_correction_low" not in found
+    assert (found["tool_shuffled"], found["tool_seeds"], found["invalid_calls"]) == (2, 2, 1)
+    assert not any(key.startswith("code") for key in found)
