@@ -31,7 +31,6 @@ from minikeye.training.loop import LoopConfig, train
 from minikeye.training.stage import DENSE, trainable
 
 Expert = Callable[[Environment, Sequence[Sequence[Result]]], str]  # what to say next, after what each turn has given
-ENDLESS = PartialConfig(budget=1, max_new_tokens=100_000)  # an expert ends by itself
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,22 +53,27 @@ def demonstrate(
 ) -> Demonstration:
     """Episode `number` of the world as the expert plays it, with the reward that it earns.
 
-    listed: as of `Episode`. Raises ValueError for an expert whose episode is cut by the budget.
+    listed: as of `Episode`. Raises ValueError for an expert whose episode is cut, by the budget or by the context.
     """
     (trajectory,) = begin([world], number, number, writer, budget, listed)
+    room = writer.processor.config.text.max_positions - len(trajectory.rollout.prompt_ids) - budget.tokens
+    config = PartialConfig(budget=1, max_new_tokens=max(1, room))
     learnt, heard = list[bool](), list[Sequence[Result]]()
     while not trajectory.episode.over:
         said = [*writer.tokenizer.encode(turn := expert(world, heard)), writer.end]
         before, first = len(world.misses), len(trajectory.rollout.mask)
         rollout = partial.longer(trajectory.rollout, [(token, 0.0) for token in said], version=0)
-        trajectory, results = results_of(replace(trajectory, rollout=rollout), ENDLESS, writer)
+        trajectory, results = results_of(replace(trajectory, rollout=rollout), config, writer)
         if results:
             heard.append(results)
-            trajectory = answered(trajectory, results, ENDLESS, writer, version=0)
+            trajectory = answered(trajectory, results, config, writer, version=0)
         learnt += [not any(world.misses[before:])] * len(said)
         learnt += [False] * (len(trajectory.rollout.mask) - first - len(said))
     if read_calls(turn):
-        raise ValueError(f"expected a budget that episode {number} fits into, got {budget}: the expert was cut")
+        raise ValueError(
+            f"expected a budget, and a context, that episode {number} fits into, got {budget} and "
+            f"{writer.processor.config.text.max_positions} tokens: the expert was cut"
+        )
     return Demonstration(trajectory.rewarded().rollout, trajectory.frames, tuple(learnt))
 
 

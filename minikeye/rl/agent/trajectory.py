@@ -134,7 +134,16 @@ def advance(
 def spoken(
     model: KeyeVL, trajectories: Sequence[Trajectory], config: PartialConfig, writer: Writer, version: int
 ) -> list[Trajectory]:
-    """The first half of `advance`: what the policy says, of which no world has heard yet."""
+    """The first half of `advance`: what the policy says, of which no world has heard yet.
+
+    Raises ValueError, before anything is drawn, for an episode that could outgrow the model's context.
+    """
+    for t in trajectories:
+        if (most := longest(t.rollout, config)) > model.config.text.max_positions:
+            raise ValueError(
+                f"expected episodes within the context of {model.config.text.max_positions} tokens, got {most} in "
+                f"episode {t.rollout.prompt}, all that it may draw included: ask for less, or lower max_new_tokens"
+            )
     frames = {(t.rollout.group, t.rollout.number): t.frames for t in trajectories}
 
     def inputs_of(rollouts: list[Rollout]) -> Prompts:
@@ -169,18 +178,24 @@ def answered(
 ) -> Trajectory:
     """The trajectory with the results behind its turn.
 
-    They are appended where the policy may still speak behind them (`config.max_new_tokens`) and where they fit into
-    what an episode may be told (`Budget.tokens`). Else nothing is, and the episode is over.
+    They are appended where the policy may still speak behind them (`config.max_new_tokens`), where they fit into what
+    an episode may be told (`Budget.tokens`), and into the context. Else nothing is, and the episode is over.
     """
     rollout, episode = trajectory.rollout, trajectory.episode
     words = writer.response(results)
     room = episode.budget.tokens - (len(rollout.mask) - sum(rollout.mask))
     longer = told(rollout, words.ids, version)
-    if len(words.ids) > room or partial.finished(longer, config, writer.stop_ids):
+    beyond = longest(longer, config) > writer.processor.config.text.max_positions
+    if len(words.ids) > room or beyond or partial.finished(longer, config, writer.stop_ids):
         episode.over = True
         return trajectory
     messages = (*trajectory.messages, {"role": "user", "content": response(results)})
     return replace(trajectory, rollout=longer, messages=messages, frames=(*trajectory.frames, *words.frames))
+
+
+def longest(rollout: Rollout, config: PartialConfig) -> int:
+    """Tokens that an episode may come to, if nothing more is told: what it holds, and all that it may still draw."""
+    return len(rollout.prompt_ids) + len(rollout.mask) - sum(rollout.mask) + config.max_new_tokens
 
 
 def last_turn(rollout: Rollout) -> tuple[int, ...]:

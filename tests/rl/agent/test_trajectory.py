@@ -195,6 +195,21 @@ def test_where_a_budget_ends_the_episode_ends(budget, config, turns, told):
     assert heard(last, config, how, 9) == last
 
 
+def test_no_episode_outgrows_the_context(lively):
+    """A result that would leave no room for all that may be drawn ends it; a question that leaves none is refused."""
+    asked = len(begin([Door()], 7, 0, writer(), BUDGET, listed=False)[0].rollout.prompt_ids)
+    told = len(writer().response(["higher"]).ids)
+    for spare, over in ((0, False), (-1, True)):
+        text = replace(CONFIG.text, max_positions=asked + DRAWING.max_new_tokens + told + spare)
+        how = Writer(Processor(replace(CONFIG, text=text)))
+        (trajectory,) = begin([Door()], 7, 0, how, BUDGET, listed=False)
+        trajectory = spoken(trajectory, turn(3), how)
+        assert trajectory.episode.over == over and (False in trajectory.rollout.mask) != over
+    endless = replace(DRAWING, max_new_tokens=CONFIG.text.max_positions)
+    with pytest.raises(ValueError, match="within the context of 4096 tokens"):
+        advance(lively, begin([Door()], 7, 0, writer(), BUDGET), endless, writer(), 0)
+
+
 def test_an_answer_that_is_cut_is_none():
     how, config = writer(), replace(DRAWING, max_new_tokens=4, budget=4)
     (trajectory,) = begin([Door()], 7, 0, how, BUDGET)
