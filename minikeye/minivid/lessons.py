@@ -178,12 +178,13 @@ def right(model, inputs: dict[str, Tensor], attention: str) -> dict[str, float]:
     return {part: float(parts[part].float().mean()) for part in ("digit", "second")}
 
 
-def batches(lessons: Dataset, workers: int) -> Iterator[Any]:
+def batches(lessons: Dataset, workers: int, start: str = "fork") -> Iterator[Any]:
     """Lessons, or what else a data set makes, in order, made ahead by worker processes.
 
     They travel as bytes: a lesson holds some fifty small tensors, and shared memory would spend a file handle on each.
+    start: how workers start; to all but "fork" the data set must travel, too.
     """
-    ahead = {"prefetch_factor": 4} if workers else {}
+    ahead = {"prefetch_factor": 4, "multiprocessing_context": start} if workers else {}
     packed = DataLoader(_Packed(lessons), batch_size=None, num_workers=workers, **ahead)
     return (pickle.loads(lesson) for lesson in packed)
 

@@ -39,10 +39,20 @@ class Sizes:
     test: int = 200  # episodes
 
 
-MINI = Sizes()
-MORE = replace(MINI, imitation=250)  # for episodes of five turns
-LONG = replace(MINI, imitation=400, lessons=16, iterations=8, groups=16)  # for videos of 256 frames
-NANO = Sizes(imitation=1200, lessons=16, imitation_lr=2e-3, groups=16, reward_lr=3e-4)
+# By family. Copying names and digits that nobody has seen before is what takes long to imitate.
+MINI = {
+    "code": Sizes(imitation=400),
+    "tool": Sizes(imitation=1000, iterations=20),
+    "look": Sizes(imitation=1000, lessons=16, iterations=20, groups=16),
+    "search": Sizes(imitation=1000, iterations=20),
+}
+SMALL = Sizes(imitation=400, lessons=16, imitation_lr=2e-3, iterations=12, groups=16, reward_lr=3e-4)
+NANO = {
+    "code": SMALL,
+    "tool": replace(SMALL, imitation=1600),
+    "look": replace(SMALL, imitation=1600),
+    "search": replace(SMALL, imitation=1200),
+}
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,7 @@ class Family:
     """One kind of environment at one scale, with who teaches it and how it is judged."""
 
     name: str
+    scale: Scale
     world: Callable[[Split, int], Environment]  # of a split and seed; another copy at each call
     expert: Expert
     straight: Callable[[Any], str]  # the true answer in one turn, without a tool
@@ -85,6 +96,7 @@ def families(scale: Scale) -> dict[str, Family]:
     found = [
         Family(
             "code",
+            scale,
             world=lambda split, seed: code.Code(tasks, split, seed, sandbox=sandbox(os.getpid())),
             expert=code.demonstrated,
             straight=code.straight,
@@ -93,10 +105,11 @@ def families(scale: Scale) -> dict[str, Family]:
             rounds=3,
             factors=lambda w: {"operation": w.task.operation, "filter": w.task.filter, "catch": str(w.task.catch)},
             chance=50.0,
-            sizes=sizes,
+            sizes=sizes["code"],
         ),
         Family(
             "tool",
+            scale,
             world=lambda split, seed: shop.Shop(shop.ShopDifficulty(), split, seed),
             expert=shop.demonstrated,
             straight=shop.straight,
@@ -105,10 +118,11 @@ def families(scale: Scale) -> dict[str, Family]:
             rounds=5,
             factors=lambda w: {"count": str(w.wishes[0].count), "letters": str(len(w.wishes[0].name))},
             chance=0.0,
-            sizes=sizes if small else MORE,
+            sizes=sizes["tool"],
         ),
         Family(
             "look",
+            scale,
             world=lambda split, seed: look.Look(seen, split, seed),
             expert=look.demonstrated,
             straight=look.straight,
@@ -117,13 +131,14 @@ def families(scale: Scale) -> dict[str, Family]:
             rounds=4,
             factors=lambda w: {"digit": str(w.digit), "card": "first" if w.second == min(w.cards) else "later"},
             chance=10.0,
-            sizes=sizes if small else LONG,
+            sizes=sizes["look"],
             right=lambda w: look.said(w).both,
             lesson=None if small else lambda seed, step: look.Look(lengths(seen, step), "train", seed),
             prepare=taught_to_read,
         ),
         Family(
             "search",
+            scale,
             world=lambda split, seed: search.Search(search.SearchDifficulty(), split, seed),
             expert=search.demonstrated,
             straight=search.straight,
@@ -132,7 +147,7 @@ def families(scale: Scale) -> dict[str, Family]:
             rounds=3,
             factors=lambda w: {"digit": str(w.digit), "answer": "first" if w.other < w.named else "second"},
             chance=10.0,
-            sizes=sizes,
+            sizes=sizes["search"],
         ),
     ]
     return {family.name: family for family in found}
@@ -140,8 +155,8 @@ def families(scale: Scale) -> dict[str, Family]:
 
 def taught_to_read(model: KeyeVL, folder: Path | None, name: str) -> list[dict[str, float | int]]:
     """Teach the tower small cards: imitation reaches it through one frame in many, and leaves digits unread."""
-    loop = LoopConfig(steps=400, lr=8e-4, warmup=50)
-    return teach_tower(model, loop, 512, folder, ((112, 112),), make=make_small_stills, name=name)
+    loop = LoopConfig(steps=1200, lr=8e-4, warmup=50)
+    return teach_tower(model, loop, 1024, folder, ((112, 112),), make=make_small_stills, name=name)
 
 
 def lengths(difficulty: look.LookDifficulty, step: int) -> look.LookDifficulty:

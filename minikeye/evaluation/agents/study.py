@@ -22,6 +22,7 @@ from typing import Any, get_args
 import torch
 from torch.utils.data import Dataset
 
+from minikeye.config import KeyeConfig
 from minikeye.evaluation.agents.families import Family, Scale, families
 from minikeye.evaluation.agents.measure import Player, play, scores, split
 from minikeye.files import CHECKPOINT
@@ -46,21 +47,27 @@ LOGGED = (
 UNSEEN = 1_000  # added to the seed of the worlds that reward teaches in: imitation never saw them
 
 
+@dataclass(frozen=True)
 class Demonstrations(Dataset):
-    """What each step of an imitation learns from, made from the step's number alone."""
+    """What each step of an imitation learns from, made from the step's number alone; it may travel to a worker."""
 
-    def __init__(self, family: Family, writer: Writer, seed: int, straight: bool, steps: range):
-        self.family, self.writer, self.seed, self.straight, self.steps = family, writer, seed, straight, steps
+    family: str
+    scale: Scale
+    config: KeyeConfig
+    lessons: int  # episodes in a step
+    seed: int
+    straight: bool
+    steps: range
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def __getitem__(self, n: int) -> list[Demonstration]:
-        family, step, count = self.family, self.steps[n], self.family.sizes.lessons
+        family, step, writer = families(self.scale)[self.family], self.steps[n], Writer(Processor(self.config))
         world = family.world("train", self.seed) if family.lesson is None else family.lesson(self.seed, step)
         expert = (lambda w, heard: family.straight(w)) if self.straight else family.expert
-        numbers = range(step * count, (step + 1) * count)
-        return [demonstrate(world, number, expert, self.writer, family.budget) for number in numbers]
+        numbers = range(step * self.lessons, (step + 1) * self.lessons)
+        return [demonstrate(world, number, expert, writer, family.budget) for number in numbers]
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,8 @@ def taught(model: KeyeVL, family: Family, arm: str, run: Run) -> list[dict[str, 
         nonlocal lessons
         if lessons is None:  # only now it is known where a run goes on
             steps = range(step, sizes.imitation)
-            lessons = batches(Demonstrations(family, writer, seed, arm == "straight", steps), run.workers)
+            made = (family.name, family.scale, model.config, sizes.lessons, seed, arm == "straight", steps)
+            lessons = batches(Demonstrations(*made), run.workers, "forkserver")  # a sandbox does not survive a fork
         return next(lessons)
 
     loop = LoopConfig(steps=sizes.imitation, lr=sizes.imitation_lr, warmup=50, slow=SLOW, log_every=20)
@@ -212,9 +220,8 @@ def main() -> None:
     options = parser.parse_args()
     device, command = on(options.device), "python -m minikeye.evaluation.agents.study --out FILE"
     command += f" --scale {options.scale}" * (options.scale != "mini")
-    rows = [
-        row for path in (options.out, *options.add) if path.is_file() for row in json.loads(path.read_text())["rows"]
-    ]
+    files = [path for path in (options.out, *options.add) if path.is_file()]
+    rows = [row for path in files for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
     for name in options.families:
         for seed in options.seeds:
             done = {row["arm"] for row in rows if (row["family"], row["seed"]) == (name, seed)}

@@ -9,9 +9,9 @@
 
 At one token a card of five pixels is to be found, its writing a smudge of two. At sixteen tokens a digit is eight to
 ten pixels high, about as in the 28x28 frames of the plain generator. Other cards, the decoys, carry a scribble
-(`drawing.small_cards`), which at one token looks the same: the first look finds the digit one time in 1 + decoys, and
-who saw a scribble has to look again. This is our reading of the report's "multimodal self-correction", which its
-abstract names and nothing defines.
+(`drawing.small_cards`), which at one token is hard to tell from a digit: a first look at either card finds the digit
+one time in 1 + decoys, and who saw a scribble has to look again. This is our reading of the report's "multimodal
+self-correction", which its abstract names and nothing defines.
 
 `flawed_reward` is what a video agent of the report's team was taught by (VideoTemp-o3): answers earn most, and where
 they are right the last look earns by its overlap with the truth, which may cost something. Being right without a look

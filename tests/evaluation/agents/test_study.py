@@ -7,14 +7,13 @@ import pytest
 import torch
 
 from minikeye.config import KeyeConfig
-from minikeye.evaluation.agents.families import NANO, families
+from minikeye.evaluation.agents.families import SMALL, families
 from minikeye.evaluation.agents.study import ARMS, NAMES, Demonstrations, Run, measure, report, summarise
-from minikeye.inputs.processor import Processor
 from minikeye.keye import KeyeVL
+from minikeye.minivid.lessons import batches
 from minikeye.results import hardware
-from minikeye.rl.agent.trajectory import Writer
 
-TINY = replace(NANO, lessons=2, imitation=2, iterations=1, groups=2, group=2, test=3)
+TINY = replace(SMALL, lessons=2, imitation=2, iterations=1, groups=2, group=2, test=3)
 
 
 @pytest.fixture(scope="module")
@@ -40,31 +39,42 @@ def test_every_family_runs(name, checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_turn_has_room(name):
+@pytest.mark.parametrize("scale", ["mini", "nano"])
+def test_a_turn_has_room(name, scale):
     """The expert's longest turn fits into a round, and its whole episode into what an episode may draw and be told."""
-    writer = Writer(Processor(KeyeConfig.mini()))
-    for scale in ("mini", "nano"):
-        family = families(scale)[name]
-        family = replace(family, sizes=replace(family.sizes, lessons=20))
-        for shown in Demonstrations(family, writer, 0, False, range(1))[0]:
-            assert shown.rollout.reward == 1
-            turns = "".join("x" if drawn else " " for drawn in shown.rollout.mask).split()
-            assert max(map(len, turns)) <= family.turn
-            assert sum(shown.rollout.mask) <= family.drawing.max_new_tokens
+    family = families(scale)[name]
+    for shown in Demonstrations(name, scale, KeyeConfig.mini(), 20, 0, False, range(1))[0]:
+        assert shown.rollout.reward == 1
+        turns = "".join("x" if drawn else " " for drawn in shown.rollout.mask).split()
+        assert max(map(len, turns)) <= family.turn and len(turns) <= family.budget.turns
+        assert sum(shown.rollout.mask) <= family.drawing.max_new_tokens
+
+
+def demonstrations(seed: int, straight: bool, steps: range) -> Demonstrations:
+    return Demonstrations("tool", "nano", KeyeConfig.nano(), 2, seed, straight, steps)
+
+
+def prompts(batch) -> list[tuple[int, ...]]:
+    return [shown.rollout.prompt_ids for shown in batch]
 
 
 def test_steps_have_episodes_of_their_own():
     """The same for the same step, others for another, another seed and another way."""
-    writer, family = Writer(Processor(KeyeConfig.nano())), replace(families("nano")["tool"], sizes=TINY)
-    lessons = lambda seed, straight, steps: Demonstrations(family, writer, seed, straight, steps)  # noqa: E731
-    prompts = lambda batch: [shown.rollout.prompt_ids for shown in batch]  # noqa: E731
-    all_steps = lessons(0, False, range(3))
+    all_steps = demonstrations(0, False, range(3))
     assert len(all_steps) == 3
-    assert prompts(all_steps[2]) == prompts(lessons(0, False, range(2, 3))[0])
-    seen = [*prompts(all_steps[0]), *prompts(all_steps[1]), *prompts(lessons(1, False, range(3))[0])]
+    assert prompts(all_steps[2]) == prompts(demonstrations(0, False, range(2, 3))[0])
+    seen = [*prompts(all_steps[0]), *prompts(all_steps[1]), *prompts(demonstrations(1, False, range(3))[0])]
     assert len(set(seen)) == 6
-    straight = lessons(0, True, range(3))[0]
+    straight = demonstrations(0, True, range(3))[0]
     assert prompts(straight) == prompts(all_steps[0]) and all(len(s.rollout.completion_ids) < 8 for s in straight)
+
+
+def test_workers_play_beside_a_sandbox_that_is_in_use():
+    """What runs code has threads, which a fork leaves behind: a worker that is forked then waits forever."""
+    made = Demonstrations("code", "nano", KeyeConfig.nano(), 2, 0, False, range(2))
+    here = [made[0], made[1]]
+    there = list(batches(made, 1, "forkserver"))
+    assert [prompts(batch) for batch in there] == [prompts(batch) for batch in here]
 
 
 def test_the_summary_by_hand():

@@ -16,7 +16,7 @@ from minikeye.inference.calling.calls import Call, written
 from minikeye.inputs.processor import Clip, Processor
 from minikeye.minivid.drawing.card import Cards
 from minikeye.minivid.drawing.pictures import load_digits
-from minikeye.minivid.drawing.small_cards import SCRIBBLED, draw_small_cards
+from minikeye.minivid.drawing.small_cards import SCRIBBLED, _handwriting, draw_small_cards
 from minikeye.minivid.draws import Draws
 from minikeye.minivid.scene import VideoSpec, draw_stills, render
 from minikeye.rl.agent.environment import Episode
@@ -261,6 +261,9 @@ def test_splits_are_apart():
     )
     assert not train & validation
 
+    for split in ("train", "validation", "test"):
+        assert begun(split=split)[0]._scene.spec.pictures == split  # of the backgrounds
+
 
 def _written(split: str, numbers: range) -> list[bytes]:
     """The handwriting on the cards of these episodes."""
@@ -345,6 +348,13 @@ def test_small_cards_by_hand():
     assert ((cards.half >= 0.18) & (cards.half < 0.25)).all()
 
 
+@pytest.mark.parametrize(("drawn", "which"), [(0.0, 0), (1 - 1e-9, -1)])
+def test_the_first_and_the_last_handwriting(drawn, which):
+    digits = torch.arange(10)
+    numbers = _handwriting(Draws(torch.full((10, 1), drawn, dtype=torch.float64)), digits, "test")
+    assert numbers.tolist() == [(load_digits("test")[1] == digit).nonzero()[which].item() for digit in digits]
+
+
 def _pairs(count: int, split: str) -> VideoSpec:
     """Videos of two frames: one digit card, one decoy, in the same scene."""
     stills = draw_stills(Draws.of_batch(count, "pairs", split), split).take(range(count), [0, 0])
@@ -384,9 +394,8 @@ def _crops(spec: VideoSpec, side: int, reach: int) -> np.ndarray:
 
 def test_a_digit_is_legible_in_a_look_alone():
     """Logistic regression, taught by 350 cards, of other hands than those of the test, with the place of the writing
-    given to the pixel: digits are near chance (0.1) in 28x28 and mostly read in 112x112, and so is whether it is one.
-
-    A stronger reader: see `small_cards`.
+    given to the pixel: digits are near chance (0.1) in 28x28 and mostly read in 112x112. Trees tell decoys from digits
+    in 112x112 alone.
     """
     taught, asked = _pairs(350, "train"), _pairs(150, "test")
     digit, decoy = taught.later.digit[:, 0].numpy(), np.tile([0, 1], 350)
