@@ -35,7 +35,7 @@ class Sizes:
     iterations: int = 10  # of reward
     groups: int = 32  # in each
     group: int = 8  # episodes in each
-    reward_lr: float = 1e-4
+    reward_lr: float = 3e-5
     test: int = 200  # episodes
 
 
@@ -46,7 +46,7 @@ MINI = {
     "look": Sizes(imitation=1000, lessons=16, iterations=20, groups=16),
     "search": Sizes(imitation=1000, iterations=20),
 }
-SMALL = Sizes(imitation=400, lessons=16, imitation_lr=2e-3, iterations=12, groups=16, reward_lr=3e-4)
+SMALL = Sizes(imitation=400, lessons=16, imitation_lr=2e-3, iterations=10, groups=16, reward_lr=3e-5)
 NANO = {
     "code": SMALL,
     "tool": replace(SMALL, imitation=1600),
