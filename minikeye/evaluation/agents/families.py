@@ -90,8 +90,8 @@ def families(scale: Scale) -> dict[str, Family]:
     """All four, by name."""
     small = scale == "nano"
     sizes = NANO if small else MINI
-    simple = code.CodeDifficulty(operations=("sum", "count"), filters=("all", "above", "below"), longest=4)
-    tasks = simple if small else code.CodeDifficulty()
+    bounded = code.CodeDifficulty(filters=("above", "below"))  # code that looks at types passes the others untold
+    tasks = replace(bounded, operations=("sum", "count"), longest=4) if small else bounded
     seen = look.LookDifficulty(frames=32) if small else look.LookDifficulty()
     found = [
         Family(

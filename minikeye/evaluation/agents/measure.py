@@ -49,7 +49,7 @@ def play(
         going: list[Trajectory] = []
         for number in numbers[first : first + rows]:
             going += begin([player.world()], number, number, writer, player.budget, player.listed)
-        spare: list[Result] = ["error: nothing"]  # for who calls alone
+        spare = Spare()
         while not all(finished(t.rollout, drawing, writer.stop_ids) for t in going):
             with autocast(model.device):
                 going = spoken(model, going, drawing, writer, version=0)
@@ -62,15 +62,29 @@ def play(
     return out
 
 
-def handed_on(results: list[list[Result]], spare: list[Result]) -> tuple[list[list[Result]], list[Result]]:
-    """The results of every turn, handed to the next that called; who calls alone gets `spare`. And the next spare."""
+@dataclass(frozen=True)
+class Spare:
+    """A result that was handed out before, and whose it was: for who calls alone."""
+
+    owner: int = -1
+    results: tuple[Result, ...] = ("error: nothing",)
+
+
+def handed_on(results: list[list[Result]], spare: Spare) -> tuple[list[list[Result]], Spare]:
+    """The results of every turn, handed to the next that called; who calls alone gets `spare`. And the next spare.
+
+    Nobody gets a result of its own: where the spare is, its words are those of an error.
+    """
     called = [n for n, told in enumerate(results) if told]
     if not called:
         return results, spare
     out = list(results)
-    for n, other in zip(called, [*called[1:], called[0]], strict=True):
-        out[n] = results[other] if len(called) > 1 else spare
-    return out, results[called[0]]
+    if len(called) == 1:
+        out[called[0]] = list((Spare() if spare.owner == called[0] else spare).results)
+    else:
+        for n, other in zip(called, [*called[1:], called[0]], strict=True):
+            out[n] = results[other]
+    return out, Spare(called[0], tuple(results[called[0]]))
 
 
 def scores(played: Sequence[Trajectory], right: Callable[[Any], bool] | None = None) -> dict[str, float | int]:

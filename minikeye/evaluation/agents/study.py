@@ -147,7 +147,6 @@ def row_of(model: KeyeVL, family: Family, arm: str, run: Run) -> dict[str, Any]:
     row["log"] = [{k: round(line[k], 5) for k in LOGGED if k in line} for line in log[:: max(1, len(log) // 30)]]
     more = {
         "sizes": asdict(family.sizes),
-        "frozen": list(run.frozen),
         "chance": family.chance,
         "torch": torch.__version__,
     }
@@ -169,7 +168,7 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, float | int]:
             f"{name}_success": [row["success"] for row in agent],
             f"{name}_right": [row["right"] for row in agent],
             f"{name}_imitated": [row["success"] for row in of["imitated"]],
-            f"{name}_imitated_self_correction": [row["corrected"] for row in of["imitated"]],
+            f"{name}_imitated_self_correction": [row["corrected"] for row in of["imitated"] if row["n_slipped"]],
             f"{name}_straight": [row["right"] for row in of["straight"]],
             f"{name}_shuffled": [row["shuffled"]["right"] for row in agent],
             f"{name}_self_correction": [row["corrected"] for row in agent if row["n_slipped"]],
@@ -202,6 +201,28 @@ def report(path: Path, rows: list[dict[str, Any]], command: str) -> None:
     write_result(path, what, command, ordered, summarise(ordered), seeds, where=machines)
 
 
+def gathered(files: list[Path], made: dict[str, Any]) -> list[dict[str, Any]]:
+    """The lines of several files, each once. made: how they must have been made.
+
+    Raises ValueError for a line that was made otherwise: another scale or checkpoint is another study.
+    """
+    rows: dict[tuple[str, int, str], dict[str, Any]] = {}
+    for path in files:
+        for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
+            if (found := {key: row.get(key) for key in made}) != made:
+                raise ValueError(f"expected lines made with {made} in {path}, got {found}: give another --out")
+            rows.setdefault((row["family"], row["seed"], row["arm"]), row)
+    return list(rows.values())
+
+
+def called(options: argparse.Namespace) -> str:
+    """The command that makes such a file again: what is not as it is by default."""
+    words = "python -m minikeye.evaluation.agents.study --out FILE"
+    words += f" --checkpoint {options.checkpoint}" * (options.checkpoint != CHECKPOINT)
+    words += f" --scale {options.scale}" * (options.scale != "mini")
+    return words + f" --frozen {' '.join(options.frozen)}" * (options.frozen != ["sa_indexer"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT, help="folder of the model to begin from")
@@ -218,10 +239,9 @@ def main() -> None:
     parser.add_argument("--frozen", nargs="*", default=["sa_indexer"], help="parts of names of parameters that stay")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
-    device, command = on(options.device), "python -m minikeye.evaluation.agents.study --out FILE"
-    command += f" --scale {options.scale}" * (options.scale != "mini")
-    files = [path for path in (options.out, *options.add) if path.is_file()]
-    rows = [row for path in files for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
+    device, command = on(options.device), called(options)
+    made = {"scale": options.scale, "checkpoint": options.checkpoint.name, "frozen": options.frozen}
+    rows = gathered([path for path in (options.out, *options.add) if path.is_file()], made)
     for name in options.families:
         for seed in options.seeds:
             done = {row["arm"] for row in rows if (row["family"], row["seed"]) == (name, seed)}
@@ -231,7 +251,7 @@ def main() -> None:
             for row in lines:
                 shown = ("family", "seed", "arm", "success", "right", "corrected", "calls", "invalid", "seconds")
                 print(json.dumps({k: row[k] for k in shown}), flush=True)
-                rows.append(row)
+                rows.append(row | made)
                 report(options.out, rows, command)
     report(options.out, rows, command)
 

@@ -10,10 +10,13 @@ something to read, like a call that is invalid.
 
 import inspect
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import torch
 
 from minikeye.inference.calling.calls import Call, Invalid, Result, Schema, fitted
 from minikeye.inputs.processor import Clip
@@ -42,7 +45,7 @@ def carried_out(call: Call | Invalid, functions: Functions, schemas: Mapping[str
     try:
         kinds = schemas[call.name]["function"]["parameters"]["properties"]
         result = functions[call.name](**{name: typed(value, kinds[name]) for name, value in call.arguments.items()})
-        return Done(result if isinstance(result, Clip) else shortened(_text(result), longest))
+        return Done(_whole(result) if isinstance(result, Clip) else shortened(_text(result), longest))
     except Exception as error:  # a function may run into anything; Ctrl-C is none of these
         return Done(shortened(f"error: {type(error).__name__}: {error}", longest), "raised")
 
@@ -121,3 +124,13 @@ def _kind(hint: Any, what: str) -> dict[str, Any]:
 def _text(result: Any) -> str:
     """What a tool gave, in words: text as it is, all else as JSON. Raises what json does for what it cannot write."""
     return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
+
+
+def _whole(clip: Clip) -> Clip:
+    """The clip, if it can be shown. Raises ValueError for one without frames, of other pixels, or without its times."""
+    frames = clip.frames
+    if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1] != 3 or not frames.numel():
+        raise ValueError(f"expected frames uint8 [f 3 height width], got {frames.dtype} {list(frames.shape)}")
+    if len(clip.seconds) != len(frames) or not all(map(math.isfinite, clip.seconds)):
+        raise ValueError(f"expected a finite second for each of {len(frames)} frames, got {clip.seconds!r:.80}")
+    return clip

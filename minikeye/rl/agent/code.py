@@ -151,7 +151,7 @@ class Code(Environment):
     run of its own in a new session of the sandbox, so nothing is left of those before. Among the lists are the empty
     one, one without a number that the filter lets through, one of negative numbers, one with a number twice, and two on
     which the other catch fails. So 1.0 is for all of it. A constant never earns 1, and the value that `run` told at
-    most 2 of 8. Code that runs out of time earns nothing at all.
+    most 3 of 8. Code that runs out of time earns nothing at all.
 
     sandbox: an open one, which many worlds may share. slipped: bool, whether the first code that was run was not right
     (calls that never reach the tool do not count); False before.
@@ -220,7 +220,8 @@ def demonstrated(world: Code, heard: Sequence[Sequence[Result]]) -> str:
 
 def straight(world: Code) -> str:
     """The right code at once. Nothing in the question tells the catch, so who must guess it passes all hidden tests in
-    half of the episodes: 1/2 with above and below, max(texts, 1 - texts) without."""
+    half of the episodes: 1/2 with above and below, max(texts, 1 - texts) without. There code that asks for the type of
+    what it is given passes always: where chance is to be a bound, leave `filters` to above and below."""
     return world.task.code(world.task.catch)
 
 

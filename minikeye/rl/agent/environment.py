@@ -15,6 +15,7 @@ template shows. An `Episode` is one way through a world: it carries out a turn's
 to read, or to see: a tool may give a `Clip`. A call that is invalid, or a tool that raises, is something to read, too.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,8 +92,11 @@ class Episode:
         return [self._result(call) for call in calls]
 
     def reward(self) -> float:
-        """What it has earned so far. An episode that was cut has no answer."""
-        return float(self.environment.get_reward())
+        """What it has earned so far. An episode that was cut has no answer. Raises ValueError for no finite number."""
+        reward = self.environment.get_reward()
+        if not isinstance(reward, int | float) or not math.isfinite(reward):
+            raise ValueError(f"expected a finite number of get_reward, got {reward!r:.80}: mend the environment")
+        return float(reward)
 
     def _result(self, call: Call | Invalid) -> Result:
         done = carried_out(call, self.tools, self.schemas, self.budget.observation)

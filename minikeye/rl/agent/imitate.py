@@ -56,11 +56,12 @@ def demonstrate(
     listed: as of `Episode`. Raises ValueError for an expert whose episode is cut, by the budget or by the context.
     """
     (trajectory,) = begin([world], number, number, writer, budget, listed)
-    room = writer.processor.config.text.max_positions - len(trajectory.rollout.prompt_ids) - budget.tokens
-    config = PartialConfig(budget=1, max_new_tokens=max(1, room))
+    context = writer.processor.config.text.max_positions
     learnt, heard = list[bool](), list[Sequence[Result]]()
     while not trajectory.episode.over:
-        said = [*writer.tokenizer.encode(turn := expert(world, heard)), writer.end]
+        said = [*writer.said(turn := expert(world, heard)), writer.end]
+        drawn = sum(trajectory.rollout.mask) + len(said)
+        config = PartialConfig(budget=1, max_new_tokens=drawn + 1)  # an expert ends by itself
         before, first = len(world.misses), len(trajectory.rollout.mask)
         rollout = partial.longer(trajectory.rollout, [(token, 0.0) for token in said], version=0)
         trajectory, results = results_of(replace(trajectory, rollout=rollout), config, writer)
@@ -69,10 +70,10 @@ def demonstrate(
             trajectory = answered(trajectory, results, config, writer, version=0)
         learnt += [not any(world.misses[before:])] * len(said)
         learnt += [False] * (len(trajectory.rollout.mask) - first - len(said))
-    if read_calls(turn):
+    if read_calls(turn) or len(trajectory.rollout.prompt_ids) + len(trajectory.rollout.mask) > context:
         raise ValueError(
-            f"expected a budget, and a context, that episode {number} fits into, got {budget} and "
-            f"{writer.processor.config.text.max_positions} tokens: the expert was cut"
+            f"expected a budget, and a context, that episode {number} fits into, got {budget} and {context} tokens: "
+            f"the expert was cut"
         )
     return Demonstration(trajectory.rewarded().rollout, trajectory.frames, tuple(learnt))
 
@@ -98,12 +99,15 @@ def imitate(
     """Teach tower, projector and decoder by demonstrations, with dense attention; returns the log lines of this call.
 
     batch_at(step) -> what step learns from, the same for the same step. folder, name, and what is raised: as of
-    `loop.train`. wanted: which parameters learn, by name; all but the indexers.
+    `loop.train`; and ValueError for a batch without a token to learn. wanted: which parameters learn, by name; all but
+    the indexers.
     """
     parameters = trainable(model, wanted)
 
     def backward_at(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         batch = batch_at(step)
+        if not any(any(d.learnt) for d in batch):
+            raise ValueError(f"expected demonstrations with a token to learn in step {step}, got {len(batch)} without")
         for p in parameters.values():
             p.grad = None
         inputs = rows(model, [d.rollout for d in batch], [d.frames for d in batch], "right", taught=True)

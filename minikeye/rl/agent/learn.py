@@ -145,8 +145,8 @@ def reinforce(
 ) -> list[dict[str, float | int]]:
     """Teach the decoder by reward; returns the log lines of this call, with the numbers of `Play.iteration`.
 
-    world() -> an environment, whose episodes 0, 1, ... are played. loop: its steps are optimiser steps,
-    `config.minibatches` an iteration. folder: a run that was killed goes on from there to the same numbers; the
+    world() -> another environment at each call; its episodes 0, 1, ... are played. loop: its steps are optimiser
+    steps, `config.minibatches` an iteration. folder: a run that was killed goes on from there to the same numbers; the
     episodes that wait lie in NAME.waiting-STEP.json. wanted: which parameters learn, by name. Raises ValueError where
     steps or save_every are not whole iterations, and for a folder whose waiting episodes are gone; FloatingPointError
     for a loss or a gradient that is not finite, before any parameter moves; and what `train` raises.

@@ -81,8 +81,8 @@ class Shop(Environment):
     numbers as the question has the goods, "18" or "18, 23". What is half done earns nothing: the report judges by the
     state that is left behind. `misses` are the calls that failed, refused payments among them.
 
-    slipped: bool, whether the first payment that was tried failed (calls that never reach the tool do not count); False
-    before.
+    slipped: bool, whether the first payment was a fair guess that failed: of an order that is there, by a way that the
+    question names. Whoever pays by something else to be told the right way has not slipped. False before.
     """
 
     slipped = False
@@ -142,7 +142,7 @@ class Shop(Environment):
         """
         first, self._tried = not self._tried, True
         if why := self._refused(order, way):
-            self.slipped = self.slipped or first
+            self.slipped = self.slipped or (first and order in self.orders and way in self.ways)
             raise ValueError(why)
         placed = self.orders[order]
         self.orders[order] = replace(placed, paid=self.goods[placed.id].price * placed.count, way=way)

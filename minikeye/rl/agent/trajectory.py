@@ -25,6 +25,7 @@ import torch
 
 from minikeye.inference.calling.calls import Result, response
 from minikeye.inputs.processor import Message, Processor
+from minikeye.inputs.prompt import Prompt
 from minikeye.keye import KeyeVL
 from minikeye.rl import partial
 from minikeye.rl.agent.environment import Budget, Environment, Episode
@@ -81,6 +82,12 @@ class Writer:
             )
         return Passage(whole.ids[ends[-2] + 1 :], whole.frames)
 
+    def said(self, text: str) -> list[int]:
+        """A turn's words as tokens, without its end; marks of thoughts are tokens, as when a policy draws them."""
+        prompt = Prompt(self.tokenizer, self.processor.config.vision.merge)
+        prompt.said(text)
+        return prompt.ids
+
     def turn(self, ids: Sequence[int]) -> str:
         """A turn's text, from what the template began it with to before the token that ends it; with marks of thoughts,
         which are tokens, written out."""
@@ -107,8 +114,10 @@ def begin(
     """A group: as many trajectories of episode `number` as there are environments, none of which has begun to speak.
 
     group: a number that no other group of the run has. listed: as of `Episode`. Raises ValueError for environments that
-    do not ask the same, as a group must.
+    do not ask the same, as a group must, and for one that stands twice among them: its end would count for both.
     """
+    if len({id(environment) for environment in environments}) < len(environments):
+        raise ValueError(f"expected {len(environments)} environments, got one of them twice: make another for each")
     episodes = [Episode(environment, number, budget, listed) for environment in environments]
     asked = [writer.prompt(episode.asked) for episode in episodes]
     if not episodes or any(not same(passage, asked[0]) for passage in asked):

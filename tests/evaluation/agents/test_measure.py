@@ -7,18 +7,19 @@ from test_trajectory import BUDGET, DRAWING, episode, turn, writer
 from worlds import Door
 
 from minikeye.config import KeyeConfig
-from minikeye.evaluation.agents.measure import Player, handed_on, play, scores, split
+from minikeye.evaluation.agents.measure import Player, Spare, handed_on, play, scores, split
 from minikeye.keye import KeyeVL
 from minikeye.rl import partial
 
 
 def test_results_are_handed_on_by_hand():
     """To the next who called; who calls alone gets what was spared of the turn before."""
-    results, spare = handed_on([["a"], [], ["b", "c"], ["d"]], ["old"])
-    assert results == [["b", "c"], [], ["d"], ["a"]] and spare == ["a"]
+    results, spare = handed_on([["a"], [], ["b", "c"], ["d"]], Spare(1, ("old",)))
+    assert results == [["b", "c"], [], ["d"], ["a"]] and spare == Spare(0, ("a",))
     results, spare = handed_on([[], ["e"]], spare)
-    assert results == [[], ["a"]] and spare == ["e"]
-    assert handed_on([[], []], spare) == ([[], []], ["e"])
+    assert results == [[], ["a"]] and spare == Spare(1, ("e",))
+    assert handed_on([[], []], spare) == ([[], []], spare)
+    assert handed_on([[], ["f"]], spare) == ([[], ["error: nothing"]], Spare(1, ("f",)))  # not its own of before
 
 
 class Told(Door):

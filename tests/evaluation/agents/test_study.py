@@ -8,7 +8,7 @@ import torch
 
 from minikeye.config import KeyeConfig
 from minikeye.evaluation.agents.families import SMALL, families
-from minikeye.evaluation.agents.study import ARMS, NAMES, Demonstrations, Run, measure, report, summarise
+from minikeye.evaluation.agents.study import ARMS, NAMES, Demonstrations, Run, gathered, measure, report, summarise
 from minikeye.keye import KeyeVL
 from minikeye.minivid.lessons import batches
 from minikeye.results import hardware
@@ -75,6 +75,17 @@ def test_workers_play_beside_a_sandbox_that_is_in_use():
     here = [made[0], made[1]]
     there = list(batches(made, 1, "forkserver"))
     assert [prompts(batch) for batch in there] == [prompts(batch) for batch in here]
+
+
+def test_lines_are_gathered_once(tmp_path):
+    """From two files that share one; and never from another scale."""
+    made = {"scale": "nano", "checkpoint": "nano", "frozen": ["sa_indexer"]}
+    lines = [{"family": "tool", "seed": seed, "arm": "agent"} | made for seed in (0, 1, 2)]
+    for name, some in (("a.json", lines[:2]), ("b.json", lines[1:]), ("c.json", [lines[0] | {"scale": "mini"}])):
+        (tmp_path / name).write_text(json.dumps({"rows": some}), encoding="utf-8")
+    assert gathered([tmp_path / "a.json", tmp_path / "b.json", tmp_path / "a.json"], made) == lines
+    with pytest.raises(ValueError, match="give another --out"):
+        gathered([tmp_path / "a.json", tmp_path / "c.json"], made)
 
 
 def test_the_summary_by_hand():

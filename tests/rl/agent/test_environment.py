@@ -4,11 +4,13 @@ import json
 import re
 
 import pytest
+import torch
 from transformers.utils import get_json_schema
 from worlds import Door
 
 from minikeye.inference.calling.calls import Call, announced, written
 from minikeye.inference.calling.functions import schemas_of, shortened
+from minikeye.inputs.processor import Clip
 from minikeye.rl.agent.environment import Budget, Environment, Episode, tools_of
 
 
@@ -194,3 +196,29 @@ def test_budgets_are_checked():
 def test_schemas_are_json():
     schemas = schemas_of(tools_of(Door()))
     assert json.loads(json.dumps(schemas)) == schemas
+
+
+@pytest.mark.parametrize(
+    ("frames", "seconds", "words"),
+    [
+        (torch.zeros(0, 3, 28, 28, dtype=torch.uint8), [], "expected frames uint8"),
+        (torch.zeros(1, 3, 28, 28), [0.0], "expected frames uint8"),
+        (torch.zeros(2, 3, 28, 28, dtype=torch.uint8), [0.0], "a finite second for each of 2 frames"),
+        (torch.zeros(1, 3, 28, 28, dtype=torch.uint8), [float("nan")], "a finite second for each of 1 frames"),
+    ],
+)
+def test_a_clip_that_cannot_be_shown_is_an_error_to_read(unchecked, frames, seconds, words):
+    def tool(self) -> Clip:
+        """Look."""
+        return Clip(frames, seconds)
+
+    episode = Episode(other(tool), 0, Budget())
+    (told,) = episode.hear(written(Call("tool", {})))
+    assert told.startswith("error: ValueError: ") and words in told and episode.environment.misses == [True]
+
+
+@pytest.mark.parametrize("reward", [None, "x", float("nan")])
+def test_a_reward_is_a_number(reward):
+    world = type("Other", (Door,), {"get_reward": lambda self: reward})()
+    with pytest.raises(ValueError, match="expected a finite number of get_reward"):
+        Episode(world, 0, Budget()).reward()

@@ -86,3 +86,31 @@ def test_imitation_learns_and_leaves_the_indexers():
     assert lines[-1]["answer"] < 0.7 * lines[0]["answer"]
     assert all(torch.equal(p, dict(model.named_parameters())[n]) for n, p in indexers.items())
     assert not torch.equal(tower, model.visual.vision_model.embeddings.patch_embedding.weight)
+
+
+def test_thoughts_are_learnt_as_a_policy_draws_them():
+    """Their marks are tokens, not letters."""
+    how = writer()
+    shown = demonstrate(Door(), 3, lambda world, heard: "<think>Well.</think>done", how, BUDGET)
+    marks = how.tokenizer.marks
+    assert [shown.rollout.completion_ids.count(marks[name]) for name in ("<think>", "</think>")] == [1, 1]
+    assert shown.rollout.reward == 0.5 and all(shown.learnt)
+
+
+def test_context_is_counted_as_it_is_used():
+    """A large budget costs nothing that is not told; what does not fit is refused, an answer at once too."""
+    assert demonstrate(Door(), 4, opens, writer(), Budget(turns=6, tokens=4000)).rollout.reward == 1
+    long = type("Long", (Door,), {"reset": lambda self, number: "words " * 800 * (Door.reset(self, number) != "")})
+    with pytest.raises(ValueError, match="4096 tokens: the expert was cut"):
+        demonstrate(long(), 4, lambda world, heard: "done", writer(), BUDGET)
+
+
+def test_nothing_to_learn_is_refused():
+    model = KeyeVL(KeyeConfig.nano())
+    for batch in ([], [replace_marks(demonstrate(Door(), 4, opens, writer(), BUDGET))]):
+        with pytest.raises(ValueError, match="with a token to learn in step 0"):
+            imitate(model, lambda step, batch=batch: batch, LoopConfig(steps=1, lr=1e-3))
+
+
+def replace_marks(shown: Demonstration) -> Demonstration:
+    return Demonstration(shown.rollout, shown.frames, (False,) * len(shown.learnt))

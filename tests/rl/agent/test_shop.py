@@ -167,11 +167,11 @@ def test_what_cannot_be_is_told_and_changes_nothing(calls, why: str):
 
 
 def test_a_first_payment_that_is_right_is_no_slip():
-    """Nor is what fails before it, or after it; but a payment of no order is one."""
+    """Nor is what fails before it, or after it, a payment of no order among these."""
     _, episode = visited(("find", "x"), ("order", 41, 2), ("pay", 18, "blum"), ("pay", 18, "blum"))
     assert episode.environment.misses == [True, False, False, True] and not episode.environment.slipped
     _, episode = visited(("pay", 18, "blum"), ("order", 41, 2), ("pay", 18, "blum"))
-    assert episode.environment.slipped and episode.reward() == 1
+    assert not episode.environment.slipped and episode.reward() == 1  # no fair guess of a way
     episode = Episode(Tavi(), 0, BUDGET)
     assert episode.hear(written(Call("pay", {"order": "18"}))) == ["error: pay needs way"]
     assert not episode.environment.slipped
@@ -297,3 +297,10 @@ def test_difficulty_is_checked(bad):
 def test_splits_are_checked():
     with pytest.raises(ValueError, match=r"expected a split of .*, got 'tests'"):
         Shop(split="tests")
+
+
+def test_junk_is_no_guess():
+    """Who pays by what the question does not name, to be told the right way, is paid off but has not corrected."""
+    _, episode = visited(("order", 41, 2), ("pay", 18, "?"), ("pay", 18, "blum"))
+    assert episode.environment.misses == [False, True, False] and not episode.environment.slipped
+    assert episode.reward() == 1

@@ -340,6 +340,8 @@ def test_a_world_that_changes_is_refused(drawn):
         begin([Door(), type("Shut", (Door,), {"reset": lambda self, number: "Shut it."})()], 7, 0, how, BUDGET)
     with pytest.raises(ValueError, match="one or more environments"):
         begin([], 7, 0, how, BUDGET)
+    with pytest.raises(ValueError, match="one of them twice"):
+        begin([world := Door(), Door(), world], 7, 0, how, BUDGET)
 
 
 def test_old_groups_are_dropped_by_hand():
