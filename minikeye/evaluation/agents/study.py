@@ -13,7 +13,6 @@ lines that other processes wrote are added with --add. Our choice, all numbers.
 import argparse
 import copy
 import json
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -37,10 +36,12 @@ from minikeye.rl.learn import learns
 from minikeye.scores import student_mean
 from minikeye.training.loop import LoopConfig
 from minikeye.training.stage import SLOW
+from minikeye.training.state import read_log
 from minikeye.training.step import on
 
 NAMES = list(families("mini"))
 ARMS = ("straight", "imitated", "agent")
+WITHOUT = {"look": "one_pass", "search": "blind"}  # what a policy without a tool is called
 LOGGED = (
     "step", "loss", "right", "reward", "teaches", "calls", "invalid", "length", "stale", "waiting", "clipped", "ratio"
 )  # fmt: skip
@@ -136,29 +137,26 @@ def measure(
 
 
 def row_of(model: KeyeVL, family: Family, arm: str, run: Run) -> dict[str, Any]:
-    """Teach one arm, and ask it."""
-    begun, seconds = time.monotonic(), time.process_time()
+    """Teach one arm, and ask it. seconds: of teaching, whenever that was done."""
     log = taught(model, family, arm, run)
-    took = {"seconds": round(time.monotonic() - begun), "cpu_seconds": round(time.process_time() - seconds)}
+    if run.states is not None:  # an arm that was taught before is not taught again, and has no log of this call
+        log = read_log(run.states / f"{family.name}-{run.seed}-{arm}.jsonl")
     found, splits = asked(model, family)
-    row = {"family": family.name, "seed": run.seed, "arm": arm, **found, "splits": splits, **took}
+    row = {"family": family.name, "seed": run.seed, "arm": arm, **found, "splits": splits}
     if arm != "straight":
         row["shuffled"], _ = asked(model, family, shuffled=True)
     row["log"] = [{k: round(line[k], 5) for k in LOGGED if k in line} for line in log[:: max(1, len(log) // 30)]]
-    more = {
-        "sizes": asdict(family.sizes),
-        "chance": family.chance,
-        "torch": torch.__version__,
-    }
-    return row | more | {"hardware": hardware()}
+    how = {"seconds": round(log[-1]["seconds"]), "sizes": asdict(family.sizes), "chance": family.chance}
+    return row | how | {"torch": torch.__version__, "hardware": hardware()}
 
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, float | int]:
-    """Percent, means over seeds, with _low and _high (95 %) from two seeds on; `seeds_FAMILY` counts them.
+    """Percent, means over seeds, with _low and _high (95 %) from two seeds on; FAMILY_seeds counts them.
 
-    FAMILY_success of the agent, FAMILY_imitated of imitation alone, FAMILY_straight without a tool, FAMILY_shuffled
-    with other episodes' results, FAMILY_self_correction (right of those that slipped), FAMILY_calls. "right" answers
-    count, which for look are right digits with their second; invalid_calls is over all families.
+    FAMILY_success of the agent, FAMILY_imitated of imitation alone, FAMILY_shuffled with other episodes' results, and
+    without a tool search_blind, look_one_pass, code_no_tool, tool_no_tool: right answers, whatever the reward asks
+    besides. FAMILY_self_correction: right ones of those that slipped; code_pass: share of hidden tests; FAMILY_calls;
+    invalid_calls is over all families. All begin with nano_ at that scale.
     """
     out: dict[str, float | int] = {}
     for name in NAMES:
@@ -166,20 +164,21 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, float | int]:
         agent = of["agent"]
         values = {
             f"{name}_success": [row["success"] for row in agent],
-            f"{name}_right": [row["right"] for row in agent],
             f"{name}_imitated": [row["success"] for row in of["imitated"]],
             f"{name}_imitated_self_correction": [row["corrected"] for row in of["imitated"] if row["n_slipped"]],
-            f"{name}_straight": [row["right"] for row in of["straight"]],
+            f"{name}_{WITHOUT.get(name, 'no_tool')}": [row["right"] for row in of["straight"]],
             f"{name}_shuffled": [row["shuffled"]["right"] for row in agent],
             f"{name}_self_correction": [row["corrected"] for row in agent if row["n_slipped"]],
             f"{name}_calls": [row["calls"] for row in agent],
         }
+        if name == "code":
+            values["code_pass"] = [100 * row["reward"] for row in agent]
         for key, some in values.items():
             out |= spread(key, some)
         if agent:
             out |= {f"{name}_seeds": len(agent), f"{name}_chance": agent[0]["chance"]}
     out |= spread("invalid_calls", [row["invalid"] for row in rows if row["arm"] == "agent"])
-    return out
+    return {("nano_" if rows[0]["scale"] == "nano" else "") + key: value for key, value in out.items()}
 
 
 def spread(name: str, values: list[float]) -> dict[str, float]:
@@ -253,7 +252,8 @@ def main() -> None:
                 print(json.dumps({k: row[k] for k in shown}), flush=True)
                 rows.append(row | made)
                 report(options.out, rows, command)
-    report(options.out, rows, command)
+    if rows:
+        report(options.out, rows, command)
 
 
 if __name__ == "__main__":

@@ -32,9 +32,10 @@ def test_every_family_runs(name, checkpoint, tmp_path):
     assert [row["arm"] for row in rows] == list(ARMS)
     assert all(row["n"] == 3 and row["splits"] and row["log"] for row in rows)
     assert "shuffled" in rows[1] and "shuffled" in rows[2] and "shuffled" not in rows[0]
+    rows = [row | {"scale": "nano"} for row in rows]
     report(tmp_path / "out.json", rows, "command")
     kept = json.loads((tmp_path / "out.json").read_text())
-    assert kept["summary"][f"{name}_seeds"] == 1 and kept["seeds"] == [0] and kept["hardware"] == hardware()
+    assert kept["summary"][f"nano_{name}_seeds"] == 1 and kept["seeds"] == [0] and kept["hardware"] == hardware()
     assert KeyeVL.from_pretrained(tmp_path / f"{name}-0-agent").config == KeyeConfig.nano()
 
 
@@ -90,13 +91,15 @@ def test_lines_are_gathered_once(tmp_path):
 
 def test_the_summary_by_hand():
     one = {"family": "tool", "success": 80.0, "right": 80.0, "corrected": 70.0, "n_slipped": 9, "calls": 4.0}
-    one |= {"invalid": 1.0, "chance": 0.0, "shuffled": {"right": 2.0}}
+    one |= {"invalid": 1.0, "chance": 0.0, "shuffled": {"right": 2.0}, "scale": "mini"}
     rows = [one | {"arm": "agent", "seed": 0}, one | {"arm": "agent", "seed": 1, "success": 90.0, "n_slipped": 0}]
     rows += [one | {"arm": "imitated", "seed": 0, "success": 60.0}, one | {"arm": "straight", "seed": 0, "right": 0.0}]
     found = summarise(rows)
-    assert (found["tool_success"], found["tool_imitated"], found["tool_straight"]) == (85, 60, 0)
+    assert (found["tool_success"], found["tool_imitated"], found["tool_no_tool"]) == (85, 60, 0)
     # t(.975, 1 degree of freedom) = 12.706; standard error 5
     assert (found["tool_success_low"], found["tool_success_high"]) == (pytest.approx(21.47, abs=0.01), 148.53)
     assert found["tool_self_correction"] == 70 and "tool_self_correction_low" not in found
     assert (found["tool_shuffled"], found["tool_seeds"], found["invalid_calls"]) == (2, 2, 1)
     assert not any(key.startswith("code") for key in found)
+    rows = [row | {"family": "search", "scale": "nano"} for row in rows]
+    assert summarise(rows)["nano_search_success"] == 85 and summarise(rows)["nano_search_blind"] == 0
