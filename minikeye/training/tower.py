@@ -47,13 +47,13 @@ def teach_tower(
     folder: Path | None,
     sides: tuple[tuple[int, int], ...] = SIDES,
     difficulties: tuple[Difficulty, ...] = (PLAIN,),
-    make: Callable[..., tuple[Tensor, Tensor, Tensor]] = make_stills,
+    make: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None,
     name: str = "tower",
 ) -> list[dict[str, float | int]]:
     """Train the tower and a throw-away head on `stills` fresh images a step; returns the log.
 
     sides: heights and widths in pixels, in turn. difficulties: of the stills; the next one after each round of the
-    sides, so that every difficulty comes in every shape. make: as `make_stills`, which makes them. folder, name: as in
+    sides, so that every difficulty comes in every shape. make: makes them; None: `make_stills`. folder, name: as in
     `train`.
     """
     device = model.device
@@ -72,7 +72,7 @@ def teach_tower(
     def backward_at(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         height, width = sides[step % len(sides)]
         difficulty = difficulties[step // len(sides) % len(difficulties)]
-        frames, digit, things = make(1, step, stills, "train", height, width, device, difficulty)
+        frames, digit, things = (make or make_stills)(1, step, stills, "train", height, width, device, difficulty)
         return run(pixels(frames, model.config) | {"digit": digit, "things": things})
 
     return train(parameters, backward_at, config, folder, name)

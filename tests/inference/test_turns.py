@@ -253,7 +253,7 @@ def huge() -> Clip:
     [
         (written(FAIL), "error: RuntimeError: no", "raised"),
         (written(Call("small", {})), "error: expected frames with sides multiples of 28 pixels", "raised"),
-        (written(Call("untimed", {})), "error: a Clip needs one time per frame, got 1 for 2", "raised"),
+        (written(Call("untimed", {})), "error: ValueError: expected a finite second for each of 2 frames", "raised"),
         (written(Call("no_json", {})), "error: TypeError: Object of type set is not JSON", "raised"),
         (written(Call("huge", {})), "and a reply of up to 30 exceed the context of 4096", "raised"),
         (written(Call("add", {"a": 1})), "error: add needs b", "invalid"),

@@ -13,6 +13,7 @@ import pytest
 from minikeye import KeyeConfig, Processor
 from minikeye.inference.calling.calls import Call, Invalid, fitted
 from minikeye.inference.calling.functions import carried_out, named, schemas_of
+from minikeye.inference.calling.sandbox import Limits, Sandbox
 from minikeye.inference.calling.shipped import FRAMES, SHARE, look_at, shipped
 from minikeye.inputs.sampling import VideoError
 from minikeye.inputs.video import reading
@@ -132,8 +133,10 @@ def test_the_sandbox_ends_with_its_block():
         python("1")
 
 
-def test_ctrl_c_while_code_runs():
-    """What is interrupted is this process; the next code runs as if nothing had been."""
+def test_ctrl_c_while_code_runs(monkeypatch):
+    """What is interrupted is this process; the next code runs as if nothing had been. The limit of time is so long that
+    a busy machine does not come to it before the interrupt."""
+    monkeypatch.setattr("minikeye.inference.calling.shipped.Sandbox", lambda: Sandbox(Limits(seconds=5.0)))
     with shipped(["python"], nano()) as (python,):
         for _ in range(2):
             timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
