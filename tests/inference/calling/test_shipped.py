@@ -133,7 +133,15 @@ def test_the_sandbox_ends_with_its_block():
         python("1")
 
 
-def test_ctrl_c_while_code_runs(monkeypatch):
+@pytest.fixture
+def interruptible():
+    """Ctrl-C is Python's own: where tests run side by side, their processes do not hear it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_while_code_runs(monkeypatch, interruptible):
     """What is interrupted is this process; the next code runs as if nothing had been. The limit of time is so long that
     a busy machine does not come to it before the interrupt."""
     monkeypatch.setattr("minikeye.inference.calling.shipped.Sandbox", lambda: Sandbox(Limits(seconds=5.0)))
