@@ -79,6 +79,12 @@ class StaticStep:
         self.position += 1
         return self.model.lm_head(x).float()
 
+    def require_room(self) -> None:
+        """Raise ValueError where the next token has no place: in the context, as in any pass, or in the cache."""
+        room = min(self.model.config.text.max_positions, *(layer.room for layer in self.cache.layers))
+        if self.cache.length >= room:
+            raise ValueError(f"{self.cache.length + 1} tokens exceed the room of {room}: reserve more, or draw fewer")
+
     def count(self) -> None:
         """What a step did, told to the cache; all of it or nothing."""
         with self.cache.all_or_nothing():
@@ -98,14 +104,16 @@ class GraphedDecoder:
     def __call__(self, token: Int[Tensor, " b"]) -> KeyeOutput:
         """The logits are overwritten by the next call."""
         if self.step is None:
+            self.step = StaticStep(self.model, self.cache, self.backend, self.attention)
+            self.step.require_room()  # a token is written while the graph is captured, too
             self._capture()
+        self.step.require_room()
         self.step.token.copy_(token[:, None])
         self.graph.replay()
         self.step.count()
         return KeyeOutput(self.logits, self.cache, None)
 
     def _capture(self) -> None:
-        self.step = StaticStep(self.model, self.cache, self.backend, self.attention)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # kernels are compiled and libraries set up outside of the recording

@@ -48,6 +48,11 @@ class LayerCache:
                 larger[:, : self.length] = store[:, : self.length]
                 self._stores[n] = larger
 
+    @property
+    def room(self) -> int:
+        """Tokens that it can hold without growing."""
+        return min((store.shape[1] for store in self._stores), default=self.capacity)
+
     def clear_room(self) -> None:
         """Zeros in the unused room: what is left out by a mask alone must be finite."""
         for store in self._stores:

@@ -63,6 +63,20 @@ def test_warming_up_leaves_no_trace(lively):
     torch.testing.assert_close(logits, ordinary(lively, {"input_ids": PROMPT}, PROMPT[:, :1]), atol=1e-5, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_a_token_without_room_is_refused(lively):
+    """Where a pass would say that the context is full, and where the cache has no place left: before anything runs."""
+    cache = lively.new_cache(10)
+    lively({"input_ids": PROMPT}, cache)
+    step = StaticStep(lively, cache, attention="dense")
+    for _ in range(2):
+        step.require_room()
+        step.run()
+        step.count()
+    with pytest.raises(ValueError, match="11 tokens exceed the room of 10"):
+        step.require_room()
+
+
 def test_obstacles_are_named(lively):
     assert obstacle(lively) == "the model is on cpu"
     with pytest.raises(RuntimeError, match="CUDA graphs cannot be used: the model is on cpu"):
