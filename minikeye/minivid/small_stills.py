@@ -10,11 +10,10 @@ from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
 from minikeye.minivid.drawing.pictures import Split
-from minikeye.minivid.drawing.small_cards import draw_written
+from minikeye.minivid.drawing.small_cards import SIDE, draw_written
 from minikeye.minivid.draws import Draws
 from minikeye.minivid.scene import NO_DIGIT, PLAIN, Difficulty, draw_stills, frame_labels, render
 
-SCALE = 0.45  # side of the cards, against those of the plain generator
 DIGITS, SCRIBBLES = 0.6, 0.3  # shares of the stills; the rest has no card
 
 
@@ -35,7 +34,7 @@ def make_small_stills(
     more = Draws.of_batch(count, seed, "small cards", split, step)
     what = more.uniform(0, 1)
     decoy, shown = (what >= DIGITS) & (what < DIGITS + SCRIBBLES), what < DIGITS + SCRIBBLES
-    cards, scribbles = draw_written(more, shown[:, None], spec.things, decoy, split, SCALE)
+    cards, scribbles = draw_written(more, shown[:, None], spec.things, decoy, split, SIDE)
     spec = replace(spec, later=cards, cards=scribbles)  # painted in this order
     _, things = frame_labels(spec)
     digit = torch.where(shown & ~decoy, cards.digit[:, 0], NO_DIGIT)

@@ -18,6 +18,7 @@ from minikeye.minivid.drawing.pictures import Split, load_digits
 from minikeye.minivid.drawing.things import Things
 from minikeye.minivid.draws import Draws
 
+SIDE = 0.45  # of the cards, against those of `draw_cards`: so small that their digits want a close look
 WRITING = 0.5  # size of the writing, against that on the cards of `draw_cards`: it leaves room to lie anywhere
 ROOM = 0.35  # how far from the card's middle the writing may lie, in halves of its side
 FAINTEST = 0.4  # ink of the faintest writing, against the usual

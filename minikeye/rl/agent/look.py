@@ -31,7 +31,7 @@ from minikeye.inference.calling.calls import Call, Result, written
 from minikeye.inputs.processor import Clip
 from minikeye.minivid.dataset import make_videos
 from minikeye.minivid.drawing.pictures import Split, check_split
-from minikeye.minivid.drawing.small_cards import draw_small_cards
+from minikeye.minivid.drawing.small_cards import SIDE, draw_small_cards
 from minikeye.minivid.draws import Draws, generator
 from minikeye.minivid.scene import MIN_FRAMES, VideoSpec, render
 from minikeye.minivid.tasks import parse_needle
@@ -54,7 +54,7 @@ class LookDifficulty:
     decoys: int = 1  # cards with a scribble, at most 2
     tokens: int = 16  # visual tokens of a frame that is looked at: 4 (56x56 pixels) or 16 (112x112)
     most: int = 4  # frames that one look may show
-    scale: float | int = 0.45  # side of a card, against the cards of the generator
+    scale: float | int = SIDE  # side of a card, against the cards of the generator
 
     def __post_init__(self) -> None:
         if self.frames < MIN_FRAMES:

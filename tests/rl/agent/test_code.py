@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from worlds import expert_plays
 
-from minikeye.inference.calling.calls import Call, read_calls, response, written
+from minikeye.inference.calling.calls import Call, read_calls, written
 from minikeye.inference.calling.sandbox import Limits, Sandbox
 from minikeye.rl.agent.code import (
     BUDGET,
@@ -58,16 +59,7 @@ def number_of(world: Code, **wished) -> int:
 
 def played(world: Code, number: int) -> tuple[Episode, list[str]]:
     """An episode of the expert, and all that was said and told."""
-    episode, heard = Episode(world, number, BUDGET, listed=False), []
-    said = [episode.asked[0]["content"]]
-    while not episode.over:
-        turn = demonstrated(world, heard)
-        results = episode.hear(turn)
-        said.append(turn)
-        if results:
-            heard.append(results)
-            said.append(response(results))
-    return episode, said
+    return expert_plays(world, number, demonstrated, BUDGET)
 
 
 def answered(world: Code, number: int, code: str) -> float:

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from worlds import expert_plays
 
-from minikeye.inference.calling.calls import Call, read_calls, response, written
+from minikeye.inference.calling.calls import Call, read_calls, written
 from minikeye.rl.agent.environment import Episode, tools_of
 from minikeye.rl.agent.shop import BUDGET, Good, Order, Shop, ShopDifficulty, Wish, demonstrated, split_of, straight
 
@@ -52,16 +53,7 @@ def visited(*calls: tuple, answer: str = "18", kinds: int = 1) -> tuple[float, E
 
 def played(world: Shop, number: int) -> tuple[Episode, list[str]]:
     """An episode of the expert, and all that was said and told."""
-    episode, heard = Episode(world, number, BUDGET, listed=False), []
-    said = [episode.asked[0]["content"]]
-    while not episode.over:
-        turn = demonstrated(world, heard)
-        results = episode.hear(turn)
-        said.append(turn)
-        if results:
-            heard.append(results)
-            said.append(response(results))
-    return episode, said
+    return expert_plays(world, number, demonstrated, BUDGET)
 
 
 def test_an_episode_by_hand():

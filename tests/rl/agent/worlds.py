@@ -4,8 +4,10 @@ from typing import Literal
 
 import torch
 
+from minikeye.inference.calling.calls import response
 from minikeye.inputs.processor import Clip
-from minikeye.rl.agent.environment import Environment
+from minikeye.rl.agent.environment import Budget, Environment, Episode
+from minikeye.rl.agent.imitate import Expert
 
 
 class Door(Environment):
@@ -69,3 +71,17 @@ def clip(seed: int, frames: int, height: int, width: int) -> Clip:
     random = torch.Generator().manual_seed(seed)
     pixels = torch.randint(256, (frames, 3, height, width), generator=random, dtype=torch.uint8)
     return Clip(pixels, [0.5 * n for n in range(frames)])
+
+
+def expert_plays(world: Environment, number: int, expert: Expert, budget: Budget) -> tuple[Episode, list[str]]:
+    """An episode of an expert, and all that was said and told in words."""
+    episode, heard = Episode(world, number, budget, listed=False), []
+    said = [episode.asked[0]["content"]]
+    while not episode.over:
+        turn = expert(world, heard)
+        results = episode.hear(turn)
+        said.append(turn)
+        if results:
+            heard.append(results)
+            said.append(response(results))
+    return episode, said
