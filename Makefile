@@ -24,7 +24,7 @@ AVX2_CPU := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2
 help:
 	@echo "make demo       ask the small model about a real clip; writes demo-out/"
 	@echo "make lab        open the notebooks in JupyterLab"
-	@echo "make quick      lint and the fast unit tests, within two minutes: while you edit"
+	@echo "make quick      lint and the fast unit tests, about five minutes on two cores: while you edit"
 	@echo "make ranges     the fast unit tests with the lowest and the newest versions that pyproject.toml allows"
 	@echo "make test       lint, unit tests, portable, and every notebook re-run with its outputs compared"
 	@echo "make lint       ruff check and format check only (make format repairs)"
