@@ -155,7 +155,7 @@ def families(scale: Scale) -> dict[str, Family]:
 
 def taught_to_read(model: KeyeVL, folder: Path | None, name: str) -> list[dict[str, float | int]]:
     """Teach the tower small cards: imitation reaches it through one frame in many, and leaves digits unread."""
-    loop = LoopConfig(steps=1200, lr=8e-4, warmup=50)
+    loop = LoopConfig(steps=2000, lr=8e-4, warmup=50)
     return teach_tower(model, loop, 1024, folder, ((112, 112),), make=make_small_stills, name=name)
 
 

@@ -94,7 +94,8 @@ def taught(model: KeyeVL, family: Family, arm: str, run: Run) -> list[dict[str, 
             drawing=replace(family.drawing, seed=seed),
         )  # fmt: skip
         steps = sizes.iterations * config.minibatches
-        loop = LoopConfig(steps=steps, lr=sizes.reward_lr, warmup=4, final_lr=0.3, weight_decay=0.0, log_every=1)
+        saved = 5 * config.minibatches
+        loop = LoopConfig(steps, sizes.reward_lr, warmup=4, final_lr=0.3, weight_decay=0, save_every=saved, log_every=1)
         world, wanted = lambda: family.world("train", seed + UNSEEN), lambda n: learns(n) and run.learns(n)
         return reinforce(model, world, writer, config, loop, folder, name, wanted)
     lessons: Iterator[list[Demonstration]] | None = None
@@ -107,7 +108,7 @@ def taught(model: KeyeVL, family: Family, arm: str, run: Run) -> list[dict[str, 
             lessons = batches(Demonstrations(*made), run.workers, "forkserver")  # a sandbox does not survive a fork
         return next(lessons)
 
-    loop = LoopConfig(steps=sizes.imitation, lr=sizes.imitation_lr, warmup=50, slow=SLOW, log_every=20)
+    loop = LoopConfig(steps=sizes.imitation, lr=sizes.imitation_lr, warmup=50, slow=SLOW, save_every=200)
     return imitate(model, batch_at, loop, folder, name, run.learns)
 
 
@@ -124,7 +125,7 @@ def measure(
     """The lines of one family and seed that are wanted, one after another."""
     model = KeyeVL.from_pretrained(folder, dtype=torch.float32, device=device)
     if family.prepare is not None:
-        family.prepare(model, run.states, f"{family.name}-{run.seed}-tower")
+        family.prepare(model, run.states, f"{family.name}-tower")  # the same for every seed: taught once
     begun = copy.deepcopy(model.state_dict())
     for arm in [arm for arm in ARMS if arm in wanted or (arm == "imitated" and "agent" in wanted)]:
         if arm != "agent":
