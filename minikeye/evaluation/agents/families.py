@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from minikeye.inference.calling.sandbox import Sandbox
 from minikeye.keye import KeyeVL
@@ -22,7 +22,9 @@ from minikeye.training.loop import LoopConfig
 from minikeye.training.tower import teach_tower
 
 Scale = Literal["mini", "nano"]
-LENGTHS = (32, 64, 128, 256)  # frames of the videos that imitation of `look` sees by turns: never one length alone
+# Frames of the videos that imitation of `look` sees by turns, and how many episodes of each. Digits are learnt best
+# where an episode is little else, seconds where videos are long.
+LENGTHS = ((8, 64), (256, 16), (8, 64), (128, 16), (8, 64), (64, 16))
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Sizes:
     """How long a policy is taught, and how often it is asked."""
 
     imitation: int = 150  # steps
-    lessons: int = 32  # episodes in each
+    lessons: int = 32  # episodes in each, at most
     imitation_lr: float = 6e-4
     iterations: int = 10  # of reward
     groups: int = 32  # in each
@@ -43,7 +45,7 @@ class Sizes:
 MINI = {
     "code": Sizes(imitation=400),
     "tool": Sizes(imitation=1000, iterations=20),
-    "look": Sizes(imitation=1000, lessons=16, iterations=20, groups=16),
+    "look": Sizes(imitation=1200, lessons=64, iterations=20, groups=16),
     "search": Sizes(imitation=1000, iterations=20),
 }
 SMALL = Sizes(imitation=400, lessons=16, imitation_lr=2e-3, iterations=10, groups=16, reward_lr=3e-5)
@@ -53,6 +55,13 @@ NANO = {
     "look": replace(SMALL, imitation=1600),
     "search": replace(SMALL, imitation=1200),
 }
+
+
+class Lesson(NamedTuple):
+    """What a step of imitation is taken from."""
+
+    world: Environment
+    episodes: int
 
 
 @dataclass(frozen=True)
@@ -71,8 +80,13 @@ class Family:
     chance: float  # percent right of who reads no result
     sizes: Sizes
     right: Callable[[Any], bool] | None = None  # whether the answer is right, where the reward asks for more
-    lesson: Callable[[int, int], Environment] | None = None  # of a seed and a step of imitation; None: as `world`
+    lesson: Callable[[int, int], Lesson] | None = None  # of a seed and a step of imitation; None: `world`
     prepare: Callable[[KeyeVL, Path | None, str], Any] | None = None  # what every arm begins with: model, folder, name
+    frozen: tuple[str, ...] = ("sa_indexer",)  # parameters with one of these in their names stay as they are
+
+    def learns(self, name: str) -> bool:
+        """Whether the parameter of this name is taught."""
+        return not any(part in name for part in self.frozen)
 
     @property
     def drawing(self) -> PartialConfig:
@@ -133,8 +147,9 @@ def families(scale: Scale) -> dict[str, Family]:
             chance=10.0,
             sizes=sizes["look"],
             right=lambda w: look.said(w).both,
-            lesson=None if small else lambda seed, step: look.Look(lengths(seen, step), "train", seed),
+            lesson=None if small else lambda seed, step: of_many_lengths(seen, seed, step),
             prepare=taught_to_read,
+            frozen=("sa_indexer", "mlp.experts"),  # what is left of the agent is small enough to be shipped
         ),
         Family(
             "search",
@@ -155,10 +170,11 @@ def families(scale: Scale) -> dict[str, Family]:
 
 def taught_to_read(model: KeyeVL, folder: Path | None, name: str) -> list[dict[str, float | int]]:
     """Teach the tower small cards: imitation reaches it through one frame in many, and leaves digits unread."""
-    loop = LoopConfig(steps=2000, lr=8e-4, warmup=50)
-    return teach_tower(model, loop, 1024, folder, ((112, 112),), make=make_small_stills, name=name)
+    loop = LoopConfig(steps=6000, lr=8e-4, warmup=50)
+    return teach_tower(model, loop, 512, folder, ((112, 112),), make=make_small_stills, name=name)
 
 
-def lengths(difficulty: look.LookDifficulty, step: int) -> look.LookDifficulty:
-    """Of a step of imitation."""
-    return replace(difficulty, frames=LENGTHS[step % len(LENGTHS)])
+def of_many_lengths(difficulty: look.LookDifficulty, seed: int, step: int) -> Lesson:
+    """Never one length alone."""
+    frames, episodes = LENGTHS[step % len(LENGTHS)]
+    return Lesson(look.Look(replace(difficulty, frames=frames), "train", seed), episodes)

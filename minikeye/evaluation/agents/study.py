@@ -55,7 +55,7 @@ class Demonstrations(Dataset):
     family: str
     scale: Scale
     config: KeyeConfig
-    lessons: int  # episodes in a step
+    lessons: int  # episodes in a step, at most
     seed: int
     straight: bool
     steps: range
@@ -65,9 +65,12 @@ class Demonstrations(Dataset):
 
     def __getitem__(self, n: int) -> list[Demonstration]:
         family, step, writer = families(self.scale)[self.family], self.steps[n], Writer(Processor(self.config))
-        world = family.world("train", self.seed) if family.lesson is None else family.lesson(self.seed, step)
+        if family.lesson is None:
+            world, episodes = family.world("train", self.seed), self.lessons
+        else:
+            world, episodes = family.lesson(self.seed, step)
         expert = (lambda w, heard: family.straight(w)) if self.straight else family.expert
-        numbers = range(step * self.lessons, (step + 1) * self.lessons)
+        numbers = range(step * self.lessons, step * self.lessons + min(episodes, self.lessons))
         return [demonstrate(world, number, expert, writer, family.budget) for number in numbers]
 
 
@@ -77,11 +80,7 @@ class Run:
 
     seed: int
     workers: int = 0  # processes that play the expert's episodes
-    frozen: tuple[str, ...] = ("sa_indexer",)  # parameters with one of these in their names stay as they are
     states: Path | None = None  # folder for logs, resumable states and the models
-
-    def learns(self, name: str) -> bool:
-        return not any(part in name for part in self.frozen)
 
 
 def taught(model: KeyeVL, family: Family, arm: str, run: Run) -> list[dict[str, Any]]:
@@ -95,8 +94,10 @@ def taught(model: KeyeVL, family: Family, arm: str, run: Run) -> list[dict[str, 
         )  # fmt: skip
         steps = sizes.iterations * config.minibatches
         saved = 5 * config.minibatches
-        loop = LoopConfig(steps, sizes.reward_lr, warmup=4, final_lr=0.3, weight_decay=0, save_every=saved, log_every=1)
-        world, wanted = lambda: family.world("train", seed + UNSEEN), lambda n: learns(n) and run.learns(n)
+        loop = LoopConfig(
+            steps, sizes.reward_lr, warmup=4, final_lr=0.3, weight_decay=0.0, save_every=saved, log_every=1
+        )
+        world, wanted = lambda: family.world("train", seed + UNSEEN), lambda n: learns(n) and family.learns(n)
         return reinforce(model, world, writer, config, loop, folder, name, wanted)
     lessons: Iterator[list[Demonstration]] | None = None
 
@@ -109,7 +110,7 @@ def taught(model: KeyeVL, family: Family, arm: str, run: Run) -> list[dict[str, 
         return next(lessons)
 
     loop = LoopConfig(steps=sizes.imitation, lr=sizes.imitation_lr, warmup=50, slow=SLOW, save_every=200)
-    return imitate(model, batch_at, loop, folder, name, run.learns)
+    return imitate(model, batch_at, loop, folder, name, family.learns)
 
 
 def asked(model: KeyeVL, family: Family, shuffled: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -219,8 +220,7 @@ def called(options: argparse.Namespace) -> str:
     """The command that makes such a file again: what is not as it is by default."""
     words = "python -m minikeye.evaluation.agents.study --out FILE"
     words += f" --checkpoint {options.checkpoint}" * (options.checkpoint != CHECKPOINT)
-    words += f" --scale {options.scale}" * (options.scale != "mini")
-    return words + f" --frozen {' '.join(options.frozen)}" * (options.frozen != ["sa_indexer"])
+    return words + f" --scale {options.scale}" * (options.scale != "mini")
 
 
 def main() -> None:
@@ -236,17 +236,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--scale", choices=get_args(Scale), default="mini", help="how hard, and how long it is taught")
     parser.add_argument("--workers", type=int, default=0, help="processes that play the expert's episodes")
-    parser.add_argument("--frozen", nargs="*", default=["sa_indexer"], help="parts of names of parameters that stay")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     device, command = on(options.device), called(options)
-    made = {"scale": options.scale, "checkpoint": options.checkpoint.name, "frozen": options.frozen}
+    made = {"scale": options.scale, "checkpoint": options.checkpoint.name}
     rows = gathered([path for path in (options.out, *options.add) if path.is_file()], made)
     for name in options.families:
         for seed in options.seeds:
             done = {row["arm"] for row in rows if (row["family"], row["seed"]) == (name, seed)}
             wanted = [arm for arm in options.arms if arm not in done]
-            run = Run(seed, options.workers, tuple(options.frozen), options.states)
+            run = Run(seed, options.workers, options.states)
             lines = measure(options.checkpoint, families(options.scale)[name], run, wanted, device) if wanted else []
             for row in lines:
                 shown = ("family", "seed", "arm", "success", "right", "corrected", "calls", "invalid", "seconds")

@@ -80,7 +80,7 @@ def test_workers_play_beside_a_sandbox_that_is_in_use():
 
 def test_lines_are_gathered_once(tmp_path):
     """From two files that share one; and never from another scale."""
-    made = {"scale": "nano", "checkpoint": "nano", "frozen": ["sa_indexer"]}
+    made = {"scale": "nano", "checkpoint": "nano"}
     lines = [{"family": "tool", "seed": seed, "arm": "agent"} | made for seed in (0, 1, 2)]
     for name, some in (("a.json", lines[:2]), ("b.json", lines[1:]), ("c.json", [lines[0] | {"scale": "mini"}])):
         (tmp_path / name).write_text(json.dumps({"rows": some}), encoding="utf-8")
