@@ -1,0 +1,1 @@
+"""What surrounds attention in a layer, without gradients: heads normed, rotated and put away; experts' rows summed."""
