@@ -130,8 +130,8 @@ def attention(h=4, g=2, e=16, j=2, i=8) -> tuple[Attention, KeyeConfig]:
     """A layer of attention whose every weight matters, norms and the bias included."""
     nano, part = KeyeConfig.nano(), e // (6 if e % 8 else 8)
     section = (e // 2 - 2 * part, part, part)
-    text = replace(nano.text, width=24, heads=h, kv_heads=g, head_width=e, mrope_section=section)
-    config = replace(nano, text=text, indexer=IndexerConfig(heads=j, width=i, topk=4))
+    text = replace(nano.text, width=24, heads=h, kv_heads=g, head_width=e, mrope_section=section, norm_eps=0.25)
+    config = replace(nano, text=text, indexer=IndexerConfig(heads=j, width=i, topk=4, norm_eps=0.06))
     layer = Attention(config).eval().requires_grad_(False)
     for name, p in layer.named_parameters():
         torch.nn.init.normal_(p, mean=float("norm" in name), std=0.3)
