@@ -1,1 +1,1 @@
-"""What surrounds attention in a layer, without gradients: heads normed, rotated and put away; experts' rows summed."""
+"""What surrounds attention in a layer, without gradients: heads put away, experts chosen, their rows summed."""

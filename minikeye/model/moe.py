@@ -35,7 +35,10 @@ class Router(nn.Module):
 
         float32 throughout, under autocast too: a rounded probability changes which expert is chosen.
         """
-        probabilities = ops.wide_product(x, self.weight, backend).softmax(dim=-1)
+        logits = ops.wide_product(x, self.weight, backend)
+        if self.rule is None and ops.fused(backend, x, self.weight):
+            return ops.choose_experts(logits, self.chosen)  # what follows, in one kernel
+        probabilities = logits.softmax(dim=-1)
         if self.rule is None:
             weights, chosen = probabilities.topk(self.chosen, dim=-1)
         else:

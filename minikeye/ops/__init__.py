@@ -13,13 +13,21 @@ from minikeye.ops.door import (
     sparse_attention,
     warmup_loss,
 )
-from minikeye.ops.layer import Norms, Projected, place_heads, swiglu, weighted_sum, wide_product
+from minikeye.ops.layer import (
+    Norms,
+    Projected,
+    choose_experts,
+    place_heads,
+    swiglu,
+    weighted_sum,
+    wide_product,
+)
 from minikeye.ops.torch_attention import count_rows, dense_attention, gather_rows, masked_attention
 from minikeye.ops.torch_selection import readable, slab_rows, topk_positions, valid_keys, widen
 
 __all__ = [
-    "Norms", "Projected", "choose_backend", "count_rows", "dense_attention", "fused", "gather_rows", "index_scores",
-    "masked_attention", "place_heads", "readable", "select_decode", "select_topk", "selected_loss", "slab_rows",
-    "sparse_attention", "swiglu", "topk_positions", "valid_keys", "warmup_loss", "weighted_sum", "wide_product",
-    "widen",
+    "Norms", "Projected", "choose_backend", "choose_experts", "count_rows", "dense_attention", "fused", "gather_rows",
+    "index_scores", "masked_attention", "place_heads", "readable", "select_decode", "select_topk", "selected_loss",
+    "slab_rows", "sparse_attention", "swiglu", "topk_positions", "valid_keys", "warmup_loss", "weighted_sum",
+    "wide_product", "widen",
 ]  # fmt: skip

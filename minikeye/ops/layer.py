@@ -30,6 +30,20 @@ def wide_product(x: Float[Tensor, "n d"], w: Float[Tensor, "x d"], backend: str 
         return F.linear(x.float(), w.float())
 
 
+def choose_experts(
+    logits: Float[Tensor, "n x"], count: int
+) -> tuple[Float[Tensor, "n x"], Float[Tensor, "n c"], Int[Tensor, "n c"]]:
+    """Probabilities of all experts, weights of the `count` likeliest, which sum to 1, and their numbers.
+
+    By a kernel, so only where `fused` says yes of what made the logits: the specification is `Router.forward`. Experts
+    come likeliest first; of equal ones the smaller number, which torch leaves open. Raises ValueError for logits that
+    are not float32, or a count that is not 1..x.
+    """
+    from minikeye.kernels.prefill import router
+
+    return router.choose_experts(logits, count)
+
+
 def swiglu(gate_up: Float[Tensor, "r two_m"], backend: str = "auto") -> Float[Tensor, "r m"]:
     """silu(gate) * up of rows that hold gate channels first, then as many of up. Raises ValueError for an odd width."""
     if gate_up.shape[1] % 2:

@@ -18,7 +18,7 @@ from torch.testing import assert_close
 from minikeye import KeyeConfig, KeyeVL, ops
 from minikeye.config import IndexerConfig, TextConfig
 from minikeye.kernels.launch import INTERPRETED
-from minikeye.kernels.prefill import experts, heads
+from minikeye.kernels.prefill import experts, heads, router
 from minikeye.model.attention import Attention
 from minikeye.model.cache import LayerCache
 from minikeye.model.moe import MixtureOfExperts
@@ -26,6 +26,7 @@ from minikeye.model.step import Step
 from minikeye.ops.checks import check_heads, check_sum
 
 pytestmark = pytest.mark.usefixtures("poison")
+NAMES = ("place_heads", "choose_experts", "swiglu", "weighted_sum")
 NEAR = {"atol": 1e-5, "rtol": 1e-5}
 
 
@@ -48,9 +49,65 @@ def fusing(monkeypatch) -> Counter:
 
         monkeypatch.setattr(module, name, counted)
 
-    for module, name in ((experts, "swiglu"), (experts, "weighted_sum"), (heads, "place_heads")):
+    for module, name in (
+        (experts, "swiglu"),
+        (experts, "weighted_sum"),
+        (heads, "place_heads"),
+        (router, "choose_experts"),
+    ):
         count(module, name)
     return calls
+
+
+# -------------------------------------------------------------------------------------------------------------- router
+
+
+@pytest.mark.parametrize(("n", "x", "c"), [(1, 8, 2), (9, 128, 8), (5, 6, 3), (4, 5, 5), (3, 1, 1)])
+def test_experts_of_a_token_are_its_likeliest(n, x, c) -> None:
+    logits = 3 * torch.randn(n, x)
+    probabilities, weights, chosen = router.choose_experts(logits, c)
+    wanted = logits.double().softmax(-1)
+    assert_close(probabilities.double(), wanted, atol=1e-6, rtol=1e-6)
+    assert chosen.dtype == torch.int64 and weights.dtype == torch.float32
+    for row, best, share in zip(wanted, chosen.tolist(), weights.double(), strict=True):
+        assert best == sorted(range(x), key=lambda n, row=row: -float(row[n]))[:c]
+        assert_close(share, row[best] / row[best].sum(), atol=1e-6, rtol=1e-6)
+
+
+def test_equal_logits_go_to_the_smaller_number() -> None:
+    logits = torch.tensor([[1.0, 2.0, 1.0, 2.0, 1.0, 0.0], [0.0] * 6, [-300.0, -300.0, 5.0, 5.0, -300.0, 5.0]])
+    probabilities, weights, chosen = router.choose_experts(logits, 3)
+    assert chosen.tolist() == [[1, 3, 0], [0, 1, 2], [2, 3, 5]]
+    assert_close(weights[1:], torch.full((2, 3), 1 / 3))
+    assert_close(probabilities.sum(-1), torch.ones(3))
+
+
+def test_a_token_that_no_second_expert_wants_gets_no_other_twice() -> None:
+    """Probabilities of 0 are chosen too, and each expert once."""
+    logits = torch.tensor([[500.0, -500.0, -400.0, -600.0]])
+    probabilities, weights, chosen = router.choose_experts(logits, 3)
+    assert chosen.tolist() == [[0, 2, 1]] and weights.tolist() == [[1.0, 0.0, 0.0]]
+    assert probabilities.tolist() == [[1.0, 0.0, 0.0, 0.0]]
+
+
+def test_wrong_logits_are_refused_by_name() -> None:
+    assert [len(z) for z in router.choose_experts(torch.empty(0, 4), 2)] == [0, 0, 0]
+    for count in (0, 5):
+        with pytest.raises(ValueError, match=f"expected to choose 1 to 4 experts, got {count}"):
+            router.choose_experts(torch.zeros(2, 4), count)
+    with pytest.raises(ValueError, match=r"needs float32 on a CUDA device, got torch.bfloat16"):
+        router.choose_experts(torch.zeros(2, 4).bfloat16(), 2)
+
+
+def test_a_studys_rule_chooses_in_the_place_of_the_kernel(fusing) -> None:
+    gate, x = (
+        MixtureOfExperts(TextConfig(width=24, experts=6, experts_per_token=2, expert_width=20)).gate,
+        torch.randn(5, 24),
+    )
+    gate.requires_grad_(False).rule = lambda p: torch.tensor([[5, 0]]).expand(len(p), 2)
+    probabilities, weights, chosen = gate(x)
+    assert chosen.tolist() == [[5, 0]] * 5 and not fusing
+    assert_close(weights, F.normalize(probabilities[:, [5, 0]], p=1, dim=1))
 
 
 # ------------------------------------------------------------------------------------------------------------- experts
@@ -108,7 +165,7 @@ def test_mixture_as_pytorch_computes_it(tokens, fusing) -> None:
             got, _, again = mixture(x, residual)
             assert torch.equal(chosen, again)
             assert_close(got, wanted, **NEAR)
-    assert fusing["swiglu"] == fusing["weighted_sum"] == 2
+    assert fusing["swiglu"] == fusing["weighted_sum"] == fusing["choose_experts"] == 2
 
 
 def test_idle_experts_and_pieces(fusing) -> None:
@@ -306,7 +363,7 @@ def test_a_prompt_and_what_follows(model, attention, t, padding, chunk, fusing) 
         held = [store[:, : layer.length][:, padding:] for layer in cache.layers for store in layer._stores]
         runs[backend] = logits, held, seen.tensors
         chunks = -(-t // (chunk or t)) + 2
-        assert fusing == {name: 2 * chunks for name in ("place_heads", "swiglu", "weighted_sum")}
+        assert fusing == {name: 2 * chunks for name in NAMES}
     for got, wanted in zip(*runs.values(), strict=True):
         assert len(got) == len(wanted)
         for a, x in zip(got, wanted, strict=True):

@@ -9,7 +9,7 @@ from error_bounds import assert_within, contract, given, head_norms, swiglu, wei
 triton = pytest.importorskip("triton")
 
 from minikeye import KeyeConfig, ops  # noqa: E402 - not before triton is known to be there
-from minikeye.kernels.prefill import experts, heads  # noqa: E402
+from minikeye.kernels.prefill import experts, heads, router  # noqa: E402
 from minikeye.model.cache import LayerCache  # noqa: E402
 from minikeye.model.decoder import DecoderLayer  # noqa: E402
 from minikeye.model.step import Step  # noqa: E402
@@ -23,6 +23,8 @@ def test_without_a_gpu_the_doors_say_so() -> None:
         experts.swiglu(x[0])
     with pytest.raises(ValueError, match="need a CUDA device, got cpu"):
         experts.weighted_sum(x[0], torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1), None)
+    with pytest.raises(ValueError, match=r"needs float32 on a CUDA device, got torch\.float32 on cpu"):
+        router.choose_experts(x[0], 1)
     with pytest.raises(ValueError, match="needs a CUDA device, got cpu"):
         heads.place_heads((x,) * 5, (x[0, 0],) * 5, (x, x), (x, x), (x, x, x), 0.0, 0.0)
 
@@ -76,6 +78,20 @@ def test_the_routers_product_on_a_gpu(card) -> None:
     assert_within(other, bound.exact, bound.error)
     same = (got.topk(8).indices.sort().values == other.topk(8).indices.sort().values).all(-1).float().mean()
     assert same > 0.999, f"{float(same)} of the tokens go to the same experts"
+
+
+@gpu
+@pytest.mark.parametrize("tokens", [1, 5001])
+def test_choice_of_experts_on_a_gpu(tokens, card) -> None:
+    logits = 2 * torch.randn(tokens, RELEASED.text.experts, device=card)
+    wanted = logits.double().softmax(-1)
+    best = wanted.topk(RELEASED.text.experts_per_token)
+    for _ in range(5):
+        probabilities, weights, chosen = ops.choose_experts(logits, RELEASED.text.experts_per_token)
+        torch.testing.assert_close(probabilities.double(), wanted, atol=1e-6, rtol=1e-5)
+        shares = best.values / best.values.sum(-1, keepdim=True)
+        torch.testing.assert_close(weights.double(), shares, atol=1e-6, rtol=1e-5)
+        assert chosen.equal(best.indices), "random float32 logits hardly ever tie"
 
 
 def layer_of(card) -> DecoderLayer:

@@ -21,7 +21,7 @@ from minikeye.kernels.attention import sparse_backward, sparse_backward_atomic, 
 from minikeye.kernels.decode import decode_attention, decode_select
 from minikeye.kernels.launch import INTERPRETED
 from minikeye.kernels.losses import selected_backward, selected_loss, warmup_loss, warmup_lse
-from minikeye.kernels.prefill import experts, heads
+from minikeye.kernels.prefill import experts, heads, router
 from minikeye.kernels.selection import index_scores, select_fast, select_topk
 from minikeye.results import write_result
 
@@ -204,13 +204,16 @@ def decode_cases(sm: int, shape: Shape = RELEASED, start: bool = False, capacity
     }  # fmt: skip
 
 
-def prefill_cases(sm: int, shape: Shape = RELEASED, chosen: int = 8) -> dict[str, Case]:
+def prefill_cases(sm: int, shape: Shape = RELEASED, of: int = 128, chosen: int = 8) -> dict[str, Case]:
     """What surrounds attention."""
     row = f"sm_{sm}"
     sizes = heads.sizes(shape.heads, shape.kv_heads, shape.width, shape.index_heads, shape.index_width)
     rotations = dict.fromkeys(("cos", "sin", "index_cos", "index_sin", "gates"), "fp32")
+    choice = {"X": of, "C": chosen, "EXPERTS": triton.next_power_of_2(of), "CHOICES": triton.next_power_of_2(chosen)}
+    chosen_by = {"logits": "fp32", "probabilities": "fp32", "weights": "fp32", "chosen": "i64"}
     moved = {"place": "i64", "weights": "fp32"}
     return {
+        "router": Case(router.choose_kernel, choice, router.LAUNCH[row], chosen_by),
         "experts, swiglu": Case(experts.swiglu_kernel, {}, experts.SWIGLU[row], {}),
         "experts, sum": Case(experts.weighted_sum_kernel, {"C": chosen}, experts.SUM[row], moved),
         "heads": Case(heads.place_heads_kernel, sizes, heads.LAUNCH[row], rotations),
