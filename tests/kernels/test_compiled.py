@@ -104,6 +104,14 @@ def test_a_token_is_loaded_before_anything_is_added_up():
     assert ptx[:first_sum].count(".v4") >= 8 and "st.global" not in ptx[:first_sum]
 
 
+def test_one_token_is_enough():
+    """As `test_one_key_is_enough`: a launch with one row compiles other code."""
+    for name, ones in (("router", {"N": 1}), ("experts, swiglu", {"R": 1})):
+        case = prefill_cases(90)[name]
+        made = compile_case(dataclasses.replace(case, constants=case.constants | ones), 90)
+        assert made.spilled == 0 and "st.global.v4" in made.ptx, name
+
+
 @pytest.mark.parametrize(
     ("shape", "experts", "chosen"),
     [(Shape(heads=64, kv_heads=8, index_heads=64), 256, 1), (Shape(heads=6, kv_heads=3, width=24), 60, 6)],
