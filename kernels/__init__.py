@@ -16,6 +16,8 @@ specification that every kernel is compared with; `minikeye.evaluation.kernels` 
       warmup_loss, warmup_lse, loss_tiles        the same over all keys, for the dense warm-up
     decode/
       decode_select, decode_attention            one token a sequence, under a CUDA graph
+    prefill/
+      heads, router, experts                     what surrounds attention: heads to their places, experts and their rows
     launch                                       which row of a launch table fits a card, and what the interpreter needs
 
 What was tried on an H100 and not kept, because it was slower or brought next to nothing: a second, upper bound in the

@@ -216,13 +216,13 @@ class FetchedExperts(Experts):
         )
 
     def mix(
-        self, x: Float[Tensor, "n d"], weights: Float[Tensor, "n c"], chosen: Int[Tensor, "n c"]
+        self, x: Float[Tensor, "n d"], weights: Float[Tensor, "n c"], chosen: Int[Tensor, "n c"], *rest
     ) -> Float[Tensor, "n d"]:
         wanted = chosen.unique().tolist()
         self.log.experts.setdefault(self.layer, set()).update(wanted)
         for shelf in (self.gate_up_proj, self.down_proj):
             shelf.order(wanted)
-        return super().mix(x, weights, chosen)
+        return super().mix(x, weights, chosen, *rest)
 
     def multiply(self, x: Float[Tensor, "n d"], w: "Shelf", counts: Int[Tensor, " x"]) -> Float[Tensor, "n m"]:
         return looped(x, w, counts)  # the grouped product would want all experts in one tensor

@@ -113,6 +113,7 @@ def _decoder_bytes(config: KeyeConfig, context: int, batch: int, chunk: int, w: 
     attention = heads * (turned + 3 * w) + 4 * text.kv_heads * text.head_width * w  # q, output, norm; k and v
     attention += index.heads * index.width * (turned + 8) + 8 * index.topk
     # A copy of the token for each chosen expert: its product, also in float32 and weighted; gate, up, what they give.
+    # (Fused kernels take more tokens at once and less for each than attention does of as many: they set no bound.)
     copies = text.experts_per_token * (text.width * (8 if w == 4 else w + 8) + 3 * text.expert_width * w)
     experts = copies + text.width * (4 + 4 * w) + 12 * text.experts  # the chunk before, between and after; their sum
     layer = chunk * (3 * text.width * w + attention), min(chunk * batch, CHUNK) * experts

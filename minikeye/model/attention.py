@@ -11,6 +11,7 @@ Report, section 2.3; module names are those of the released checkpoint.
 
 from collections.abc import Callable
 
+import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -45,13 +46,13 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "b t d"], step: Step, cache: LayerCache | None = None
     ) -> tuple[Float[Tensor, "b t d"], AttentionTrace]:
         # Queries, keys and values of the new tokens; and beside them, from the same x, the indexer's small ones.
-        q, k, v = self.project(x, step)
-        index_q, index_k, index_w = self.sa_indexer(x, *step.index_rotation)
         # Put the new keys behind those of earlier tokens: what follows sees all of them.
-        if cache is not None and step.lengths is not None:  # only the device knows how many there are
-            k, v, index_k = cache.write(k, v, index_k, step.lengths - 1)
-        elif cache is not None:
-            k, v, index_k = cache.append(k, v, index_k)
+        if ops.fused(step.backend, x, *self.parameters()):
+            (q, k, v), (index_q, index_k, index_w) = self.project_in_place(x, step, cache)
+        else:
+            q, k, v = self.project(x, step)
+            index_q, index_k, index_w = self.sa_indexer(x, *step.index_rotation)
+            k, v, index_k = self.remember((k, v, index_k), step, cache)
         trace = AttentionTrace(q, k, index_q, index_k, index_w, None, step.offset, step.start, step.later, step.lengths)
         # Choose the keys that each query will read. A choice has no gradient: the indexer learns from its own loss.
         if step.mode != "dense":
@@ -81,3 +82,32 @@ class Attention(nn.Module):
         )
         q, k = self.q_norm(q.to(self.q_norm.weight.dtype)), self.k_norm(k.to(self.k_norm.weight.dtype))
         return rotate(q, *step.rotation).to(v.dtype), rotate(k, *step.rotation).to(v.dtype), v
+
+    def remember(
+        self, new: tuple[Tensor, Tensor, Tensor], step: Step, cache: LayerCache | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys, values and index keys of all tokens so far, the new ones stored behind the earlier."""
+        if cache is None:
+            return new
+        if step.lengths is not None:  # only the device knows how many there are
+            return cache.write(*new, step.lengths - 1)
+        return cache.append(*new)
+
+    def project_in_place(
+        self, x: Float[Tensor, "b t d"], step: Step, cache: LayerCache | None
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+        """What `project`, the indexer and `remember` give, (q, k, v) and (index q, k, gates), by one kernel behind the
+        products: what is remembered is written once, where the cache has room for it.
+        """
+        index = self.sa_indexer
+        raw = ops.Projected(*(f(x) for f in (self.q_proj, self.k_proj, self.v_proj, index.q_proj, index.k_proj)))
+        norms = ops.Norms(
+            self.q_norm.weight, self.k_norm.weight, index.q_norm.weight, index.k_norm.weight, index.k_norm.bias,
+            self.q_norm.eps, index.q_norm.eps,
+        )  # fmt: skip
+        k, v = (rearrange(z, "b t (g e) -> b t g e", e=self.head_width) for z in (raw.k, raw.v))
+        in_place = cache is not None and step.lengths is None
+        slots = cache.slots(k, v, raw.index_k) if in_place else tuple(map(torch.empty_like, (k, v, raw.index_k)))
+        q, index_q, index_w = ops.place_heads(raw, norms, step.rotation, step.index_rotation, slots)
+        k, v, index_k = cache.extend(x.shape[1]) if in_place else self.remember(slots, step, cache)
+        return (q, k, v), (index_q, index_k, index_w)

@@ -26,6 +26,14 @@ class LayerCache:
         self, k: Float[Tensor, "b t g e"], v: Float[Tensor, "b t g e"], index_k: Float[Tensor, "b t i"]
     ) -> tuple[Float[Tensor, "b s g e"], Float[Tensor, "b s g e"], Float[Tensor, "b s i"]]:
         """Store the new tokens; return keys, values and index keys of all tokens so far (views, do not write)."""
+        for slot, new in zip(self.slots(k, v, index_k), (k, v, index_k), strict=True):
+            slot[:] = new
+        return self.extend(k.shape[1])
+
+    def slots(
+        self, k: Float[Tensor, "b t g e"], v: Float[Tensor, "b t g e"], index_k: Float[Tensor, "b t i"]
+    ) -> tuple[Float[Tensor, "b t g e"], Float[Tensor, "b t g e"], Float[Tensor, "b t i"]]:
+        """Where new tokens like these belong: room to be written, which `extend` then counts. No value is read."""
         end = self.length + k.shape[1]
         if not self._stores:
             self._stores = [new.new_empty(len(new), self.capacity, *new.shape[2:]) for new in (k, v, index_k)]
@@ -33,10 +41,13 @@ class LayerCache:
             raise ValueError(f"the cache holds a batch of {len(self._stores[0])}, got {len(k)}: start a new cache")
         if end > min(store.shape[1] for store in self._stores):  # not the first: memory may have run out after it
             self.reserve(max(end, 2 * self.length))
-        for store, new in zip(self._stores, (k, v, index_k), strict=True):
-            store[:, self.length : end] = new
-        self.length = end
-        k, v, index_k = (store[:, :end] for store in self._stores)
+        k, v, index_k = (store[:, self.length : end] for store in self._stores)
+        return k, v, index_k
+
+    def extend(self, tokens: int) -> tuple[Float[Tensor, "b s g e"], Float[Tensor, "b s g e"], Float[Tensor, "b s i"]]:
+        """Count so many more tokens, whose slots are written; return all tokens so far (views, do not write)."""
+        self.length += tokens
+        k, v, index_k = (store[:, : self.length] for store in self._stores)
         return k, v, index_k
 
     def reserve(self, capacity: int) -> None:

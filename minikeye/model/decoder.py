@@ -48,10 +48,10 @@ class DecoderLayer(nn.Module):
         # Tokens look at each other; what they find is added to the stream.
         attended, trace = self.self_attn(self.input_layernorm(x), step, cache)
         x = x + attended
-        # Each token alone goes through a few experts.
-        y, probabilities, chosen = self.mlp(self.post_attention_layernorm(x))
+        # Each token alone goes through a few experts, whose sum is added as well.
+        x, probabilities, chosen = self.mlp(self.post_attention_layernorm(x), x, step.backend)
         # Queries and keys stay alive only where somebody watches.
-        return x + y, None if step.observer is None else Sight(trace, probabilities, chosen)
+        return x, None if step.observer is None else Sight(trace, probabilities, chosen)
 
 
 class Decoder(nn.Module):

@@ -1,10 +1,10 @@
 """Tensors in, tensors out, and the only door to kernels: `from minikeye import ops`.
 
-door.py holds the functions, checks.py what they refuse, backend.py who answers; torch_selection.py, torch_attention.py
-and torch_losses.py are the backend "torch", which runs everywhere and is the specification.
+door.py and layer.py hold the functions, checks.py what they refuse, backend.py who answers; torch_selection.py,
+torch_attention.py and torch_losses.py are the backend "torch", which runs everywhere and is the specification.
 """
 
-from minikeye.ops.backend import choose_backend
+from minikeye.ops.backend import choose_backend, fused
 from minikeye.ops.door import (
     index_scores,
     select_decode,
@@ -13,11 +13,21 @@ from minikeye.ops.door import (
     sparse_attention,
     warmup_loss,
 )
+from minikeye.ops.layer import (
+    Norms,
+    Projected,
+    choose_experts,
+    place_heads,
+    swiglu,
+    weighted_sum,
+    wide_product,
+)
 from minikeye.ops.torch_attention import count_rows, dense_attention, gather_rows, masked_attention
 from minikeye.ops.torch_selection import readable, slab_rows, topk_positions, valid_keys, widen
 
 __all__ = [
-    "choose_backend", "count_rows", "dense_attention", "gather_rows", "index_scores", "masked_attention", "readable",
-    "select_decode", "select_topk", "selected_loss", "slab_rows", "sparse_attention", "topk_positions", "valid_keys",
-    "warmup_loss", "widen",
+    "Norms", "Projected", "choose_backend", "choose_experts", "count_rows", "dense_attention", "fused", "gather_rows",
+    "index_scores", "masked_attention", "place_heads", "readable", "select_decode", "select_topk", "selected_loss",
+    "slab_rows", "sparse_attention", "swiglu", "topk_positions", "valid_keys", "warmup_loss", "weighted_sum",
+    "wide_product", "widen",
 ]  # fmt: skip

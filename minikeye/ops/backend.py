@@ -19,8 +19,7 @@ def choose_backend(backend: str, *tensors: Tensor | torch.device | str, unless: 
     Nothing is tried and nothing fails over: packages, devices, dtypes and shapes alone decide. Raises ValueError for an
     unknown backend, RuntimeError where "triton" is asked for and cannot run: no other backend answers a request.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
+    _require_known(backend)
     if not tensors:
         raise ValueError("expected the inputs or a device, got none: there is nothing to choose for")
     if backend == "torch":
@@ -29,6 +28,11 @@ def choose_backend(backend: str, *tensors: Tensor | torch.device | str, unless: 
     if obstacle and backend == "triton":
         raise RuntimeError(f"backend 'triton' cannot run: {obstacle}. Use backend='torch', or 'auto' to let it choose.")
     return ("torch", obstacle) if obstacle else ("triton", "Triton kernels present, CUDA device")
+
+
+def _require_known(backend: str) -> None:
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
 
 
 def _triton_obstacle(*tensors: Tensor | torch.device | str) -> str:
@@ -45,6 +49,33 @@ def _triton_obstacle(*tensors: Tensor | torch.device | str) -> str:
     if not _triton_installed():
         return "the package triton is not installed"
     return "rows are being counted (`count_rows`), which only torch can do" if counting() else ""
+
+
+def fused(backend: str, *tensors: Tensor) -> bool:
+    """Whether kernels that do several small steps of a layer at once may answer for these tensors.
+
+    Where they lie on a GPU, all in bfloat16, nothing needs a gradient, and nobody asked for torch. "triton" is a demand
+    on selection, attention and losses; these kernels it allows, as "auto" does: in training, in float32 or under
+    autocast there are none, and PyTorch answers. Raises ValueError for an unknown backend.
+    """
+    _require_known(backend)
+    return backend != "torch" and not fusion_obstacle(*tensors)
+
+
+def fusion_obstacle(*tensors: Tensor) -> str:
+    """Why the fused kernels of a layer cannot take these tensors, in words; "" where they can."""
+    if learning(*tensors):
+        return "a gradient is needed, and the fused kernels have none"
+    if other := next((x.dtype for x in tensors if x.dtype != torch.bfloat16), None):
+        return f"the fused kernels take bfloat16 alone, got {other}"
+    if torch.is_autocast_enabled(tensors[0].device.type):
+        return "autocast chooses dtypes"
+    return _triton_obstacle(*tensors)
+
+
+def learning(*tensors: Tensor) -> bool:
+    """Whether a gradient will flow to any of these."""
+    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
 
 
 @cache

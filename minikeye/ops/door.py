@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from minikeye.ops import torch_selection
-from minikeye.ops.backend import beyond_index_kernels, beyond_kernels, choose_backend
+from minikeye.ops.backend import beyond_index_kernels, beyond_kernels, choose_backend, learning
 from minikeye.ops.checks import check_attention, check_index, check_indices, check_loss, check_range
 from minikeye.ops.torch_attention import GatheredAttention, gather_index_rows, gather_rows
 from minikeye.ops.torch_losses import dense_targets, kl_loss, selected_scores, selected_targets
@@ -130,8 +130,7 @@ def sparse_attention(
             from minikeye.kernels.attention.sparse_attention import sparse_attention as attend
             from minikeye.kernels.decode.decode_attention import decode_attention
 
-            learning = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-            return (attend if t > 1 or learning else decode_attention)(q, k, v, indices, scale)
+            return (attend if t > 1 or learning(q, k, v) else decode_attention)(q, k, v, indices, scale)
 
 
 def warmup_loss(

@@ -220,6 +220,57 @@ def indexer_loss(
     return [loss, *(x.stored(y.dtype) for x, y in ((dq, index_q), (dk, index_k), (dw, index_w)))]
 
 
+def sums(x: Computed, y: Computed) -> Computed:
+    return Computed(x.exact + y.exact, x.error + y.error).rounded(1)
+
+
+def swiglu(gate_up: Tensor) -> Computed:
+    """silu(gate) * up: exp(-gate) is off by the rounding of gate / log(2) in units of gate, and by its own."""
+    gate, up = gate_up.double().chunk(2, dim=-1)
+    exact = gate * gate.sigmoid() * up
+    error = exact.abs() * (2 * UNIT * gate.abs() + gamma(FUNCTION + 8)) + TINY * up.abs()
+    return Computed(exact, error).stored(gate_up.dtype)
+
+
+def weighted_rows(y: Tensor, place: Tensor, weights: Tensor, residual: Tensor | None) -> Computed:
+    """sum_c weights[n, c] y[place[n, c]], and a residual on top, rounded once."""
+    total = contract("nc,ncd->nd", given(weights), given(y[place]), place.shape[1])
+    return (total if residual is None else sums(total, given(residual))).stored(y.dtype)
+
+
+def head_norms(attention, x: Tensor, step) -> dict[str, Computed]:
+    """What an attention layer makes of its own projections of x: norm, then rotation, rounded once at the end."""
+    index, (b, t) = attention.sa_indexer, x.shape[:2]
+    raw = {
+        "q": attention.q_proj(x), "k": attention.k_proj(x), "index_q": index.q_proj(x), "index_k": index.k_proj(x)
+    }  # fmt: skip
+    heads, width = index.heads * index.width, attention.head_width
+    out = {"v": given(attention.v_proj(x).view(b, t, -1, width)), "gates": given(raw["index_q"][..., heads:])}
+    raw["index_q"] = raw["index_q"][..., :heads]
+    for name, norm, rotation in (
+        ("q", attention.q_norm, step.rotation),
+        ("k", attention.k_norm, step.rotation),
+        ("index_q", index.q_norm, step.index_rotation),
+        ("index_k", index.k_norm, step.index_rotation),
+    ):
+        z, e = given(raw[name].view(b, t, -1, len(norm.weight))), len(norm.weight)
+        if getattr(norm, "bias", None) is not None:
+            z = z - z.sum(-1, e).times(1 / e, 1)[..., None]
+        variance = sums((z * z).sum(-1, e).times(1 / e, 1), given(torch.tensor(norm.eps, device=x.device)))
+        low = (variance.exact - variance.error).rsqrt()
+        scale = Computed(variance.exact.rsqrt(), low - variance.exact.rsqrt()).rounded(FUNCTION)
+        z = (z * Computed(scale.exact[..., None], scale.error[..., None])) * given(norm.weight)
+        if getattr(norm, "bias", None) is not None:
+            z = sums(z, given(norm.bias))
+        cos, sin = (given(angle[:, :, None, : e // 2]) for angle in rotation)
+        a, b_ = z[..., : e // 2], z[..., e // 2 :]
+        turned = a * cos - b_ * sin, sums(b_ * cos, a * sin)
+        both = Computed(*(torch.cat(parts, -1) for parts in zip(*((y.exact, y.error) for y in turned), strict=True)))
+        out[name] = both.stored(x.dtype)
+    out["index_k"] = out["index_k"][:, :, 0]
+    return out
+
+
 def assert_within(got: Tensor, truth: Tensor, error: Tensor, name: str = "result") -> None:
     """No element of `got` further from `truth` than `error`; infinite where truth is."""
     assert got.shape == truth.shape, f"{name}: expected the shape {list(truth.shape)}, got {list(got.shape)}"

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from minikeye.evaluation.kernels.compiled import all_cases, attention_cases, compile_case, index_cases
+from minikeye.evaluation.kernels.compiled import all_cases, attention_cases, compile_case, index_cases, prefill_cases
 from minikeye.evaluation.kernels.workload import Shape
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +35,10 @@ CEILING = {
     "warmup_lse, rows": {90: (128, 36_864), 80: (136, 28_672)},
     "warmup_loss": {90: (240, 90_112), 80: (255, 28_672)},
     "warmup_loss, dk": {90: (240, 81_920), 80: (240, 24_576)},
+    "router": {90: (96, 1_024), 80: (96, 1_024)},
+    "experts, swiglu": {90: (40, 0), 80: (40, 0)},
+    "experts, sum": {90: (40, 0), 80: (40, 0)},
+    "heads": {90: (96, 1_024), 80: (96, 1_024)},
     "decode_select, scores": {90: (64, 53_248), 80: (72, 36_864)},
     "decode_select, filter": {90: (80, 1_024), 80: (80, 1_024)},
     "decode_select, finish": {90: (128, 16_384), 80: (128, 16_384)},
@@ -84,6 +88,38 @@ def test_the_list_is_written_without_a_way_round_through_shared_memory():
 def test_the_union_is_multiplied_by_warp_groups():
     ptx = compile_case(attention_cases(90)["sparse_union"], 90).ptx
     assert "wgmma.mma_async" in ptx and "cp.async" in ptx
+
+
+@pytest.mark.parametrize("sm", [90, 80])
+def test_rows_of_experts_move_16_bytes_at_a_time(sm):
+    for name, loads in (("experts, swiglu", 2), ("experts, sum", 9)):  # gate and up; eight experts and the residual
+        ptx = compile_case(prefill_cases(sm)[name], sm).ptx
+        assert len(re.findall(r"ld\.global\S*\.v4", ptx)) == loads and len(re.findall(r"st\.global\S*\.v4", ptx)) == 1
+
+
+def test_a_token_is_loaded_before_anything_is_added_up():
+    """All that its program reads of the projections is on its way when the first sum waits."""
+    ptx = compile_case(prefill_cases(90)["heads"], 90).ptx
+    first_sum = ptx.index("shfl.sync")
+    assert ptx[:first_sum].count(".v4") >= 8 and "st.global" not in ptx[:first_sum]
+
+
+def test_one_token_is_enough():
+    """As `test_one_key_is_enough`: a launch with one row compiles other code."""
+    for name, ones in (("router", {"N": 1}), ("experts, swiglu", {"R": 1})):
+        case = prefill_cases(90)[name]
+        made = compile_case(dataclasses.replace(case, constants=case.constants | ones), 90)
+        assert made.spilled == 0 and "st.global.v4" in made.ptx, name
+
+
+@pytest.mark.parametrize(
+    ("shape", "experts", "chosen"),
+    [(Shape(heads=64, kv_heads=8, index_heads=64), 256, 1), (Shape(heads=6, kv_heads=3, width=24), 60, 6)],
+)
+def test_other_layers_do_not_spill(shape, experts, chosen):
+    for name, case in prefill_cases(90, shape, experts, chosen).items():
+        for dtype in ("bf16", "fp32"):
+            assert compile_case(case, 90, dtype).spilled == 0, (name, dtype)
 
 
 @pytest.mark.slow

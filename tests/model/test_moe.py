@@ -158,6 +158,7 @@ def test_one_kernel_for_all_experts_equals_a_loop_on_a_gpu(tokens):
     config = TextConfig()
     torch.manual_seed(0)
     mixture = moe.MixtureOfExperts(config).cuda().bfloat16()
+    mixture.experts.fused_tokens = 8192
     x = torch.randn(1, tokens, config.width, device="cuda", dtype=torch.bfloat16)
     with torch.no_grad():
         fast, _, chosen = mixture(x)

@@ -611,3 +611,45 @@ def test_index_shapes_for_the_kernels(shape, dtype, why):
 def test_no_kv_heads_is_an_error(unchecked):
     with pytest.raises(ValueError, match="g dividing 4"):
         unchecked.sparse_attention(torch.zeros(1, 1, 4, 8), *torch.zeros(2, 1, 3, 0, 8), torch.zeros(1, 1, 1).int())
+
+
+# --------------------------------------------------------------------------------------------------------------- layer
+
+
+def test_why_a_layers_steps_are_not_fused():
+    """Gradients, other dtypes, autocast, a CPU: each alone is reason enough, and torch may be asked for."""
+    x, w = torch.zeros(2, 4, dtype=torch.bfloat16), torch.zeros(3, 4, dtype=torch.bfloat16)
+    learned = torch.zeros(3, 4, dtype=torch.bfloat16, requires_grad=True)
+    assert "a gradient is needed" in backend.fusion_obstacle(x, learned)
+    with torch.no_grad():
+        assert "on cpu" in backend.fusion_obstacle(x, learned)
+    assert "bfloat16 alone, got torch.float32" in backend.fusion_obstacle(x, w.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert "autocast" in backend.fusion_obstacle(x, w)
+    assert "on cpu" in backend.fusion_obstacle(x, w) and not ops.fused("auto", x, w)
+    with pytest.raises(ValueError, match="backend must be one of auto, torch, triton; got 'cuda'"):
+        ops.fused("cuda", x)
+
+
+def test_fused_where_nothing_stands_in_the_way(monkeypatch):
+    monkeypatch.setattr(backend, "_triton_obstacle", lambda *tensors: "")
+    x = torch.zeros(2, 4, dtype=torch.bfloat16)
+    assert ops.fused("auto", x, x) and ops.fused("triton", x) and not ops.fused("torch", x)
+
+
+def test_the_routers_product_is_float32_whatever_goes_in():
+    x, w = torch.randn(5, 64), torch.randn(3, 64)
+    for a, b in ((x, w), (x.bfloat16(), w.bfloat16()), (x.bfloat16(), w)):
+        with torch.autocast("cpu", torch.bfloat16):
+            got = ops.wide_product(a, b)
+        assert got.dtype == torch.float32
+        assert_close(got.double(), a.double() @ b.double().mT, atol=1e-4, rtol=1e-5)
+
+
+def test_a_weighted_sum_by_hand():
+    """Three rows; token 0 takes rows 2 and 0, token 1 rows 1 and 1."""
+    y, place = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), torch.tensor([[2, 0], [1, 1]])
+    weights, residual = torch.tensor([[0.5, 2.0], [1.0, 3.0]]), torch.tensor([[10.0, 0.0], [0.0, 20.0]])
+    plain = ops.weighted_sum(y, place, weights, torch.float32)
+    assert_close(plain, torch.tensor([[4.5, 7.0], [12.0, 16.0]]))
+    assert_close(ops.weighted_sum(y, place, weights, torch.float32, residual), plain + residual)

@@ -12,6 +12,7 @@ from transformers.models.qwen2_vl import modeling_qwen2_vl as qwen2_vl
 
 from minikeye.config import KeyeConfig
 from minikeye.keye import KeyeVL
+from minikeye.model.moe import MixtureOfExperts
 
 # name -> query heads, KV heads, experts, experts per token
 SIZES = {"ratio 1": (4, 4, 4, 1), "ratio 4": (8, 2, 8, 2), "ratio 8": (8, 1, 6, 3)}
@@ -92,7 +93,8 @@ def record_hidden(layers) -> list[torch.Tensor]:
     seen: list[torch.Tensor] = []
 
     def keep(module, args, out):
-        seen.append(out[0] if isinstance(out, tuple) else out)
+        out = out[0] if isinstance(out, tuple) else out
+        seen.append(out - args[1] if isinstance(module, MixtureOfExperts) else out)  # ours adds the residual itself
 
     for layer in layers:
         for part in (layer.self_attn, layer.mlp, layer):

@@ -21,10 +21,11 @@ from minikeye.kernels.attention import sparse_backward, sparse_backward_atomic, 
 from minikeye.kernels.decode import decode_attention, decode_select
 from minikeye.kernels.launch import INTERPRETED
 from minikeye.kernels.losses import selected_backward, selected_loss, warmup_loss, warmup_lse
+from minikeye.kernels.prefill import experts, heads, router
 from minikeye.kernels.selection import index_scores, select_fast, select_topk
 from minikeye.results import write_result
 
-FLOATS = {"scale", "scale_log2", "pays"}
+FLOATS = {"scale", "scale_log2", "pays", "eps", "index_eps"}
 NOT_SIXTEENTHS = ("T", "S", "G", "R", "TILES", "BLOCKS", "t_count", "offset", "start_b", "start_t")  # integers
 POINTERS = {
     **dict.fromkeys(("scores", "bound", "lse", "delta", "index_w", "loss"), "fp32"),
@@ -34,7 +35,9 @@ POINTERS = {
     **dict.fromkeys(("pairs", "order", "firsts", "lasts"), "i32"),
 }
 # In the inputs' dtype, where a kernel's case says nothing else.
-INPUTS = {"q", "k", "v", "w", "out", "dout", "dq", "index_q", "index_k"}
+INPUTS = {"q", "k", "v", "w", "out", "dout", "dq", "index_q", "index_k", "y", "gate_up", "residual"}
+INPUTS |= {"q_norm", "k_norm", "index_q_norm", "index_k_norm", "index_k_bias"}
+INPUTS |= {"q_out", "k_out", "v_out", "index_q_out", "index_k_out"}
 
 
 @dataclass(frozen=True)
@@ -201,9 +204,26 @@ def decode_cases(sm: int, shape: Shape = RELEASED, start: bool = False, capacity
     }  # fmt: skip
 
 
+def prefill_cases(sm: int, shape: Shape = RELEASED, of: int = 128, chosen: int = 8) -> dict[str, Case]:
+    """What surrounds attention."""
+    row = f"sm_{sm}"
+    sizes = heads.sizes(shape.heads, shape.kv_heads, shape.width, shape.index_heads, shape.index_width)
+    rotations = dict.fromkeys(("cos", "sin", "index_cos", "index_sin", "gates"), "fp32")
+    choice = {"X": of, "C": chosen, "EXPERTS": triton.next_power_of_2(of), "CHOICES": triton.next_power_of_2(chosen)}
+    chosen_by = {"logits": "fp32", "probabilities": "fp32", "weights": "fp32", "chosen": "i64"}
+    moved = {"place": "i64", "weights": "fp32"}
+    return {
+        "router": Case(router.choose_kernel, choice, router.LAUNCH[row], chosen_by),
+        "experts, swiglu": Case(experts.swiglu_kernel, {}, experts.SWIGLU[row], {}),
+        "experts, sum": Case(experts.weighted_sum_kernel, {"C": chosen}, experts.SUM[row], moved),
+        "heads": Case(heads.place_heads_kernel, sizes, heads.LAUNCH[row], rotations),
+    }
+
+
 def all_cases(sm: int, start: bool = False) -> dict[str, Case]:
     """Every kernel at the released shapes."""
-    return index_cases(sm, start=start) | attention_cases(sm) | loss_cases(sm) | decode_cases(sm, start=start)
+    prefill = attention_cases(sm) | loss_cases(sm) | prefill_cases(sm)
+    return index_cases(sm, start=start) | prefill | decode_cases(sm, start=start)
 
 
 def main() -> None:
