@@ -6,11 +6,15 @@ Axes: b batch, t query position, s key position, j indexer head, i indexer width
 import math
 
 import error_bounds
+import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
 from triton.runtime.interpreter import InterpreterBuilder
 
 from minikeye import ops
+from minikeye.kernels.selection import index_scores as scores_module
 from minikeye.kernels.selection import select_fast, select_topk
 from minikeye.kernels.selection.index_scores import INTERPRETED, index_scores
 
@@ -106,6 +110,33 @@ def test_queries_keys_and_gates_may_be_slices() -> None:
     q, k, w = draw(2, 20, 60, 6, 32)
     want = index_scores(q[:, 4:15, 1:4, :16].contiguous(), k[:, ::2, 16:].contiguous(), w[:, 4:15, 1:4].contiguous(), 8)
     assert torch.equal(index_scores(q[:, 4:15, 1:4, :16], k[:, ::2, 16:], w[:, 4:15, 1:4], 8), want)
+
+
+@triton.jit
+def twice_maximum(z):
+    return 2.0 * tl.maximum(z, 0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_an_addition_gives_the_bits_of_a_maximum(dtype, monkeypatch) -> None:
+    q, k, w = draw(1, 9, 90, 16, 64, dtype)
+    q[:, :3], k[:, :40] = q[:, :3] * 1e-3, k[:, :40] * 1e-3
+    w[:, ::2] *= 2.0**-100  # products and sums down to what float32 holds with fewer bits
+    found = index_scores(q, k, w, 81)
+    monkeypatch.setattr(scores_module, "twice_relu", twice_maximum)
+    assert torch.equal(found.view(torch.int32), index_scores(q, k, w, 81).view(torch.int32))
+
+
+def test_an_addition_is_a_maximum_at_the_ends_of_float32() -> None:
+    """One head of width 1, whose product is the key itself. Eight queries: an absent one would be 0 times infinity."""
+    keys = [0.0, -0.0, 1e-45, -1e-45, 1e-39, -1e-39, 1.1754944e-38, 1.5, -1.5, 1.7e38, -1.7e38, -3.4e38, math.inf]
+    gates = torch.tensor([1.0, -1.0, 3.0, -0.3, 1e-30, 7e20, 0.1, 2.0**-125]).reshape(1, -1, 1)
+    k, q = torch.tensor(keys).reshape(1, -1, 1), torch.ones(1, gates.shape[1], 1, 1)
+    with np.errstate(all="ignore"):  # NumPy tells of every infinity
+        found = index_scores(q, k, gates, offset=k.shape[1])
+        of_nan = index_scores(q, torch.full_like(k, torch.nan), gates, offset=k.shape[1])
+    assert torch.equal(found, gates * k.mT.relu())
+    assert of_nan.isnan().all()  # as in torch
 
 
 def special(b: int, t: int, s: int) -> torch.Tensor:
