@@ -14,8 +14,9 @@ import triton.language as tl
 from triton.runtime.interpreter import InterpreterBuilder
 
 from minikeye import ops
+from minikeye.evaluation.kernels.workload import process
+from minikeye.kernels.selection import bit_lists, select_fast, select_topk
 from minikeye.kernels.selection import index_scores as scores_module
-from minikeye.kernels.selection import select_fast, select_topk
 from minikeye.kernels.selection.index_scores import INTERPRETED, index_scores
 
 SELECTIONS = {"radix": select_topk.select_rows, "fast": select_fast.select_rows_fast}
@@ -201,28 +202,76 @@ def marks_of(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
 def test_rows_that_mislead_the_sample_are_done_again(monkeypatch) -> None:
     marks = marks_of(monkeypatch)
     scores = torch.stack([torch.zeros(400), torch.rand(400), torch.randn(400), torch.randn(400)])[None]
-    scores[0, 1, :8] += 100  # a sampled sector: the bound comes out so high that 8 keys pass where 16 are needed
+    high = select_fast.sampled_keys(400, 16, scores.device)[:8].long()
+    scores[0, 1, high] += 100  # the bound comes out so high that 8 keys pass where 16 are needed
     scores[0, 2, 30:] = -torch.inf  # fewer valid keys than the length promises
     found = select_fast.select_rows_fast(scores, 16, 400)
     assert torch.equal(found, sorted_by_hand(scores, 16, 400, None))
     assert marks[0][0, :2].tolist() == [-1, -1]  # 400 ties fit no list of 32 candidates
 
 
-@pytest.mark.parametrize("kind", ["normal", "runs of 64 alike", "many ties"])
+def test_one_key_of_every_stretch_is_sampled(monkeypatch) -> None:
+    monkeypatch.setitem(select_fast.STRETCH, "interpreter", select_fast.STRETCH["sm_90"])
+    for s, topk, stretch in ((131_072, 2048, 16), (1000, 512, 8), (4099, 16, 4), (2**20, 2048, 64)):
+        at = select_fast.sampled_keys(s, topk, torch.device("cpu")).long()
+        assert torch.equal(at // stretch, torch.arange(s // stretch))
+    at = select_fast.sampled_keys(131_072, 2048, torch.device("cpu"))[1000:1400]
+    assert (at % 16).bincount().tolist() == pytest.approx([25] * 16, abs=2), "every place alike, in any part of a row"
+
+
+def smooth(rho: float, s: int) -> torch.Tensor:
+    return process(s, 1, rho, "cpu").mT.contiguous()
+
+
+LONG = {  # rows [1 1 s] that must not miss their bound
+    "normal": lambda s: torch.randn(1, 1, s),
+    "runs of 64 alike": lambda s: torch.randn(1, 1, s // 64).repeat_interleave(64, dim=-1) + torch.randn(1, 1, s) / 4,
+    "smooth": lambda s: smooth(0.9925, s),
+    "half smooth": lambda s: smooth(0.9, s),
+    "many ties": lambda s: (torch.randn(1, 1, s) * 4).round() / 4,
+    "period of 16": lambda s: torch.arange(s).remainder(16) + torch.randn(1, 1, s) / 8,
+    "period of 256": lambda s: torch.arange(s).remainder(256) // 16 * torch.ones(1, 1, 1) + torch.randn(1, 1, s) / 8,
+    "one stretch of high scores": lambda s: torch.randn(1, 1, s) + 9.0 * (torch.arange(s) // 2100 == 31),
+}
+BEYOND = {  # rows of more ties than a list holds: done again
+    "constant": lambda s: torch.full((1, 1, s), 0.5),
+    "sawtooth": lambda s: torch.arange(s).remainder(16).float().expand(1, 1, s).contiguous(),
+}
+
+
+@pytest.mark.parametrize("kind", LONG | BEYOND)
 def test_at_full_length_with_the_launch_parameters_of_a_gpu(kind, monkeypatch) -> None:
-    for table in (select_topk.LAUNCH, select_fast.SAMPLE, select_fast.FILTER, select_fast.LIST, select_fast.PICK):
+    tables = select_topk.LAUNCH, select_fast.STRETCH, select_fast.FILTER, bit_lists.LIST, select_fast.PICK
+    for table in tables:
         monkeypatch.setitem(table, "interpreter", table["sm_90"])
     marks = marks_of(monkeypatch)
     s, topk = 131_072, 2048
-    scores = torch.randn(1, 1, s)
-    if kind == "runs of 64 alike":
-        scores = scores[..., : s // 64].repeat_interleave(64, dim=-1) + scores / 4
-    if kind == "many ties":
-        scores = (scores * 4).round() / 4
+    scores = (LONG | BEYOND)[kind](s).float()
     found = select_fast.select_rows_fast(scores, topk, s)
     assert torch.equal(found, ops.topk_positions(scores, topk))
     assert torch.equal(found, select_topk.select_rows(scores, topk, s))
-    assert marks[0].ge(0).all(), "a sample of 8192 finds a bound for keys like these"
+    assert torch.equal(found, select_fast.select_rows_fast(scores, topk, s))
+    assert marks[0].ge(0).all() == (kind in LONG), "a sample of 8192 finds a bound for keys like these"
+
+
+@pytest.mark.parametrize("chance", [0.02, 0.5, 1.0])
+def test_bits_are_listed_in_order(chance) -> None:
+    """Lists that just fit, that are too long, and of rows with a first key or none at all; words with every bit set."""
+    b, t, s, capacity = 2, 5, 200, 128
+    bits = torch.rand(b, t, s) < chance
+    bits[..., 64:96] = True
+    bits &= ops.valid_keys(t, s, 190, torch.tensor([0, 37]))
+    words = torch.nn.functional.pad(bits, (0, 24)).reshape(b, t, 7, 32).int()
+    bitmap = (words << torch.arange(32, dtype=torch.int32)).sum(-1, dtype=torch.int32)
+    candidates, passed = torch.full((b, t, capacity), -7, dtype=torch.int32), torch.empty(b, t, dtype=torch.int32)
+    start = torch.tensor([0, 37])
+    bit_lists.list_kernel[(t, b)](
+        start, bitmap, candidates, passed, t, s, 7, 190, 1, 0, CAPACITY=capacity, **bit_lists.LIST["interpreter"]
+    )
+    assert torch.equal(passed, bits.sum(-1))
+    for row, count, listed in zip(bits.flatten(0, 1), passed.flatten(), candidates.flatten(0, 1), strict=True):
+        if count <= capacity:
+            assert listed[:count].tolist() == row.nonzero().flatten().tolist()
 
 
 @pytest.mark.parametrize("name", WHOLE)

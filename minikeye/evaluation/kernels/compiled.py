@@ -21,15 +21,17 @@ from minikeye.kernels.attention import sparse_backward, sparse_backward_atomic, 
 from minikeye.kernels.decode import decode_attention, decode_select
 from minikeye.kernels.launch import INTERPRETED
 from minikeye.kernels.losses import selected_backward, selected_loss, warmup_loss, warmup_lse
-from minikeye.kernels.selection import index_scores, select_fast, select_topk
+from minikeye.kernels.selection import bit_lists, index_scores, select_fast, select_topk
 from minikeye.results import write_result
 
 FLOATS = {"scale", "scale_log2", "pays"}
 NOT_SIXTEENTHS = ("T", "S", "G", "R", "TILES", "BLOCKS", "t_count", "offset", "start_b", "start_t")  # integers
 POINTERS = {
-    **dict.fromkeys(("scores", "bound", "lse", "delta", "index_w", "loss"), "fp32"),
+    **dict.fromkeys(("scores", "sample", "bound", "lse", "delta", "index_w", "loss"), "fp32"),
     **dict.fromkeys(("dscore", "pulled", "row_lse", "parts"), "fp32"),
-    **dict.fromkeys(("start", "only", "bitmap", "candidates", "passed", "indices", "union_sizes", "marks"), "i32"),
+    **dict.fromkeys(
+        ("start", "at", "only", "bitmap", "candidates", "passed", "indices", "union_sizes", "marks"), "i32"
+    ),
     **dict.fromkeys(("words", "counts", "ends", "entries", "sizes", "queries", "members", "begins"), "i32"),
     **dict.fromkeys(("pairs", "order", "firsts", "lasts"), "i32"),
 }
@@ -105,8 +107,8 @@ def index_cases(sm: int, shape: Shape = RELEASED, start: bool = False) -> dict[s
         "J": shape.index_heads, "I": shape.index_width, "HEADS": heads, "WIDTH": width, "QUERIES": queries, "w_j": 1,
     }  # fmt: skip
     capacity = {"CAPACITY": select_fast._capacity(topk)}
-    _, sample = select_fast.SAMPLE[row]
-    threshold = capacity | {"SAMPLE": sample, "LOWEST": select_fast.LOWEST}
+    sample = select_fast.MOST_SAMPLED
+    threshold = capacity | {"SAMPLE": sample, "ROWS": False, "LOWEST": select_fast.LOWEST}
     only = {} if start else {"only": None}
     listed = {"out": "i32"}
     return {
@@ -116,7 +118,7 @@ def index_cases(sm: int, shape: Shape = RELEASED, start: bool = False) -> dict[s
             select_fast.threshold_kernel, threshold | first, {"num_warps": sample // 1024}, {}
         ),
         "select_fast, filter": Case(select_fast.filter_kernel, first, select_fast.FILTER[row], {}),
-        "select_fast, list": Case(select_fast.list_kernel, capacity | first, select_fast.LIST[row], {}),
+        "select_fast, list": Case(bit_lists.list_kernel, capacity | first, bit_lists.LIST[row], {}),
         "select_fast, pick": Case(select_fast.pick_kernel, capacity | first, select_fast.PICK[row], listed),
     }  # fmt: skip
 
