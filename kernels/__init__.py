@@ -5,7 +5,7 @@ specification that every kernel is compared with; `minikeye.evaluation.kernels` 
 
     attention/
       sparse_forward, online_softmax, gather     one query and one KV head a program: attention over a gathered set
-      sparse_union                               eight neighbouring queries as one tile over the union of their sets
+      union_lists, sparse_union                  eight neighbouring queries as one tile over the union of their sets
       sparse_attention                           the door: which of the two answers, slab by slab, and gradients
       sparse_backward, sparse_backward_atomic    gradients, the same bits at every repeat, or faster
     selection/

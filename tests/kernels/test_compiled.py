@@ -26,6 +26,7 @@ CEILING = {
     "sparse_union, mark": {90: (80, 8_192), 80: (80, 8_192)},
     "sparse_union, compact": {90: (112, 1_024), 80: (80, 1_024)},
     "sparse_union": {90: (128, 50_176), 80: (168, 40_960)},
+    "sparse_union, running maximum": {90: (128, 50_176), 80: (168, 40_960)},
     "sparse_backward, dq": {90: (144, 22_528), 80: (144, 22_528)},
     "sparse_backward, dkv": {90: (168, 45_056), 80: (168, 45_056)},
     "sparse_backward_atomic": {90: (240, 112_640), 80: (200, 65_536)},

@@ -20,7 +20,8 @@ from minikeye.evaluation.kernels.timing import DENSE, ceilings, dense, extra_mib
 from minikeye.evaluation.kernels.workload import RELEASED, attention_inputs, index_inputs, union_factor
 from minikeye.kernels.attention.sparse_attention import sparse_attention
 from minikeye.kernels.attention.sparse_forward import sparse_forward
-from minikeye.kernels.attention.sparse_union import build_unions, sparse_union, tile_queries
+from minikeye.kernels.attention.sparse_union import sparse_union
+from minikeye.kernels.attention.union_lists import build_unions, tile_queries
 from minikeye.kernels.decode.decode_attention import decode_attention
 from minikeye.kernels.decode.decode_select import decode_select
 from minikeye.kernels.selection.index_scores import index_scores

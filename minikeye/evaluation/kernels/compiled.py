@@ -17,7 +17,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from minikeye.evaluation.kernels.workload import RELEASED, Shape
-from minikeye.kernels.attention import sparse_backward, sparse_backward_atomic, sparse_forward, sparse_union
+from minikeye.kernels.attention import (
+    sparse_backward,
+    sparse_backward_atomic,
+    sparse_forward,
+    sparse_union,
+    union_lists,
+)
 from minikeye.kernels.decode import decode_attention, decode_select
 from minikeye.kernels.launch import INTERPRETED
 from minikeye.kernels.losses import selected_backward, selected_loss, warmup_loss, warmup_lse
@@ -129,15 +135,22 @@ def attention_cases(sm: int, shape: Shape = RELEASED) -> dict[str, Case]:
     rows = triton.next_power_of_2(r)
     sizes = {
         "E": shape.width, "BLOCK_R": rows, "BLOCK_K": triton.next_power_of_2(shape.topk), "PARTS": 4,
-        "QUERIES": sparse_union.tile_queries(r), "KEYS": sparse_backward.KEYS, "FILL": sparse_union.FILL,
+        "QUERIES": union_lists.tile_queries(r), "KEYS": sparse_backward.KEYS, "FILL": union_lists.FILL,
     }  # fmt: skip
     wide = sizes | {"BLOCK_R": sparse_backward_atomic.padded_heads(r)}
+    stride = shape.kv_heads * shape.width
+    known = sizes | {"K_S": stride, "V_S": stride, "G": shape.kv_heads, "R": r, "SAFE": sparse_union.SAFE}
     sums = {"dk": "fp32", "dv": "fp32"}
     return {
         "sparse_forward": Case(sparse_forward.sparse_forward_kernel, sizes, sparse_forward.LAUNCH[row], {}),
-        "sparse_union, mark": Case(sparse_union.mark_kernel, sizes, sparse_union.MARK[row], {}),
-        "sparse_union, compact": Case(sparse_union.compact_kernel, sizes, sparse_union.COMPACT[row], {}),
-        "sparse_union": Case(sparse_union.sparse_union_kernel, sizes, sparse_union.LAUNCH[row], {}),
+        "sparse_union, mark": Case(union_lists.mark_kernel, sizes, union_lists.MARK[row], {}),
+        "sparse_union, compact": Case(union_lists.compact_kernel, sizes, union_lists.COMPACT[row], {}),
+        "sparse_union": Case(
+            sparse_union.sparse_union_kernel, known | {"FIXED": True}, sparse_union.FIXED[row], {"again": "i32"}
+        ),
+        "sparse_union, running maximum": Case(
+            sparse_union.sparse_union_kernel, known | {"FIXED": False}, sparse_union.RUNNING[row], {"again": "i32"}
+        ),
         "sparse_backward, dq": Case(sparse_backward.sparse_dq_kernel, sizes, sparse_backward.DQ[row], {}),
         "sparse_backward, dkv": Case(sparse_backward.sparse_dkv_kernel, sizes, sparse_backward.DKV[row], sums),
         "sparse_backward_atomic": Case(
