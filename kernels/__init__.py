@@ -11,7 +11,7 @@ specification that every kernel is compared with; `minikeye.evaluation.kernels` 
     selection/
       index_scores                               the lightning indexer's scores, a slab of queries at a time
       select_topk, select_fast, ordered_bits     exact top-k by radix, and with a sampled bound
-      bit_lists                                  the keys that pass a bound, from bits to a list
+      sampled_bound, bit_lists                   the bound, and the keys that pass it, from bits to a list
     losses/
       selected_loss, selected_backward           the loss that teaches the indexer on the keys that it selected
       warmup_loss, warmup_lse, loss_tiles        the same over all keys, for the dense warm-up

@@ -15,7 +15,7 @@ from triton.runtime.interpreter import InterpreterBuilder
 
 from minikeye import ops
 from minikeye.evaluation.kernels.workload import process
-from minikeye.kernels.selection import bit_lists, select_fast, select_topk
+from minikeye.kernels.selection import bit_lists, sampled_bound, select_fast, select_topk
 from minikeye.kernels.selection import index_scores as scores_module
 from minikeye.kernels.selection.index_scores import INTERPRETED, index_scores
 
@@ -202,21 +202,29 @@ def marks_of(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
 def test_rows_that_mislead_the_sample_are_done_again(monkeypatch) -> None:
     marks = marks_of(monkeypatch)
     scores = torch.stack([torch.zeros(400), torch.rand(400), torch.randn(400), torch.randn(400)])[None]
-    high = select_fast.sampled_keys(400, 16, scores.device)[:8].long()
-    scores[0, 1, high] += 100  # the bound comes out so high that 8 keys pass where 16 are needed
+    scores[0, 1, sampled(400, 16)[:8]] += 100  # the bound comes out so high that 8 keys pass where 16 are needed
     scores[0, 2, 30:] = -torch.inf  # fewer valid keys than the length promises
     found = select_fast.select_rows_fast(scores, 16, 400)
     assert torch.equal(found, sorted_by_hand(scores, 16, 400, None))
     assert marks[0][0, :2].tolist() == [-1, -1]  # 400 ties fit no list of 32 candidates
 
 
+def sampled(s: int, topk: int) -> torch.Tensor:
+    """Positions of the sampled keys: keys of width 3 that hold their position are picked out."""
+    k = torch.arange(float(s)).reshape(1, s, 1).expand(2, s, 3) + torch.tensor([0.0, 0.25]).reshape(2, 1, 1)
+    found = sampled_bound.sampled_keys(k.contiguous(), topk)
+    assert torch.equal(found, found[:1, :, :1] + torch.tensor([0.0, 0.25]).reshape(2, 1, 1).expand(2, 1, 3))
+    return found[0, :, 0].long()
+
+
 def test_one_key_of_every_stretch_is_sampled(monkeypatch) -> None:
-    monkeypatch.setitem(select_fast.STRETCH, "interpreter", select_fast.STRETCH["sm_90"])
+    monkeypatch.setitem(sampled_bound.STRETCH, "interpreter", sampled_bound.STRETCH["sm_90"])
     for s, topk, stretch in ((131_072, 2048, 16), (1000, 512, 8), (4099, 16, 4), (2**20, 2048, 64)):
-        at = select_fast.sampled_keys(s, topk, torch.device("cpu")).long()
-        assert torch.equal(at // stretch, torch.arange(s // stretch))
-    at = select_fast.sampled_keys(131_072, 2048, torch.device("cpu"))[1000:1400]
-    assert (at % 16).bincount().tolist() == pytest.approx([25] * 16, abs=2), "every place alike, in any part of a row"
+        assert torch.equal(sampled(s, topk) // stretch, torch.arange(s // stretch))
+    at = sampled(131_072, 2048)
+    golden = (math.sqrt(5) - 1) / 2
+    assert at[:200].tolist() == [16 * n + int(16 * (n * golden % 1)) for n in range(200)]
+    assert (at[1000:1400] % 16).bincount().tolist() == pytest.approx([25] * 16, abs=2), "every place alike, anywhere"
 
 
 def smooth(rho: float, s: int) -> torch.Tensor:
@@ -241,7 +249,7 @@ BEYOND = {  # rows of more ties than a list holds: done again
 
 @pytest.mark.parametrize("kind", LONG | BEYOND)
 def test_at_full_length_with_the_launch_parameters_of_a_gpu(kind, monkeypatch) -> None:
-    tables = select_topk.LAUNCH, select_fast.STRETCH, select_fast.FILTER, bit_lists.LIST, select_fast.PICK
+    tables = select_topk.LAUNCH, sampled_bound.STRETCH, select_fast.FILTER, bit_lists.LIST, select_fast.PICK
     for table in tables:
         monkeypatch.setitem(table, "interpreter", table["sm_90"])
     marks = marks_of(monkeypatch)
@@ -249,8 +257,6 @@ def test_at_full_length_with_the_launch_parameters_of_a_gpu(kind, monkeypatch) -
     scores = (LONG | BEYOND)[kind](s).float()
     found = select_fast.select_rows_fast(scores, topk, s)
     assert torch.equal(found, ops.topk_positions(scores, topk))
-    assert torch.equal(found, select_topk.select_rows(scores, topk, s))
-    assert torch.equal(found, select_fast.select_rows_fast(scores, topk, s))
     assert marks[0].ge(0).all() == (kind in LONG), "a sample of 8192 finds a bound for keys like these"
 
 

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CEILING = {
     "index_scores": {90: (128, 45_056), 80: (168, 45_056)},
     "select_topk": {90: (128, 16_384), 80: (128, 16_384)},
+    "select_fast, sample": {90: (48, 1_024), 80: (48, 1_024)},
     "select_fast, threshold": {90: (64, 1_024), 80: (64, 1_024)},
     "select_fast, filter": {90: (48, 1_024), 80: (48, 1_024)},
     "select_fast, list": {90: (80, 1_024), 80: (80, 1_024)},

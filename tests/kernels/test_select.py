@@ -7,7 +7,7 @@ triton = pytest.importorskip("triton")
 
 
 from minikeye import ops  # noqa: E402 - not before triton is known to be there
-from minikeye.evaluation.kernels.workload import index_inputs, process  # noqa: E402
+from minikeye.evaluation.kernels.workload import index_inputs  # noqa: E402
 from minikeye.kernels.selection import select_fast, select_topk  # noqa: E402
 from minikeye.kernels.selection.index_scores import index_scores  # noqa: E402
 
@@ -38,9 +38,7 @@ def test_slabs_stay_under_560_mib_are_alike_and_not_needlessly_small(b: int, t: 
 
 def released(kind: str, length: int) -> tuple[torch.Tensor, ...]:
     """Index vectors of the released shapes; "smooth": keys resemble their neighbours too; "picture": 16 columns."""
-    q, k, w = index_inputs("random" if kind == "random" else "u2", length)
-    if kind == "smooth":
-        k = process(length, k.shape[2], 0.9925, "cuda").to(k.dtype)
+    q, k, w = index_inputs(kind if kind in ("random", "smooth") else "u2", length)
     if kind == "picture":
         k = (k[:, :16].repeat(1, length // 16, 1) + k / 4).to(k.dtype)
     if kind == "equal":

@@ -53,6 +53,8 @@ def parts(length: int, data: str) -> Iterator[dict]:
     }.items():
         ms = median_ms(run, seconds=0.5)
         yield {"what": name, **where, "ms": ms, "tb_s": 4 * pairs / ms / 1e9}
+    ms = median_ms(lambda: select_topk_fast(queries, index_k, gates, TOPK, first))
+    yield {"what": "scores and selection", **where, "ms": ms}
     size = tile_queries(RELEASED.heads // RELEASED.kv_heads)
     where |= {"u8": union_factor(indices, 8), "u16": union_factor(indices, 16)}
     yield {"what": "union build", **where, "ms": median_ms(lambda: build_unions(indices, length, size))}
@@ -166,7 +168,7 @@ def plan() -> Iterator[tuple[str, Callable[[], Iterator[dict]]]]:
     yield "proof", proof.all_checks
     yield "ceilings", ceilings
     for length in (32_768, 131_072):
-        for data in ("u2", "u4", "random", "sinks"):
+        for data in ("u2", "u4", "random", "sinks", "smooth"):
             yield "parts", partial(parts, length, data)
     for length in (8192, 32_768, 131_072, 262_144):
         rivals = (*DENSE, "flex") if length <= 32_768 else tuple(DENSE)

@@ -27,7 +27,7 @@ from minikeye.kernels.attention import (
 from minikeye.kernels.decode import decode_attention, decode_select
 from minikeye.kernels.launch import INTERPRETED
 from minikeye.kernels.losses import selected_backward, selected_loss, warmup_loss, warmup_lse
-from minikeye.kernels.selection import bit_lists, index_scores, select_fast, select_topk
+from minikeye.kernels.selection import bit_lists, index_scores, sampled_bound, select_fast, select_topk
 from minikeye.results import write_result
 
 FLOATS = {"scale", "scale_log2", "pays"}
@@ -35,9 +35,7 @@ NOT_SIXTEENTHS = ("T", "S", "G", "R", "TILES", "BLOCKS", "t_count", "offset", "s
 POINTERS = {
     **dict.fromkeys(("scores", "sample", "bound", "lse", "delta", "index_w", "loss"), "fp32"),
     **dict.fromkeys(("dscore", "pulled", "row_lse", "parts"), "fp32"),
-    **dict.fromkeys(
-        ("start", "at", "only", "bitmap", "candidates", "passed", "indices", "union_sizes", "marks"), "i32"
-    ),
+    **dict.fromkeys(("start", "only", "bitmap", "candidates", "passed", "indices", "union_sizes", "marks"), "i32"),
     **dict.fromkeys(("words", "counts", "ends", "entries", "sizes", "queries", "members", "begins"), "i32"),
     **dict.fromkeys(("pairs", "order", "firsts", "lasts"), "i32"),
 }
@@ -113,15 +111,21 @@ def index_cases(sm: int, shape: Shape = RELEASED, start: bool = False) -> dict[s
         "J": shape.index_heads, "I": shape.index_width, "HEADS": heads, "WIDTH": width, "QUERIES": queries, "w_j": 1,
     }  # fmt: skip
     capacity = {"CAPACITY": select_fast._capacity(topk)}
-    sample = select_fast.MOST_SAMPLED
-    threshold = capacity | {"SAMPLE": sample, "ROWS": False, "LOWEST": select_fast.LOWEST}
+    sample = sampled_bound.MOST_SAMPLED
+    threshold = capacity | {"SAMPLE": sample, "STRETCH": 16, "ROWS": False, "LOWEST": select_fast.LOWEST}
     only = {} if start else {"only": None}
     listed = {"out": "i32"}
     return {
         "index_scores": Case(index_scores.index_scores_kernel, scores | first, table, {"out": "fp32"}),
         "select_topk": Case(select_topk.select_kernel, first | only, select_topk.LAUNCH[row], listed),
+        "select_fast, sample": Case(
+            sampled_bound.sample_kernel,
+            {"I": shape.index_width, "WIDTH": triton.next_power_of_2(shape.index_width), "STRETCH": 16},
+            sampled_bound.GATHER[row],
+            {},
+        ),
         "select_fast, threshold": Case(
-            select_fast.threshold_kernel, threshold | first, {"num_warps": sample // 1024}, {}
+            sampled_bound.threshold_kernel, threshold | first, {"num_warps": sample // 1024}, {}
         ),
         "select_fast, filter": Case(select_fast.filter_kernel, first, select_fast.FILTER[row], {}),
         "select_fast, list": Case(bit_lists.list_kernel, capacity | first, bit_lists.LIST[row], {}),
