@@ -19,14 +19,14 @@ depends on the sample, only the time does.
 these again.
 
 Tried and not kept. On an H100: a second, upper bound, so that pick need not fetch the scores of keys that are surely
-among the k; what it saves there, the second map costs before. Prototypes on an H200, 2,048 rows at the end of 128K keys:
-scores in 8-bit floats, 0.87 ms instead of 1.10, keep 96 % of the k; a search for the k-th that interpolates, 0.181 ms
-instead of 0.164. A first look in float16, 0.82 ms, that writes bits alone, against a bound with a margin of 1/128, and
-the candidates' scores once more in float32, lost none of 4 million keys, but nothing proves that it cannot: a score is
-rounded to float16 some 20 times, each time by up to 2^-12 of the sum of |w| |q| |k|. Where nearly all gates are positive,
-the k-th score proves afterwards that no key was lost: of random vectors it lies 0.63 above the bound, and the error is
-0.23 at most. Where half of the gates are negative scores are small beside that sum, 0.37 against 0.66: no row is proved,
-all would be done again.
+among the k; what it saves there, the second map costs before. Prototypes on an H200, 2,048 rows at the end of 128K
+keys: scores in 8-bit floats, 0.87 ms instead of 1.10, keep 96 % of the k; a search for the k-th that interpolates,
+0.181 ms instead of 0.164. A first look in float16, 0.82 ms, that writes bits alone, against a bound with a margin of
+1/128, and the candidates' scores once more in float32, lost none of 4 million keys, but nothing proves that it cannot:
+a score is rounded to float16 some 20 times, each time by up to 2^-12 of the sum of |w| |q| |k|. Where nearly all gates
+are positive, the k-th score proves afterwards that no key was lost: of random vectors it lies 0.63 above the bound, and
+the error is 0.23 at most. Where half of the gates are negative scores are small beside that sum, 0.37 against 0.66: no
+row is proved, all would be done again.
 """
 
 import math
