@@ -93,6 +93,7 @@ def sparse_union_kernel(
         query = query.to(tl.float32)
 
     m, total, acc = begin(QUERIES * BLOCK_R, E)
+    owned = tl.zeros([QUERIES * BLOCK_R, 4], tl.float32)
     if FIXED:
         s = tl.maximum(tl.load(entries + tl.arange(0, BLOCK_S)) >> 8, 0)  # -1 where the tile selected nothing
         keys = tl.load(k + (s * K_S)[:, None] + width[None, :])
@@ -111,13 +112,16 @@ def sparse_union_kernel(
         selected = (entry[None, :] & bit[:, None]) != 0
         if FIXED:
             p = tl.where(selected, tl.exp2(logits - m[:, None]), 0.0)
-            total += tl.sum(p, axis=1)
+            # A thread of a tensor core's product owns columns 8 c + 2 (lane mod 4) and the one after, for all c: these it
+            # adds up alone, and the four lanes of a row meet behind the loop.
+            owned += tl.sum(tl.sum(tl.reshape(p, (QUERIES * BLOCK_R, BLOCK_S // 8, 4, 2)), axis=3), axis=1)
             acc = tl.dot(p.to(values.dtype), values, acc, input_precision="ieee")
         else:
             m, total, acc = absorb(m, total, acc, tl.where(selected, logits, float("-inf")), values)
 
     real = (member < there) & (head < R)
     if FIXED:
+        total = tl.sum(owned, axis=1)
         finite = tl.sum(acc * 0.0, axis=1) == 0.0  # nan if one of acc is infinite or nan
         safe = (total >= 1 / SAFE) & (total <= SAFE) & finite
         tl.store(again, tl.max((real & ~safe).to(tl.int32), axis=0))

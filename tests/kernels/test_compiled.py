@@ -85,8 +85,11 @@ def test_the_list_is_written_without_a_way_round_through_shared_memory():
 
 
 def test_the_union_is_multiplied_by_warp_groups():
-    ptx = compile_case(attention_cases(90)["sparse_union"], 90).ptx
-    assert "wgmma.mma_async" in ptx and "cp.async" in ptx
+    made = compile_case(attention_cases(90)["sparse_union"], 90)
+    assert "wgmma.mma_async" in made.ptx and "cp.async" in made.ptx
+    loop = made.ttgir[made.ttgir.index("scf.for") : made.ttgir.index("scf.yield")]
+    converted = [line for line in loop.splitlines() if "convert_layout" in line]
+    assert len(converted) == 1 and "dot_op" in converted[0], "weights are summed where they are, and multiplied there"
 
 
 @pytest.mark.slow
