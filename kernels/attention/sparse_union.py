@@ -112,8 +112,8 @@ def sparse_union_kernel(
         selected = (entry[None, :] & bit[:, None]) != 0
         if FIXED:
             p = tl.where(selected, tl.exp2(logits - m[:, None]), 0.0)
-            # A thread of a tensor core's product owns columns 8 c + 2 (lane mod 4) and the one after, for all c: these it
-            # adds up alone, and the four lanes of a row meet behind the loop.
+            # A thread of a tensor core's product owns columns 8 c + 2 (lane mod 4) and the one after, for all c: it
+            # adds these up alone, and the four lanes of a row meet behind the loop.
             owned += tl.sum(tl.sum(tl.reshape(p, (QUERIES * BLOCK_R, BLOCK_S // 8, 4, 2)), axis=3), axis=1)
             acc = tl.dot(p.to(values.dtype), values, acc, input_precision="ieee")
         else:
