@@ -5,12 +5,13 @@ specification that every kernel is compared with; `minikeye.evaluation.kernels` 
 
     attention/
       sparse_forward, online_softmax, gather     one query and one KV head a program: attention over a gathered set
-      sparse_union                               eight neighbouring queries as one tile over the union of their sets
+      union_lists, sparse_union                  eight neighbouring queries as one tile over the union of their sets
       sparse_attention                           the door: which of the two answers, slab by slab, and gradients
       sparse_backward, sparse_backward_atomic    gradients, the same bits at every repeat, or faster
     selection/
       index_scores                               the lightning indexer's scores, a slab of queries at a time
       select_topk, select_fast, ordered_bits     exact top-k by radix, and with a sampled bound
+      sampled_bound, bit_lists                   the bound, and the keys that pass it, from bits to a list
     losses/
       selected_loss, selected_backward           the loss that teaches the indexer on the keys that it selected
       warmup_loss, warmup_lse, loss_tiles        the same over all keys, for the dense warm-up

@@ -16,7 +16,8 @@ from torch.autograd.function import once_differentiable
 from minikeye.kernels.attention.sparse_backward import sparse_backward
 from minikeye.kernels.attention.sparse_backward_atomic import sparse_backward_atomic
 from minikeye.kernels.attention.sparse_forward import sparse_forward
-from minikeye.kernels.attention.sparse_union import PAYS, build_unions, sparse_union, tile_queries
+from minikeye.kernels.attention.sparse_union import sparse_union
+from minikeye.kernels.attention.union_lists import PAYS, build_unions, tile_queries
 from minikeye.kernels.launch import runs_on
 
 SLAB = 2**26  # bytes of membership map and union lists held at once: 64 MiB, some 2700 queries at 128K keys

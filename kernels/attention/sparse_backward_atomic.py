@@ -1,7 +1,7 @@
 """Gradients of sparse attention over union tiles, dk and dv by atomic addition: faster, and not the same bits twice.
 
 Axes: b batch, t query position, s key position, h query head, g KV head, r query heads per group, e head width,
-n tile of QUERIES neighbouring queries. Equations: sparse_backward.py. Tiles and unions: sparse_union.py.
+n tile of QUERIES neighbouring queries. Equations: sparse_backward.py. Tiles and unions: union_lists.py.
 
 One program takes the QUERIES * r query rows of a tile and walks through the union of their sets. For every block of
 gathered keys it has p and dl of all rows at once, so one pass over K and V gives the three sums

@@ -1,23 +1,30 @@
-"""Sparse attention, the fast kernels: eight neighbouring queries as one tile over the union of their sets.
+"""Sparse attention, the fast kernel: eight neighbouring queries as one tile over the union of their sets.
 
 Axes: b batch, t query position, s key position, h query head, g KV head, r query heads per group, e head width,
 k selected keys, n tile of QUERIES neighbouring queries, c entry of a tile's union. Report, section 2.3.
 
-Neighbouring queries select much the same keys. A tile gathers each key of U[n] = union of S[t] over its queries once,
-multiplies it with QUERIES * r query rows (64 on the released model: one matrix instruction of a warp group) and masks
+Neighbouring queries select much the same keys. A tile gathers each key of U[n] = union of S[t] over its queries once
+(union_lists.py), multiplies it with QUERIES * r query rows (64 on the released model: one matrix instruction of a warp
+group) and masks
 
     l[t, h, s] = scale * q[t, h] . k[s, g]   if s in S[t], else -inf
 
 so the result is that of sparse_forward.py: a key that a query did not select has the weight exp(-inf) = 0. The gather
-shrinks by QUERIES / u and the products grow by u = |U| / k. One entry of a union is one int32:
+shrinks by QUERIES / u and the products grow by u = |U| / k.
 
-    entry = s * 256 + membership,   bit i of membership: query i of the tile selected s
+The softmax needs a reference m that its exponents exp2(l - m) are taken from. The running maximum of online_softmax.py
+costs a fifth of the time. Any m gives the same weights while nothing leaves float32's range, so m is FIXED: the largest
+logit of the first block, whether the query selected the key or not. Where a sum of exp2(l - m) comes out above 2^64 or
+below 2^-64, or an output not finite, the tile is marked, and a second launch of this kernel, with the running maximum,
+does it again; for the other tiles that launch only looks at their mark. So the result is never lost, only time is.
+A sum of at least 2^-64 has lost less than 2^-48 of itself to what is too small for float32 or bfloat16 (2^-126), for
+sets of up to 2^14 keys. float16 holds no weights above 2^16: there, always the running maximum.
 
-Built in two steps: (1) one program a query sets its bit in a byte map [tile, s] by atomic OR, in any order;
-(2) programs read the parts of a tile's map from left to right and write the entries, ascending in s.
-Two kinds of tile are left to sparse_forward.py and get the size -1: those whose union does not pay, and those with a
-row that is not strictly ascending with -1 at its end only (a bit cannot count a key that is listed twice).
 A nan or an infinity in a value row reaches every query of a tile in which one query selected it: 0 * inf is nan.
+
+A prototype on an H200, 2,048 queries at the end of 128K keys: 0.692 ms with a running maximum; 0.625 with strides known
+when it is compiled, so that K and V share their offsets; 0.538 with a fixed reference; 0.514 with three stages.
+Tried on an H100 and not kept: blocks of 64 keys (no faster), tiles of 16 queries (twice the shared memory, slower).
 """
 
 import math
@@ -30,106 +37,31 @@ from torch import Tensor
 from minikeye.kernels.attention.online_softmax import absorb, begin, finish
 from minikeye.kernels.launch import launch, upcast
 
-# The best of the prototypes on an H100. 128 registers let four programs share a multiprocessor; at 130 only three fit.
-LAUNCH = {
+# 128 registers let four programs share a multiprocessor where their shared memory fits; at 130 only three fit.
+FIXED = {
+    "sm_80": {"BLOCK_S": 32, "num_warps": 4, "num_stages": 2, "maxnreg": 168},
+    "sm_90": {"BLOCK_S": 32, "num_warps": 4, "num_stages": 3, "maxnreg": 128},
+    "interpreter": {"BLOCK_S": 16},
+}
+RUNNING = {  # the best of the prototypes on an H100
     "sm_80": {"BLOCK_S": 32, "num_warps": 4, "num_stages": 2, "maxnreg": 168},
     "sm_90": {"BLOCK_S": 32, "num_warps": 4, "num_stages": 2, "maxnreg": 128},
     "interpreter": {"BLOCK_S": 16},
 }
-MARK = {"sm_80": {"num_warps": 4}, "sm_90": {"num_warps": 4}, "interpreter": {}}
-COMPACT = {  # words of four keys in a block
-    "sm_80": {"BLOCK": 2048, "num_warps": 8},
-    "sm_90": {"BLOCK": 2048, "num_warps": 8},
-    "interpreter": {"BLOCK": 4},
-}
-BLOCKS = 4  # of a part of a map, at least
-FILL = 32  # so many entries of the last key and no member follow a list: blocks of BLOCK_S <= FILL need no mask
-PAYS = 5.5  # a union of up to 5.5 average sets beats the gather per query (H100, 8 queries of 8 heads)
-
-
-@triton.jit
-def mark_kernel(
-    indices, marks, counts, ends,
-    i_b, i_t, T, TILES, WORDS, TOPK, BLOCK_K: tl.constexpr, QUERIES: tl.constexpr,
-):  # fmt: skip
-    """Grid (t, b). Sets bit t % QUERIES of byte s of the tile's map for every s in S[t]; four bytes are one word.
-
-    Also leaves the number of keys of the row, -1 if it is not strictly ascending, and its last key + 1.
-    """
-    t = tl.program_id(0)
-    b = tl.program_id(1).to(tl.int64)
-    slot = tl.arange(0, BLOCK_K)
-    row = indices + b * i_b + t.to(tl.int64) * i_t
-    s = tl.load(row + slot, mask=slot < TOPK, other=-1).to(tl.int32)
-    before = tl.load(row + slot - 1, mask=(slot > 0) & (slot < TOPK), other=-1).to(tl.int32)
-    is_key = s >= 0
-    out_of_order = is_key & (slot > 0) & ((before < 0) | (before >= s))
-    count = tl.sum(is_key.to(tl.int32), axis=0)
-    tl.store(counts + b * T + t, tl.where(tl.sum(out_of_order.to(tl.int32), axis=0) > 0, -1, count))
-    tl.store(ends + b * T + t, tl.max(s, axis=0) + 1)
-    bit = tl.full([BLOCK_K], 1, tl.int32) << ((s & 3) * 8 + t % QUERIES)
-    tl.atomic_or(marks + (b * TILES + t // QUERIES) * WORDS + (s >> 2), bit, mask=is_key, sem="relaxed")
-
-
-@triton.jit
-def count_bytes(word):
-    """How many bytes of a word are not zero: each is folded onto its lowest bit, then the four bits are added."""
-    word |= (word >> 4) & 0x0F0F0F0F
-    word |= (word >> 2) & 0x33333333
-    word |= (word >> 1) & 0x55555555
-    return ((word & 0x01010101) * 0x01010101) >> 24
-
-
-@triton.jit
-def compact_kernel(
-    marks, counts, ends, entries, sizes, pays,
-    T, TILES, WORDS, ROOM, QUERIES: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr, FILL: tl.constexpr,
-):  # fmt: skip
-    """Grid (tiles, PARTS, b). The non-zero bytes of a map as entries, ascending; their number, or -1: union not used.
-
-    A program lists one part of its tile's map, after a look at the parts before: how many entries come from there.
-    """
-    n = tl.program_id(0)
-    part = tl.program_id(1)
-    b = tl.program_id(2).to(tl.int64)
-    t = n * QUERIES + tl.arange(0, QUERIES)
-    count = tl.load(counts + b * T + t, mask=t < T, other=0)
-    end = tl.max(tl.load(ends + b * T + t, mask=t < T, other=0), axis=0)
-    words = tl.cdiv(end, 4)
-    span = tl.cdiv(words, PARTS * BLOCK) * BLOCK
-    begin = tl.minimum(part * span, words)
-    marks += (b * TILES + n) * WORDS
-    entries += (b * TILES + n) * ROOM
-
-    word_at = tl.max_contiguous(tl.arange(0, BLOCK), 1)  # the hint keeps the stores out of shared memory
-    before = tl.zeros([BLOCK], tl.int32)
-    for first in range(0, begin, BLOCK):
-        at = first + word_at
-        before += count_bytes(tl.load(marks + at, mask=at < begin, other=0))
-    size = tl.sum(before, axis=0)
-    for first in range(begin, tl.minimum(begin + span, words), BLOCK):
-        at = first + word_at
-        word = tl.load(marks + at, mask=at < words, other=0)
-        filled = count_bytes(word)
-        place = size + tl.cumsum(filled, axis=0) - filled
-        for byte in tl.static_range(4):
-            membership = (word >> (8 * byte)) & 255
-            tl.store(entries + place, (4 * at + byte) * 256 + membership, mask=membership != 0)
-            place += (membership != 0).to(tl.int32)
-        size += tl.sum(filled, axis=0)
-    if part == PARTS - 1:
-        filling = tl.arange(0, FILL)
-        tl.store(entries + size + filling, (end - 1) * 256)
-        used = (tl.min(count, axis=0) >= 0) & (size * QUERIES <= pays * tl.maximum(tl.sum(count, axis=0), 1))
-        tl.store(sizes + b * TILES + n, tl.where(used, size, -1))
+SAFE = 2.0**64  # sums of weights from 1 / SAFE to SAFE
 
 
 @triton.jit
 def sparse_union_kernel(
-    q, k, v, entries, sizes, out, lse, scale_log2,
-    q_b, q_t, q_h, k_b, k_s, k_g, v_b, v_s, v_g, o_b, o_t, l_b, l_t,
-    T, TILES, ROOM, G, R,
-    E: tl.constexpr, QUERIES: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr, UPCAST: tl.constexpr,
+    q, k, v, entries, sizes,
+    again,  # int32 [b tiles g] or None: FIXED writes 1 for a tile to be done again; else only such tiles are done
+    out, lse, scale_log2,
+    q_b, q_t, q_h, k_b, k_g, v_b, v_g, o_b, o_t, l_b, l_t,
+    T, TILES, ROOM,
+    K_S: tl.constexpr, V_S: tl.constexpr,  # strides of keys and values
+    G: tl.constexpr, R: tl.constexpr, E: tl.constexpr,
+    QUERIES: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr,
+    FIXED: tl.constexpr, SAFE: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles, b * g). Rows of the tile: the BLOCK_R heads of its first query, of its second, and so on."""
     n = tl.program_id(0)
@@ -138,6 +70,11 @@ def sparse_union_kernel(
     size = tl.load(sizes + b * TILES + n)
     if size < 0:
         return
+    if again is not None:
+        again += (b * TILES + n) * G + g
+        if not FIXED:  # noqa: SIM102 - known when the kernel is compiled
+            if tl.load(again) == 0:
+                return
     entries += (b * TILES + n) * ROOM
     row = tl.arange(0, QUERIES * BLOCK_R)
     width = tl.arange(0, E)
@@ -145,67 +82,53 @@ def sparse_union_kernel(
     head = row % BLOCK_R
     bit = 1 << member
     t = (n * QUERIES).to(tl.int64)
-    real = (member < T - n * QUERIES) & (head < R)
+    there = T - n * QUERIES  # queries of the tile: fewer in the last one, where the last of them stands in for the rest
 
     q += b * q_b + t * q_t + g * R * q_h
-    query = tl.load(q + (member * q_t + head * q_h)[:, None] + width[None, :], mask=real[:, None], other=0.0)
+    q_row = tl.minimum(member, there - 1) * q_t + head * q_h
+    query = tl.load(q + q_row[:, None] + width[None, :], mask=(head < R)[:, None], other=0.0)
     k += b * k_b + g * k_g
     v += b * v_b + g * v_g
     if UPCAST:
         query = query.to(tl.float32)
 
     m, total, acc = begin(QUERIES * BLOCK_R, E)
+    owned = tl.zeros([QUERIES * BLOCK_R, 4], tl.float32)
+    if FIXED:
+        s = tl.maximum(tl.load(entries + tl.arange(0, BLOCK_S)) >> 8, 0)  # -1 where the tile selected nothing
+        keys = tl.load(k + (s * K_S)[:, None] + width[None, :])
+        if UPCAST:
+            keys = keys.to(tl.float32)
+        m = tl.max(tl.dot(query, tl.trans(keys), input_precision="ieee") * scale_log2, axis=1)
     for first in range(0, size, BLOCK_S):
         at = first + tl.arange(0, BLOCK_S)
         entry = tl.load(entries + at)  # behind the end: the last key, without members
         s = entry >> 8
-        keys = tl.load(k + s[:, None] * k_s + width[None, :])
-        values = tl.load(v + s[:, None] * v_s + width[None, :])
+        keys = tl.load(k + (s * K_S)[:, None] + width[None, :])
+        values = tl.load(v + (s * V_S)[:, None] + width[None, :])
         if UPCAST:
             keys, values = keys.to(tl.float32), values.to(tl.float32)
         logits = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale_log2
-        logits = tl.where((entry[None, :] & bit[:, None]) != 0, logits, float("-inf"))
-        m, total, acc = absorb(m, total, acc, logits, values)
+        selected = (entry[None, :] & bit[:, None]) != 0
+        if FIXED:
+            p = tl.where(selected, tl.exp2(logits - m[:, None]), 0.0)
+            # A thread of a tensor core's product owns columns 8 c + 2 (lane mod 4) and the one after, for all c: it
+            # adds these up alone, and the four lanes of a row meet behind the loop.
+            owned += tl.sum(tl.sum(tl.reshape(p, (QUERIES * BLOCK_R, BLOCK_S // 8, 4, 2)), axis=3), axis=1)
+            acc = tl.dot(p.to(values.dtype), values, acc, input_precision="ieee")
+        else:
+            m, total, acc = absorb(m, total, acc, tl.where(selected, logits, float("-inf")), values)
 
+    real = (member < there) & (head < R)
+    if FIXED:
+        total = tl.sum(owned, axis=1)
+        finite = tl.sum(acc * 0.0, axis=1) == 0.0  # nan if one of acc is infinite or nan
+        safe = (total >= 1 / SAFE) & (total <= SAFE) & finite
+        tl.store(again, tl.max((real & ~safe).to(tl.int32), axis=0))
     acc, log_sum_exp = finish(m, total, acc)
     out += b * o_b + t * o_t + g * R * E
     tl.store(out + (member * o_t + head * E)[:, None] + width[None, :], acc, mask=real[:, None])
     tl.store(lse + b * l_b + t * l_t + g * R + member * l_t + head, log_sum_exp, mask=real)
-
-
-def tile_queries(r: int) -> int:
-    """Queries a tile: 8, or 4 where a group has more than 8 heads, so that a tile never has more than 64 rows."""
-    return 8 if r <= 8 else 4
-
-
-def build_unions(indices: Tensor, s: int, queries: int, pays: float = PAYS) -> tuple[Tensor, Tensor]:
-    """Union lists of indices int [b t k] over s keys: entries int32 [b, tiles, room] and sizes int32 [b, tiles].
-
-    Only the first sizes[b, n] entries of a tile mean something. A tile whose union is larger than `pays` average sets
-    of its queries gets the size -1, and so does one with a row out of order. Memory: s + 4 * min(queries * k, s) bytes
-    a tile. queries: 4 or 8, from `tile_queries`. Nothing is checked; `sparse_attention.py` is the door.
-    """
-    b, t, topk = indices.shape
-    tiles, words, room = (
-        triton.cdiv(t, queries),
-        triton.cdiv(s, 4),
-        triton.cdiv(min(queries * topk, s), FILL) * FILL + FILL,
-    )
-    marks = torch.zeros(b, tiles, words, dtype=torch.int32, device=indices.device)
-    counts, ends = torch.empty(2, b, t, dtype=torch.int32, device=indices.device)
-    entries = torch.empty(b, tiles, room, dtype=torch.int32, device=indices.device)
-    sizes = torch.empty(b, tiles, dtype=torch.int32, device=indices.device)
-    mark_kernel[(t, b)](
-        indices, marks, counts, ends, *indices.stride()[:2], t, tiles, words, topk,
-        BLOCK_K=triton.next_power_of_2(topk), QUERIES=queries, **launch(MARK, indices.device),
-    )  # fmt: skip
-    table = launch(COMPACT, indices.device)
-    parts = min(8, triton.next_power_of_2(triton.cdiv(words, BLOCKS * table["BLOCK"])))
-    compact_kernel[(tiles, parts, b)](
-        marks, counts, ends, entries, sizes, pays, t, tiles, words, room,
-        QUERIES=queries, PARTS=parts, FILL=FILL, **table,
-    )  # fmt: skip
-    return entries, sizes
 
 
 def sparse_union(
@@ -219,14 +142,35 @@ def sparse_union(
     queries: int,
 ) -> None:
     """Fills out [b t h e] and lse float32 [b t h] for the queries of all tiles whose size is not -1."""
+    if q.dtype == torch.float16:
+        return _launch(q, k, v, unions, None, scale, out, lse, queries, fixed=False)
+    again = torch.empty(*unions[1].shape, k.shape[2], dtype=torch.int32, device=q.device)
+    for fixed in (True, False):
+        _launch(q, k, v, unions, again, scale, out, lse, queries, fixed=fixed)
+    return None
+
+
+def _launch(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    unions: tuple[Tensor, Tensor],
+    again: Tensor | None,
+    scale: float,
+    out: Tensor,
+    lse: Tensor,
+    queries: int,
+    fixed: bool,
+) -> None:
     b, t, h, e = q.shape
     g = k.shape[2]
     entries, sizes = unions
     tiles, room = entries.shape[1:]
     sparse_union_kernel[(tiles, b * g)](
-        q, k, v, entries, sizes, out, lse, scale / math.log(2.0),
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:2], *lse.stride()[:2],
-        t, tiles, room, g, h // g,
-        E=e, QUERIES=queries, BLOCK_R=triton.next_power_of_2(h // g), UPCAST=upcast(q.dtype),
-        **launch(LAUNCH, q.device),
+        q, k, v, entries, sizes, again, out, lse, scale / math.log(2.0),
+        *q.stride()[:3], k.stride(0), k.stride(2), v.stride(0), v.stride(2), *out.stride()[:2], *lse.stride()[:2],
+        t, tiles, room,
+        K_S=k.stride(1), V_S=v.stride(1), G=g, R=h // g, E=e,
+        QUERIES=queries, BLOCK_R=triton.next_power_of_2(h // g), FIXED=fixed, SAFE=SAFE, UPCAST=upcast(q.dtype),
+        **launch(FIXED if fixed else RUNNING, q.device),
     )  # fmt: skip

@@ -45,6 +45,17 @@ LAUNCH = {
 
 
 @triton.jit
+def twice_relu(z):
+    """2 max(z, 0), as z + |z|: on Hopper an addition with |.| in it is one instruction at twice the rate of a maximum.
+
+    Both are exact, and so is half a gate: (2 z) (w / 2) is z w to the bit, rounded once or, with |z| above half of
+    float32's largest, infinite. z = -inf gives nan, where a maximum gives 0: finite q and k whose product is beyond
+    float32 in some head have no score. A gate below 2^-125 loses its last bit.
+    """
+    return z + tl.abs(z)
+
+
+@triton.jit
 def index_scores_kernel(
     q,  # [b t j i]
     k,  # [b s i]
@@ -83,6 +94,7 @@ def index_scores_kernel(
     q_at = q + b * q_b + column_t.to(tl.int64) * q_t + head * q_j
     queries = tl.load(q_at[None, :] + i[:, None], mask=present[None, :] & (i < I)[:, None], other=0.0)
     gate = tl.load(w + b * w_b + column_t.to(tl.int64) * w_t + head * w_j, mask=present, other=0.0).to(tl.float32)
+    gate *= 0.5  # for twice_relu
     if UPCAST:
         queries = queries.to(tl.float32)
 
@@ -105,7 +117,7 @@ def index_scores_kernel(
         if UPCAST:
             keys = keys.to(tl.float32)
         z = tl.dot(keys, queries, input_precision="ieee")
-        weighed = tl.maximum(z, 0.0) * gate[None, :]
+        weighed = twice_relu(z) * gate[None, :]
         score = tl.sum(tl.reshape(weighed, (KEYS, HEADS, QUERIES)), axis=1) * scale
         valid = s[:, None] <= last[None, :]
         if start is not None:

@@ -19,15 +19,6 @@ def unordered(key):
 
 
 @triton.jit
-def count_bits(word):
-    """Ones in an int32: sums of neighbouring bits, then pairs, then half bytes, then bytes."""
-    word = word - ((word >> 1) & 0x55555555)
-    word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
-    word = (word + (word >> 4)) & 0x0F0F0F0F
-    return (word * 0x01010101) >> 24
-
-
-@triton.jit
 def bisect(key, low, high, need, enough):
     """A key that `need` to `enough` of `key` reach; where ties forbid that, the largest that at least `need` reach."""
     reach = tl.sum((key >= low).to(tl.int32), axis=0)

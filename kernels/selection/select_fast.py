@@ -1,12 +1,13 @@
 """Exact top-k of rows of scores, fast: most keys are looked at once and cost one bit.
 
-Axes: b batch, t query position, s key position, k selected key. Report, section 2.3. Same answer as select_topk.py.
+Axes: b batch, t query position, s key position, n sampled key, k selected key. Report, section 2.3. Same answer as
+select_topk.py.
 
-1. threshold: a sixteenth of a row's scores, in runs of 8 (one 32-byte sector) spread evenly over it, gives a bound that
-   about sqrt(k * CAPACITY) of all keys should reach: half way, in ratio, between the k that are needed and the CAPACITY
-   = 2k or more that step 4 can hold. Rows of at most CAPACITY keys need no sample: all their keys pass.
+1. threshold: a sample of a row's scores gives a bound that about sqrt(k * CAPACITY) of all keys should reach
+   (sampled_bound.py): half way, in ratio, between the k that are needed and the CAPACITY = 2k or more that step 4 can
+   hold. Rows of at most CAPACITY keys need no sample: all their keys pass.
 2. filter: reads the row once, from left to right, and writes bit s of a map where score s reaches the bound.
-3. list: turns the bits into an ascending list of candidates.
+3. list: turns the bits into an ascending list of candidates (bit_lists.py).
 4. pick: fetches their scores, finds the k-th by bisection, takes what is above it and its ties from the left, and
    writes the positions where running counts put them.
 
@@ -14,8 +15,18 @@ A sample can mislead, and ties can be many. A row where fewer than k or more tha
 radix select of select_topk.py does it again; for the others that launch only looks at their mark. So the result never
 depends on the sample, only the time does.
 
-Tried on an H100 and slower: a second, upper bound, so that pick need not fetch the scores of keys that are surely among
-the k. What it saves there, the second map costs before.
+`select_topk_fast` scores the sampled keys apart from all: to pick them out of the rows of all scores would read half of
+these again.
+
+Tried and not kept. On an H100: a second, upper bound, so that pick need not fetch the scores of keys that are surely
+among the k; what it saves there, the second map costs before. Prototypes on an H200, 2,048 rows at the end of 128K
+keys: scores in 8-bit floats, 0.87 ms instead of 1.10, keep 96 % of the k; a search for the k-th that interpolates,
+0.181 ms instead of 0.164. A first look in float16, 0.82 ms, that writes bits alone, against a bound with a margin of
+1/128, and the candidates' scores once more in float32, lost none of 4 million keys, but nothing proves that it cannot:
+a score is rounded to float16 some 20 times, each time by up to 2^-12 of the sum of |w| |q| |k|. Where nearly all gates
+are positive, the k-th score proves afterwards that no key was lost: of random vectors it lies 0.63 above the bound, and
+the error is 0.23 at most. Where half of the gates are negative scores are small beside that sum, 0.37 against 0.66: no
+row is proved, all would be done again.
 """
 
 import math
@@ -25,48 +36,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minikeye.kernels.launch import architecture, launch
-from minikeye.kernels.selection.index_scores import start_strides
-from minikeye.kernels.selection.ordered_bits import bisect, count_bits, ordered, unordered, write_chosen
-from minikeye.kernels.selection.select_topk import check_rows, launch_select, row_span, slab_by_slab
+from minikeye.kernels.launch import launch
+from minikeye.kernels.selection.bit_lists import LIST, list_kernel
+from minikeye.kernels.selection.index_scores import index_scores, start_strides
+from minikeye.kernels.selection.ordered_bits import bisect, ordered, write_chosen
+from minikeye.kernels.selection.sampled_bound import sampled_keys, stretch, threshold_kernel
+from minikeye.kernels.selection.select_topk import check_rows, check_whole, launch_select, row_span, slabs
 
 MOST_TOPK = 4096  # candidates of a row stay in registers
 LOWEST = torch.finfo(torch.float32).min
 
-SAMPLE = {"sm_90": (4096, 16_384), "sm_80": (4096, 16_384), "interpreter": (64, 64)}  # scores, least and most
 FILTER = {  # words (of 32 keys) in a tile, keys that a program goes through
     "sm_90": {"WORDS": 64, "RANGE": 16_384, "num_warps": 4},
     "sm_80": {"WORDS": 64, "RANGE": 16_384, "num_warps": 4},
     "interpreter": {"WORDS": 2, "RANGE": 128},  # small, so that small tests cross tiles and ranges
 }
-LIST = {  # words in a block
-    "sm_90": {"WORDS": 1024, "num_warps": 8},
-    "sm_80": {"WORDS": 1024, "num_warps": 8},
-    "interpreter": {"WORDS": 4},
-}
 PICK = {"sm_90": {"num_warps": 8}, "sm_80": {"num_warps": 8}, "interpreter": {}}
-
-
-@triton.jit
-def threshold_kernel(
-    scores, start, bound, t_count, s_count, offset, aim,
-    scores_b, scores_t, start_b, start_t,
-    CAPACITY: tl.constexpr, SAMPLE: tl.constexpr, LOWEST: tl.constexpr,
-):  # fmt: skip
-    t, b = tl.program_id(0), tl.program_id(1)
-    begin, stop = row_span(start, b, t, s_count, offset, start_b, start_t)
-    keys = stop - begin
-    lower = tl.full((), LOWEST, tl.float32)
-    if keys > CAPACITY:
-        scores += b.to(tl.int64) * scores_b + t.to(tl.int64) * scores_t
-        element = tl.arange(0, SAMPLE)
-        sector = (begin + (element // 8).to(tl.int64) * keys // (SAMPLE // 8)) // 8 * 8
-        s = sector + element % 8
-        key = ordered(tl.load(scores + s, mask=(s >= begin) & (s < stop), other=float("-inf")))
-        need = tl.maximum(1, (tl.cast(aim, tl.int64) * SAMPLE // keys).to(tl.int32))
-        lower = unordered(bisect(key, tl.min(key, axis=0), tl.max(key, axis=0) + 1, need, need + need // 16))
-        lower = tl.maximum(lower, LOWEST)
-    tl.store(bound + b.to(tl.int64) * t_count + t, lower)
 
 
 @triton.jit
@@ -92,33 +77,6 @@ def filter_kernel(
         tl.store(
             bitmap + row * word_count + word, tl.sum(passes.to(tl.int32) << bit[None, :], axis=1), word < word_count
         )
-
-
-@triton.jit
-def list_kernel(
-    start, bitmap, candidates, passed, t_count, s_count, word_count, offset, start_b, start_t,
-    CAPACITY: tl.constexpr, WORDS: tl.constexpr,
-):  # fmt: skip
-    """Bits to an ascending list. Each turn of the inner loop takes the lowest bit of every word that has one left."""
-    t, b = tl.program_id(0), tl.program_id(1)
-    row = b.to(tl.int64) * t_count + t
-    begin, stop = row_span(start, b, t, s_count, offset, start_b, start_t)
-    bitmap += row * word_count
-    candidates += row * CAPACITY
-    listed = 0
-    for block in range(begin // 32, tl.cdiv(stop, 32), WORDS):
-        index = block + tl.max_contiguous(tl.arange(0, WORDS), 1)  # keeps the stores below out of shared memory
-        word = tl.load(bitmap + index, mask=index < tl.cdiv(stop, 32), other=0)
-        count = count_bits(word)
-        place = listed + tl.cumsum(count, axis=0) - count
-        listed += tl.sum(count, axis=0)
-        turns = tl.where(listed > CAPACITY, 0, tl.max(count, axis=0))  # a row with too many is done again anyway
-        for _ in range(turns):
-            lowest = word & -word
-            tl.store(candidates + place, index * 32 + count_bits(lowest - 1), mask=(word != 0) & (place < CAPACITY))
-            word ^= lowest
-            place += 1
-    tl.store(passed + row, listed)
 
 
 @triton.jit
@@ -151,21 +109,47 @@ def select_rows_fast(
 ) -> Tensor:
     """As select_topk.select_rows, to the bit, for topk up to 4096."""
     out = check_rows(scores, topk, start, out)
-    if topk > MOST_TOPK:
-        raise ValueError(f"the fast selection takes topk up to {MOST_TOPK}, got {topk}; select_rows has no limit")
-    if out.numel() == 0:
-        return out
+    _check_topk(topk)
+    if out.numel():
+        _select(scores, scores, topk, offset, start, out)
+    return out
+
+
+@torch.no_grad()
+def select_topk_fast(
+    q: Tensor, k: Tensor, w: Tensor, topk: int, offset: int = 0, start: Tensor | None = None
+) -> Tensor:
+    """As select_topk.select_topk, to the bit, for topk up to 4096."""
+    out = check_whole(q, k, w, topk, start)
+    _check_topk(topk)
+    s = k.shape[1]
+    many = s // stretch(s, topk, q.device)
+    kept = 4 * (_capacity(topk) + triton.cdiv(s, 32) + many + 2)  # list, bits, sample, bound, mark
+    for slab in slabs(q, k, w, offset, start, out, kept):
+        sample = slab.scores
+        if min(s, slab.offset + slab.q.shape[1]) > _capacity(topk):  # else no row asks for a sample
+            sample = torch.empty(*slab.q.shape[:2], many, dtype=torch.float32, device=q.device)
+            index_scores(slab.q, sampled_keys(slab.k, topk), slab.w, offset=many, out=sample)
+        _select(slab.scores, sample, topk, slab.offset, slab.start, slab.out)
+    return out
+
+
+def _select(scores: Tensor, sample: Tensor, topk: int, offset: int, start: Tensor | None, out: Tensor) -> None:
+    """The five launches. sample: scores of the sampled keys, or `scores` themselves."""
     b, t, s = scores.shape
     capacity, words, device = _capacity(topk), triton.cdiv(s, 32), scores.device
     bitmap = torch.empty(b, t, words, dtype=torch.int32, device=device)
     candidates = torch.empty(b, t, capacity, dtype=torch.int32, device=device)
     bound = torch.empty(b, t, dtype=torch.float32, device=device)
     passed = torch.empty(b, t, dtype=torch.int32, device=device)
-    sample = _sample(s, device)
+    length = stretch(s, topk, device)
+    many = s // length
+    room = triton.next_power_of_2(max(1, many))
     rows, starts, table = scores.stride()[:2], start_strides(start), launch(FILTER, device)
     threshold_kernel[(t, b)](
-        scores, start, bound, t, s, offset, math.isqrt(topk * capacity), *rows, *starts,
-        CAPACITY=capacity, SAMPLE=sample, LOWEST=LOWEST, num_warps=max(1, sample // 1024), enable_fp_fusion=True,
+        sample, start, bound, t, s, many, offset, math.isqrt(topk * capacity), *sample.stride()[:2], *starts,
+        CAPACITY=capacity, SAMPLE=room, STRETCH=length, ROWS=sample is scores, LOWEST=LOWEST,
+        num_warps=max(1, room // 1024), enable_fp_fusion=True,
     )  # fmt: skip
     filter_kernel[(t, triton.cdiv(s, table["RANGE"]), b)](
         scores, start, bound, bitmap, t, s, words, offset, *rows, *starts, **table
@@ -178,27 +162,13 @@ def select_rows_fast(
         CAPACITY=capacity, **launch(PICK, device),
     )  # fmt: skip
     launch_select(scores, topk, offset, start, out, only=passed)
-    return out
 
 
-def select_topk_fast(
-    q: Tensor, k: Tensor, w: Tensor, topk: int, offset: int = 0, start: Tensor | None = None
-) -> Tensor:
-    """As select_topk.select_topk, to the bit, for topk up to 4096."""
-    kept = 4 * (_capacity(topk) + triton.cdiv(k.shape[1], 32) + 2) if topk >= 1 else 0  # list, bits, bound, mark
-    return slab_by_slab(select_rows_fast, q, k, w, topk, offset, start, kept)
+def _check_topk(topk: int) -> None:
+    if topk > MOST_TOPK:
+        raise ValueError(f"the fast selection takes topk up to {MOST_TOPK}, got {topk}; select_rows has no limit")
 
 
 def _capacity(topk: int) -> int:
     """Candidates that `pick_kernel` can hold: at least twice topk, a power of two."""
     return triton.next_power_of_2(2 * topk)
-
-
-def _sample(s: int, device: torch.device) -> int:
-    """Scores in the sample of a row of s: a sixteenth, as a power of two, within limits.
-
-    Then 180 of the sample reach the bound where k is 2048, and if keys are independent, less than one row in 10,000 is
-    misled; of half as many, one in a thousand.
-    """
-    least, most = SAMPLE[architecture(device)]
-    return min(most, max(least, triton.next_power_of_2(s) // 16))

@@ -17,7 +17,8 @@ together: the same bits every time.
 `select_topk` scores and selects one slab of query rows after another in one buffer of at most SLAB_BYTES.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -154,42 +155,60 @@ def check_rows(scores: Tensor, topk: int, start: Tensor | None, out: Tensor | No
     return out
 
 
+@torch.no_grad()
 def select_topk(q: Tensor, k: Tensor, w: Tensor, topk: int, offset: int = 0, start: Tensor | None = None) -> Tensor:
     """Positions of the topk highest index scores of each query: int32 [b t topk]. See minikeye.ops.select_topk.
 
     q [b t j i], k [b s i], w [b t j]; start int [b] or [b t]. Raises ValueError for shapes, dtypes, strides or devices
     that do not fit, or topk < 1.
     """
-    return slab_by_slab(select_rows, q, k, w, topk, offset, start, kept=0)
+    out = check_whole(q, k, w, topk, start)
+    for slab in slabs(q, k, w, offset, start, out, kept=0):
+        select_rows(slab.scores, topk, slab.offset, slab.start, out=slab.out)
+    return out
 
 
-@torch.no_grad()
-def slab_by_slab(
-    select: Callable, q: Tensor, k: Tensor, w: Tensor, topk: int, offset: int, start: Tensor | None, kept: int
-) -> Tensor:
-    """Scores a slab of query rows into one buffer, selects from it with `select`, goes on to the next slab.
-
-    kept: bytes that `select` keeps for a row, beside its scores.
-    """
+def check_whole(q: Tensor, k: Tensor, w: Tensor, topk: int, start: Tensor | None) -> Tensor:
+    """A tensor for the positions, -1 where there is nothing to do, after a look at everything."""
     check_index(q, k, w, start)
     if topk < 1:
         raise ValueError(f"topk must be at least 1, got {topk}")
+    out = torch.empty(*q.shape[:2], topk, dtype=torch.int32, device=q.device)
+    return out if k.shape[1] else out.fill_(-1)
+
+
+@dataclass(frozen=True)
+class Slab:
+    """A part of the queries, their scores, and where their positions go."""
+
+    q: Tensor  # [b t j i]
+    k: Tensor  # [b s i]
+    w: Tensor  # [b t j]
+    offset: int  # of the first query
+    start: Tensor | None
+    scores: Tensor  # float32 [b t s]
+    out: Tensor  # int32 [b t topk]
+
+
+def slabs(q: Tensor, k: Tensor, w: Tensor, offset: int, start: Tensor | None, out: Tensor, kept: int) -> Iterator[Slab]:
+    """Scores a slab of query rows into one buffer, hands it out, goes on to the next slab.
+
+    kept: bytes that a selection keeps for a row, beside its scores.
+    """
     b, t, s = *q.shape[:2], k.shape[1]
-    out = torch.empty(b, t, topk, dtype=torch.int32, device=q.device)
     if out.numel() == 0 or s == 0:
-        return out.fill_(-1)
+        return
     many_b, many_t, stride = slab_shape(b, t, s, kept)
     buffer = torch.empty(many_b, many_t, stride, dtype=torch.float32, device=q.device)
     for b0 in range(0, b, many_b):
         batch = slice(b0, b0 + many_b)
         for t0 in range(0, t, many_t):
-            slab = slice(t0, t0 + many_t)
-            queries, keys, gates = q[batch, slab], k[batch], w[batch, slab]
-            first = None if start is None else start[batch, slab] if start.ndim == 2 else start[batch]
+            rows = slice(t0, t0 + many_t)
+            queries, keys, gates = q[batch, rows], k[batch], w[batch, rows]
+            first = None if start is None else start[batch, rows] if start.ndim == 2 else start[batch]
             scores = buffer[: queries.shape[0], : queries.shape[1], :s]
             index_scores(queries, keys, gates, offset + t0, first, out=scores)
-            select(scores, topk, offset + t0, first, out=out[batch, slab])
-    return out
+            yield Slab(queries, keys, gates, offset + t0, first, scores, out[batch, rows])
 
 
 def slab_shape(b: int, t: int, s: int, kept: int) -> tuple[int, int, int]:

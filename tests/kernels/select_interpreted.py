@@ -6,12 +6,17 @@ Axes: b batch, t query position, s key position, j indexer head, i indexer width
 import math
 
 import error_bounds
+import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
 from triton.runtime.interpreter import InterpreterBuilder
 
 from minikeye import ops
-from minikeye.kernels.selection import select_fast, select_topk
+from minikeye.evaluation.kernels.workload import process
+from minikeye.kernels.selection import bit_lists, sampled_bound, select_fast, select_topk
+from minikeye.kernels.selection import index_scores as scores_module
 from minikeye.kernels.selection.index_scores import INTERPRETED, index_scores
 
 SELECTIONS = {"radix": select_topk.select_rows, "fast": select_fast.select_rows_fast}
@@ -108,6 +113,33 @@ def test_queries_keys_and_gates_may_be_slices() -> None:
     assert torch.equal(index_scores(q[:, 4:15, 1:4, :16], k[:, ::2, 16:], w[:, 4:15, 1:4], 8), want)
 
 
+@triton.jit
+def twice_maximum(z):
+    return 2.0 * tl.maximum(z, 0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_an_addition_gives_the_bits_of_a_maximum(dtype, monkeypatch) -> None:
+    q, k, w = draw(1, 9, 90, 16, 64, dtype)
+    q[:, :3], k[:, :40] = q[:, :3] * 1e-3, k[:, :40] * 1e-3
+    w[:, ::2] *= 2.0**-100  # products and sums down to what float32 holds with fewer bits
+    found = index_scores(q, k, w, 81)
+    monkeypatch.setattr(scores_module, "twice_relu", twice_maximum)
+    assert torch.equal(found.view(torch.int32), index_scores(q, k, w, 81).view(torch.int32))
+
+
+def test_an_addition_is_a_maximum_at_the_ends_of_float32() -> None:
+    """One head of width 1, whose product is the key itself. Eight queries: an absent one would be 0 times infinity."""
+    keys = [0.0, -0.0, 1e-45, -1e-45, 1e-39, -1e-39, 1.1754944e-38, 1.5, -1.5, 1.7e38, -1.7e38, -3.4e38, math.inf]
+    gates = torch.tensor([1.0, -1.0, 3.0, -0.3, 1e-30, 7e20, 0.1, 2.0**-125]).reshape(1, -1, 1)
+    k, q = torch.tensor(keys).reshape(1, -1, 1), torch.ones(1, gates.shape[1], 1, 1)
+    with np.errstate(all="ignore"):  # NumPy tells of every infinity
+        found = index_scores(q, k, gates, offset=k.shape[1])
+        of_nan = index_scores(q, torch.full_like(k, torch.nan), gates, offset=k.shape[1])
+    assert torch.equal(found, gates * k.mT.relu())
+    assert of_nan.isnan().all()  # as in torch
+
+
 def special(b: int, t: int, s: int) -> torch.Tensor:
     most = torch.finfo(torch.float32).max
     values = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, 1e-44, -1e-44, most, -most, 1.0, -1.0, 1.0000001])
@@ -170,28 +202,82 @@ def marks_of(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
 def test_rows_that_mislead_the_sample_are_done_again(monkeypatch) -> None:
     marks = marks_of(monkeypatch)
     scores = torch.stack([torch.zeros(400), torch.rand(400), torch.randn(400), torch.randn(400)])[None]
-    scores[0, 1, :8] += 100  # a sampled sector: the bound comes out so high that 8 keys pass where 16 are needed
+    scores[0, 1, sampled(400, 16)[:8]] += 100  # the bound comes out so high that 8 keys pass where 16 are needed
     scores[0, 2, 30:] = -torch.inf  # fewer valid keys than the length promises
     found = select_fast.select_rows_fast(scores, 16, 400)
     assert torch.equal(found, sorted_by_hand(scores, 16, 400, None))
     assert marks[0][0, :2].tolist() == [-1, -1]  # 400 ties fit no list of 32 candidates
 
 
-@pytest.mark.parametrize("kind", ["normal", "runs of 64 alike", "many ties"])
+def sampled(s: int, topk: int) -> torch.Tensor:
+    """Positions of the sampled keys: keys of width 3 that hold their position are picked out."""
+    k = torch.arange(float(s)).reshape(1, s, 1).expand(2, s, 3) + torch.tensor([0.0, 0.25]).reshape(2, 1, 1)
+    found = sampled_bound.sampled_keys(k.contiguous(), topk)
+    assert torch.equal(found, found[:1, :, :1] + torch.tensor([0.0, 0.25]).reshape(2, 1, 1).expand(2, 1, 3))
+    return found[0, :, 0].long()
+
+
+def test_one_key_of_every_stretch_is_sampled(monkeypatch) -> None:
+    monkeypatch.setitem(sampled_bound.STRETCH, "interpreter", sampled_bound.STRETCH["sm_90"])
+    for s, topk, stretch in ((131_072, 2048, 16), (1000, 512, 8), (4099, 16, 4), (2**20, 2048, 64)):
+        assert torch.equal(sampled(s, topk) // stretch, torch.arange(s // stretch))
+    at = sampled(131_072, 2048)
+    golden = (math.sqrt(5) - 1) / 2
+    assert at[:200].tolist() == [16 * n + int(16 * (n * golden % 1)) for n in range(200)]
+    assert (at[1000:1400] % 16).bincount().tolist() == pytest.approx([25] * 16, abs=2), "every place alike, anywhere"
+
+
+def smooth(rho: float, s: int) -> torch.Tensor:
+    return process(s, 1, rho, "cpu").mT.contiguous()
+
+
+LONG = {  # rows [1 1 s] that must not miss their bound
+    "normal": lambda s: torch.randn(1, 1, s),
+    "runs of 64 alike": lambda s: torch.randn(1, 1, s // 64).repeat_interleave(64, dim=-1) + torch.randn(1, 1, s) / 4,
+    "smooth": lambda s: smooth(0.9925, s),
+    "half smooth": lambda s: smooth(0.9, s),
+    "many ties": lambda s: (torch.randn(1, 1, s) * 4).round() / 4,
+    "period of 16": lambda s: torch.arange(s).remainder(16) + torch.randn(1, 1, s) / 8,
+    "period of 256": lambda s: torch.arange(s).remainder(256) // 16 * torch.ones(1, 1, 1) + torch.randn(1, 1, s) / 8,
+    "one stretch of high scores": lambda s: torch.randn(1, 1, s) + 9.0 * (torch.arange(s) // 2100 == 31),
+}
+BEYOND = {  # rows of more ties than a list holds: done again
+    "constant": lambda s: torch.full((1, 1, s), 0.5),
+    "sawtooth": lambda s: torch.arange(s).remainder(16).float().expand(1, 1, s).contiguous(),
+}
+
+
+@pytest.mark.parametrize("kind", LONG | BEYOND)
 def test_at_full_length_with_the_launch_parameters_of_a_gpu(kind, monkeypatch) -> None:
-    for table in (select_topk.LAUNCH, select_fast.SAMPLE, select_fast.FILTER, select_fast.LIST, select_fast.PICK):
+    tables = select_topk.LAUNCH, sampled_bound.STRETCH, select_fast.FILTER, bit_lists.LIST, select_fast.PICK
+    for table in tables:
         monkeypatch.setitem(table, "interpreter", table["sm_90"])
     marks = marks_of(monkeypatch)
     s, topk = 131_072, 2048
-    scores = torch.randn(1, 1, s)
-    if kind == "runs of 64 alike":
-        scores = scores[..., : s // 64].repeat_interleave(64, dim=-1) + scores / 4
-    if kind == "many ties":
-        scores = (scores * 4).round() / 4
+    scores = (LONG | BEYOND)[kind](s).float()
     found = select_fast.select_rows_fast(scores, topk, s)
     assert torch.equal(found, ops.topk_positions(scores, topk))
-    assert torch.equal(found, select_topk.select_rows(scores, topk, s))
-    assert marks[0].ge(0).all(), "a sample of 8192 finds a bound for keys like these"
+    assert marks[0].ge(0).all() == (kind in LONG), "a sample of 8192 finds a bound for keys like these"
+
+
+@pytest.mark.parametrize("chance", [0.02, 0.5, 1.0])
+def test_bits_are_listed_in_order(chance) -> None:
+    """Lists that just fit, that are too long, and of rows with a first key or none at all; words with every bit set."""
+    b, t, s, capacity = 2, 5, 200, 128
+    bits = torch.rand(b, t, s) < chance
+    bits[..., 64:96] = True
+    bits &= ops.valid_keys(t, s, 190, torch.tensor([0, 37]))
+    words = torch.nn.functional.pad(bits, (0, 24)).reshape(b, t, 7, 32).int()
+    bitmap = (words << torch.arange(32, dtype=torch.int32)).sum(-1, dtype=torch.int32)
+    candidates, passed = torch.full((b, t, capacity), -7, dtype=torch.int32), torch.empty(b, t, dtype=torch.int32)
+    start = torch.tensor([0, 37])
+    bit_lists.list_kernel[(t, b)](
+        start, bitmap, candidates, passed, t, s, 7, 190, 1, 0, CAPACITY=capacity, **bit_lists.LIST["interpreter"]
+    )
+    assert torch.equal(passed, bits.sum(-1))
+    for row, count, listed in zip(bits.flatten(0, 1), passed.flatten(), candidates.flatten(0, 1), strict=True):
+        if count <= capacity:
+            assert listed[:count].tolist() == row.nonzero().flatten().tolist()
 
 
 @pytest.mark.parametrize("name", WHOLE)

@@ -7,6 +7,7 @@ nan: see `poison`.
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from error_bounds import assert_within, attention
@@ -14,7 +15,7 @@ from torch.testing import assert_close
 
 from minikeye import ops
 from minikeye.kernels.attention import sparse_attention as door
-from minikeye.kernels.attention import sparse_backward, sparse_forward, sparse_union
+from minikeye.kernels.attention import sparse_backward, sparse_forward, sparse_union, union_lists
 from minikeye.kernels.attention.sparse_attention import sparse_attention
 
 pytestmark = pytest.mark.usefixtures("poison")
@@ -36,9 +37,9 @@ def selection(b=1, t=9, s=40, topk=20, offset=None, start=None, levels=None):
 
 def union_attention(q, k, v, indices, scale=None, pays=math.inf):
     """The union kernel alone, in any dtype. The tiles that it leaves stay nan."""
-    queries = sparse_union.tile_queries(q.shape[2] // k.shape[2])
+    queries = union_lists.tile_queries(q.shape[2] // k.shape[2])
     out, lse = torch.empty_like(q), torch.empty(q.shape[:3])
-    unions = sparse_union.build_unions(indices, k.shape[1], queries, pays)
+    unions = union_lists.build_unions(indices, k.shape[1], queries, pays)
     sparse_union.sparse_union(q, k, v, unions, q.shape[3] ** -0.5 if scale is None else scale, out, lse, queries)
     return out, lse
 
@@ -120,19 +121,21 @@ def test_rows_that_no_selection_gives(dtype):
     indices[0, 5, [0, 3, 4]] = -1
     indices[1, 8] = -1
     indices[1, 8, 3] = 4
-    sizes = sparse_union.build_unions(indices, 40, 8, math.inf)[1]
+    sizes = union_lists.build_unions(indices, 40, 8, math.inf)[1]
     assert sizes[0, 0] == -1 and sizes[1, 1] == -1 and sizes[1, 0] > 0 and sizes[0, 1] > 0
     assert_near_float64(inputs(b=2, dtype=dtype), indices, gradients=dtype == torch.float32)
 
 
 def test_one_key_only():
-    """A weight of exactly 1, a log-sum-exp that is the logit."""
+    """A weight of 1, exactly so where the one logit is the reference; a log-sum-exp that is the logit."""
     q, k, v = (x.detach() for x in inputs(t=8, h=2, g=1))
     indices = torch.arange(8).reshape(1, 8, 1)
     logits = torch.einsum("bthe,bte->bth", q.double(), k[:, :8, 0].double()) / 4
+    (out_bound, lse_bound), exact = attention(q, k, v, indices), v[:, :8].expand(1, 8, 2, 16)
+    assert sparse_attention(q, k, v, indices)[0].equal(exact)
     for out, lse in (sparse_attention(q, k, v, indices), union_attention(q, k, v, indices)):
-        assert out.equal(v[:, :8].expand(1, 8, 2, 16))
-        assert_within(lse, logits, attention(q, k, v, indices)[1].error)
+        assert_within(out, exact.double(), out_bound.error)
+        assert_within(lse, logits, lse_bound.error)
 
 
 @pytest.mark.parametrize("scale", [2.0, 0.0])
@@ -146,7 +149,8 @@ def test_large_logits(function):
     q, k, v = (x.detach() for x in inputs())
     indices = selection()
     assert ops.sparse_attention(q, 100 * k, v, indices, backend="torch")[1].max() > 300
-    assert_near_float64((q, 100 * k, v), indices, gradients=False, function=function)
+    with np.errstate(over="ignore", invalid="ignore"):  # unions find the infinity, and do the tile again
+        assert_near_float64((q, 100 * k, v), indices, gradients=False, function=function)
 
 
 def test_nothing_to_attend_to():
@@ -230,7 +234,7 @@ def test_unions_are_unions_of_sets(queries, s, offset):
     """301 keys are listed in eight parts; with an offset of 3 the keys of some row end in the first of them."""
     indices = selection(b=2, s=s, topk=9, offset=offset)
     indices[1, 3] = -1
-    entries, sizes = sparse_union.build_unions(indices, s, queries, math.inf)
+    entries, sizes = union_lists.build_unions(indices, s, queries, math.inf)
     assert entries.dtype == sizes.dtype == torch.int32 and sizes.shape == (2, -(-9 // queries))
     for b in range(2):
         for n, rows in enumerate(indices[b].split(queries)):
@@ -241,8 +245,8 @@ def test_unions_are_unions_of_sets(queries, s, offset):
                         expected[key] = expected.get(key, 0) | 1 << query
             got = entries[b, n, : sizes[b, n]].tolist()
             assert got == [key * 256 + members for key, members in sorted(expected.items())]
-            filling = entries[b, n, sizes[b, n] : sizes[b, n] + sparse_union.FILL]
-            assert filling.eq(max(expected) * 256).all() and len(filling) == sparse_union.FILL
+            filling = entries[b, n, sizes[b, n] : sizes[b, n] + union_lists.FILL]
+            assert filling.eq(max(expected) * 256).all() and len(filling) == union_lists.FILL
 
 
 def test_a_union_that_does_not_pay_is_left_out():
@@ -251,7 +255,7 @@ def test_a_union_that_does_not_pay_is_left_out():
     disjoint = torch.arange(32).reshape(8, 4)
     indices = torch.cat([equal, disjoint])[None].int()
     for pays, expected in ((8, [4, 32]), (7.9, [4, -1]), (0.9, [-1, -1])):
-        assert sparse_union.build_unions(indices, 40, 8, pays)[1].tolist() == [expected]
+        assert union_lists.build_unions(indices, 40, 8, pays)[1].tolist() == [expected]
 
 
 def test_each_tile_is_answered_by_one_kernel(monkeypatch):
@@ -263,7 +267,7 @@ def test_each_tile_is_answered_by_one_kernel(monkeypatch):
     union = union_attention(q, k, v, indices, pays=2)
     assert union[0][:, 8:].isnan().all() and union[1][:, 8:].isnan().all()
     rest = torch.empty_like(q), torch.empty(q.shape[:3])
-    sizes = sparse_union.build_unions(indices, 40, 8, 2)[1]
+    sizes = union_lists.build_unions(indices, 40, 8, 2)[1]
     sparse_forward.sparse_forward(q, k, v, indices, 0.25, *rest, sizes, 8)
     assert rest[0][:, :8].isnan().all() and rest[1][:, :8].isnan().all()
     for part, got in ((slice(0, 8), union), (slice(8, 16), rest)):
@@ -272,6 +276,99 @@ def test_each_tile_is_answered_by_one_kernel(monkeypatch):
     monkeypatch.setattr(door, "PAYS", 2)
     both = sparse_attention(q, k, v, indices)
     assert all(x[:, :8].equal(y[:, :8]) and x[:, 8:].equal(z[:, 8:]) for x, y, z in zip(both, union, rest, strict=True))
+
+
+# ------------------------------------------------------------------- the fixed reference of a union, and doing it again
+
+
+def tiles_done_again(monkeypatch):
+    """Collects the marks [b tiles g] that the launch with a running maximum finds; None for a launch without."""
+    marks, launch = [], sparse_union._launch
+
+    def spied(*arguments, fixed):
+        if not fixed:
+            marks.append(None if arguments[4] is None else arguments[4].clone())
+        launch(*arguments, fixed=fixed)
+
+    monkeypatch.setattr(sparse_union, "_launch", spied)
+    return marks
+
+
+def two_tiles(dtype):
+    """16 queries, 2 KV heads of 2 heads, 40 keys: odd queries select the first 20, even ones 20 from key 18 on.
+
+    So even queries select none of the first block, keys 0 to 15. q is 1 in the first channel and k is 0 there: what a
+    test puts into k is added to the logits, where the scale is 1.
+    """
+    q, k, v = (x.detach() for x in inputs(t=16, dtype=dtype))
+    q[..., 0], k[..., 0] = 1.0, 0.0
+    rows = [torch.arange(20) + (18 if t % 2 == 0 else 0) for t in range(16)]
+    return (q, k, v), torch.stack(rows)[None].int()
+
+
+LEVELS = {  # logit added to which keys, and whether the tile must be done again
+    "alike": (0.0, slice(0, 40), False),
+    "later and larger by 20": (20.0, slice(30, 40), False),
+    "later and smaller by 30": (-30.0, slice(30, 40), False),
+    "later and larger by 60": (60.0, slice(30, 40), True),
+    "later and larger by 100": (100.0, slice(30, 40), True),  # infinite in float32
+    "first block larger by 60": (60.0, slice(0, 16), True),
+    "first block larger by 200": (200.0, slice(0, 16), True),  # the weights of the even queries become 0
+    "first block smaller by 200": (-200.0, slice(0, 16), True),
+    "one key of the first block larger by 100": (100.0, slice(3, 4), True),
+    "the last key larger by 300": (300.0, slice(37, 38), True),
+    "all larger by 300": (300.0, slice(0, 40), False),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_reference_that_does_not_do(level, dtype, monkeypatch):
+    """As exact as ever; and only the tile and the KV head whose sums leave the range are done again."""
+    more, keys, wanted = LEVELS[level]
+    (q, k, v), indices = two_tiles(dtype)
+    k[0, keys, 0, 0] = more
+    q[:, 8:, :, 0] = 0.0  # the second tile's queries do not see the difference
+    marks = tiles_done_again(monkeypatch)
+    with np.errstate(over="ignore", invalid="ignore"):
+        assert_near_float64((q, k, v), indices, gradients=False, scale=1.0, function=union_attention)
+    assert marks[0].tolist() == [[[int(wanted), 0], [0, 0]]]
+
+
+@pytest.mark.parametrize("bad", [torch.inf, torch.nan])
+def test_a_key_of_another_query_that_is_not_finite(bad, monkeypatch):
+    (q, k, v), indices = two_tiles(torch.bfloat16)
+    k[0, 3, 0] = bad  # odd queries alone select it
+    marks = tiles_done_again(monkeypatch)
+    with np.errstate(all="ignore"):
+        got = union_attention(q, k, v, indices)
+    assert marks[0].tolist() == [[[1, 0], [1, 0]]]
+    k[0, 3, 0] = 0.0
+    want = ops.sparse_attention(q.double(), k.double(), v.double(), indices)
+    for a, x, bound in zip(got, want, attention(q, k, v, indices), strict=True):
+        assert_within(a[:, ::2], x[:, ::2], bound.error[:, ::2])
+        assert a[:, 1::2, :2].isnan().all()
+
+
+def test_values_near_the_end_of_their_range(monkeypatch):
+    """With a weight of 2^40 before it is divided, a value of 1e38 is infinite."""
+    (q, k, v), indices = two_tiles(torch.bfloat16)
+    k[0, 30:, 0, 0], v[0, :, 0] = 28.0, 1e37
+    marks = tiles_done_again(monkeypatch)
+    with np.errstate(all="ignore"):
+        assert_near_float64((q, k, v), indices, gradients=False, scale=1.0, function=union_attention)
+    assert marks[0].tolist() == [[[1, 0], [1, 0]]]
+
+
+def test_a_tile_without_keys_is_done_again_and_float16_never_has_a_fixed_reference(monkeypatch):
+    marks = tiles_done_again(monkeypatch)
+    for dtype in (torch.bfloat16, torch.float16):
+        (q, k, v), indices = two_tiles(dtype)
+        indices[0, 8:] = -1
+        out, lse = union_attention(q, k, v, indices)
+        assert out[0, 8:].eq(0).all() and lse[0, 8:].isneginf().all()
+        assert out[0, :8].ne(0).any() and lse[0, :8].isfinite().all()
+    assert marks[0].tolist() == [[[0, 0], [1, 1]]] and marks[1] is None
 
 
 # ---------------------------------------------------------------------------------------------------- backward

@@ -66,3 +66,23 @@ def test_as_near_to_float64_as_arithmetic_allows(deterministic):
         assert_within(got[0], x, bound.error, name)
         if deterministic or name not in ("dk", "dv"):
             assert all(y.equal(got[0]) for y in got), name
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("keys", "more"), [((0, 32), 140.0), ((0, 32), -140.0), ((700, 1024), 140.0), ((9, 10), 250.0)]
+)
+def test_logits_far_from_those_of_the_first_block(keys, more):
+    """A tile's reference is the largest logit of its first block: here others lie 100 to 180 above it, or below."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    (q, k, v), indices, weight = on_gpu(1024, 256)
+    q, k, v = (x.detach() for x in (q, k, v))
+    q[..., 0], k[..., 0] = 8.0, 0.0
+    k[:, slice(*keys), 0, 0] = more
+    truth = ops.sparse_attention(q.double(), k.double(), v.double(), indices, backend="torch")
+    bounds = slab_by_slab((q, k, v), indices, weight)
+    runs = [door.sparse_attention(q, k, v, indices) for _ in range(5)]
+    for name, x, bound, *got in zip(("out", "lse"), truth, bounds, *runs, strict=False):
+        assert_within(got[0], x, bound.error, name)
+        assert all(y.equal(got[0]) for y in got), name

@@ -20,7 +20,8 @@ from minikeye.evaluation.kernels.timing import DENSE, ceilings, dense, extra_mib
 from minikeye.evaluation.kernels.workload import RELEASED, attention_inputs, index_inputs, union_factor
 from minikeye.kernels.attention.sparse_attention import sparse_attention
 from minikeye.kernels.attention.sparse_forward import sparse_forward
-from minikeye.kernels.attention.sparse_union import build_unions, sparse_union, tile_queries
+from minikeye.kernels.attention.sparse_union import sparse_union
+from minikeye.kernels.attention.union_lists import build_unions, tile_queries
 from minikeye.kernels.decode.decode_attention import decode_attention
 from minikeye.kernels.decode.decode_select import decode_select
 from minikeye.kernels.selection.index_scores import index_scores
@@ -52,6 +53,8 @@ def parts(length: int, data: str) -> Iterator[dict]:
     }.items():
         ms = median_ms(run, seconds=0.5)
         yield {"what": name, **where, "ms": ms, "tb_s": 4 * pairs / ms / 1e9}
+    ms = median_ms(lambda: select_topk_fast(queries, index_k, gates, TOPK, first))
+    yield {"what": "scores and selection", **where, "ms": ms}
     size = tile_queries(RELEASED.heads // RELEASED.kv_heads)
     where |= {"u8": union_factor(indices, 8), "u16": union_factor(indices, 16)}
     yield {"what": "union build", **where, "ms": median_ms(lambda: build_unions(indices, length, size))}
@@ -165,7 +168,7 @@ def plan() -> Iterator[tuple[str, Callable[[], Iterator[dict]]]]:
     yield "proof", proof.all_checks
     yield "ceilings", ceilings
     for length in (32_768, 131_072):
-        for data in ("u2", "u4", "random", "sinks"):
+        for data in ("u2", "u4", "random", "sinks", "smooth"):
             yield "parts", partial(parts, length, data)
     for length in (8192, 32_768, 131_072, 262_144):
         rivals = (*DENSE, "flex") if length <= 32_768 else tuple(DENSE)

@@ -17,18 +17,24 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from minikeye.evaluation.kernels.workload import RELEASED, Shape
-from minikeye.kernels.attention import sparse_backward, sparse_backward_atomic, sparse_forward, sparse_union
+from minikeye.kernels.attention import (
+    sparse_backward,
+    sparse_backward_atomic,
+    sparse_forward,
+    sparse_union,
+    union_lists,
+)
 from minikeye.kernels.decode import decode_attention, decode_select
 from minikeye.kernels.launch import INTERPRETED
 from minikeye.kernels.losses import selected_backward, selected_loss, warmup_loss, warmup_lse
 from minikeye.kernels.prefill import experts, heads, router
-from minikeye.kernels.selection import index_scores, select_fast, select_topk
+from minikeye.kernels.selection import bit_lists, index_scores, sampled_bound, select_fast, select_topk
 from minikeye.results import write_result
 
 FLOATS = {"scale", "scale_log2", "pays", "eps", "index_eps"}
 NOT_SIXTEENTHS = ("T", "S", "G", "R", "TILES", "BLOCKS", "t_count", "offset", "start_b", "start_t")  # integers
 POINTERS = {
-    **dict.fromkeys(("scores", "bound", "lse", "delta", "index_w", "loss"), "fp32"),
+    **dict.fromkeys(("scores", "sample", "bound", "lse", "delta", "index_w", "loss"), "fp32"),
     **dict.fromkeys(("dscore", "pulled", "row_lse", "parts"), "fp32"),
     **dict.fromkeys(("start", "only", "bitmap", "candidates", "passed", "indices", "union_sizes", "marks"), "i32"),
     **dict.fromkeys(("words", "counts", "ends", "entries", "sizes", "queries", "members", "begins"), "i32"),
@@ -108,18 +114,24 @@ def index_cases(sm: int, shape: Shape = RELEASED, start: bool = False) -> dict[s
         "J": shape.index_heads, "I": shape.index_width, "HEADS": heads, "WIDTH": width, "QUERIES": queries, "w_j": 1,
     }  # fmt: skip
     capacity = {"CAPACITY": select_fast._capacity(topk)}
-    _, sample = select_fast.SAMPLE[row]
-    threshold = capacity | {"SAMPLE": sample, "LOWEST": select_fast.LOWEST}
+    sample = sampled_bound.MOST_SAMPLED
+    threshold = capacity | {"SAMPLE": sample, "STRETCH": 16, "ROWS": False, "LOWEST": select_fast.LOWEST}
     only = {} if start else {"only": None}
     listed = {"out": "i32"}
     return {
         "index_scores": Case(index_scores.index_scores_kernel, scores | first, table, {"out": "fp32"}),
         "select_topk": Case(select_topk.select_kernel, first | only, select_topk.LAUNCH[row], listed),
+        "select_fast, sample": Case(
+            sampled_bound.sample_kernel,
+            {"I": shape.index_width, "WIDTH": triton.next_power_of_2(shape.index_width), "STRETCH": 16},
+            sampled_bound.GATHER[row],
+            {},
+        ),
         "select_fast, threshold": Case(
-            select_fast.threshold_kernel, threshold | first, {"num_warps": sample // 1024}, {}
+            sampled_bound.threshold_kernel, threshold | first, {"num_warps": sample // 1024}, {}
         ),
         "select_fast, filter": Case(select_fast.filter_kernel, first, select_fast.FILTER[row], {}),
-        "select_fast, list": Case(select_fast.list_kernel, capacity | first, select_fast.LIST[row], {}),
+        "select_fast, list": Case(bit_lists.list_kernel, capacity | first, bit_lists.LIST[row], {}),
         "select_fast, pick": Case(select_fast.pick_kernel, capacity | first, select_fast.PICK[row], listed),
     }  # fmt: skip
 
@@ -130,15 +142,22 @@ def attention_cases(sm: int, shape: Shape = RELEASED) -> dict[str, Case]:
     rows = triton.next_power_of_2(r)
     sizes = {
         "E": shape.width, "BLOCK_R": rows, "BLOCK_K": triton.next_power_of_2(shape.topk), "PARTS": 4,
-        "QUERIES": sparse_union.tile_queries(r), "KEYS": sparse_backward.KEYS, "FILL": sparse_union.FILL,
+        "QUERIES": union_lists.tile_queries(r), "KEYS": sparse_backward.KEYS, "FILL": union_lists.FILL,
     }  # fmt: skip
     wide = sizes | {"BLOCK_R": sparse_backward_atomic.padded_heads(r)}
+    stride = shape.kv_heads * shape.width
+    known = sizes | {"K_S": stride, "V_S": stride, "G": shape.kv_heads, "R": r, "SAFE": sparse_union.SAFE}
     sums = {"dk": "fp32", "dv": "fp32"}
     return {
         "sparse_forward": Case(sparse_forward.sparse_forward_kernel, sizes, sparse_forward.LAUNCH[row], {}),
-        "sparse_union, mark": Case(sparse_union.mark_kernel, sizes, sparse_union.MARK[row], {}),
-        "sparse_union, compact": Case(sparse_union.compact_kernel, sizes, sparse_union.COMPACT[row], {}),
-        "sparse_union": Case(sparse_union.sparse_union_kernel, sizes, sparse_union.LAUNCH[row], {}),
+        "sparse_union, mark": Case(union_lists.mark_kernel, sizes, union_lists.MARK[row], {}),
+        "sparse_union, compact": Case(union_lists.compact_kernel, sizes, union_lists.COMPACT[row], {}),
+        "sparse_union": Case(
+            sparse_union.sparse_union_kernel, known | {"FIXED": True}, sparse_union.FIXED[row], {"again": "i32"}
+        ),
+        "sparse_union, running maximum": Case(
+            sparse_union.sparse_union_kernel, known | {"FIXED": False}, sparse_union.RUNNING[row], {"again": "i32"}
+        ),
         "sparse_backward, dq": Case(sparse_backward.sparse_dq_kernel, sizes, sparse_backward.DQ[row], {}),
         "sparse_backward, dkv": Case(sparse_backward.sparse_dkv_kernel, sizes, sparse_backward.DKV[row], sums),
         "sparse_backward_atomic": Case(

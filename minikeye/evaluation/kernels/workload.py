@@ -3,7 +3,8 @@
 Axes: b batch, t query position, s key position, j indexer head, i indexer width, h query head, g KV head, e head width.
 How much neighbouring queries share decides the speed of the union tiles. Queries and gates of the indexer follow an
 AR(1) process of coefficient rho along t: 0 gives the worst case, sets that have little in common. The "sinks" data has,
-besides, four first keys that every query wants and keys that near queries want: what trained models show.
+besides, four first keys that every query wants and keys that near queries want: what trained models show. In "smooth"
+data the keys resemble their neighbours as much as the queries do, as where one layer's vectors make both.
 """
 
 import math
@@ -26,7 +27,8 @@ class Shape:
 
 
 RELEASED = Shape()
-RHO = {"random": 0.0, "u4": 0.955, "u2": 0.9925, "sinks": 0.955}  # names: union of 16 sets at 128K, in sets of k
+# Names: union of 16 sets at 128K, in sets of k.
+RHO = {"random": 0.0, "u4": 0.955, "u2": 0.9925, "sinks": 0.955, "smooth": 0.9925}
 
 
 def process(t: int, width: int, rho: float, device: str, batch: int = 1) -> Tensor:
@@ -53,6 +55,8 @@ def index_inputs(
     q = process(t, j * i, rho, device, batch).view(batch, t, j, i)
     w = 1 + 0.5 * process(t, j, rho, device, batch)
     k = torch.randn(batch, t, i, device=device)
+    if data == "smooth":
+        k = process(t, i, rho, device, batch)
     if data == "sinks":
         common = torch.randn(i, device=device)
         q += common
