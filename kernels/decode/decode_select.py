@@ -28,6 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from minikeye.kernels.decode.dependent import ALONE, release, wait
 from minikeye.kernels.launch import INTERPRETED, architecture, launch
 from minikeye.kernels.selection.index_scores import check_index, start_strides
 from minikeye.kernels.selection.ordered_bits import bisect, ordered, unordered, write_chosen
@@ -43,7 +44,9 @@ SCORES = {
     "interpreter": {"KEYS": 16, "CHUNK": (32, 64), "num_stages": 1},  # small, so that small tests cross tiles
 }
 SAMPLE = {"sm_90": (1024, 8192), "sm_80": (1024, 8192), "interpreter": (64, 64)}  # scores, least and most
-RANGES = {"sm_90": 32, "sm_80": 32, "interpreter": 4}  # of a row, a power of two
+# Ranges of a row, powers of two: at most, and as few as that in larger batches, whose rows fill a GPU between them. Each
+# range looks at the whole sample again: at batch 16, 16 ranges took 15 us on an H200 prototype where 32 had taken 42.
+RANGES = {"sm_90": (16, 64), "sm_80": (16, 64), "interpreter": (2, 4)}
 FILTER = {  # scores in a block
     "sm_90": {"BLOCK": 2048, "num_warps": 8},
     "sm_80": {"BLOCK": 2048, "num_warps": 8},
@@ -120,9 +123,11 @@ def sampled_bound(scores, begin, stop, aim, SAMPLE: tl.constexpr, RUN: tl.conste
 def decode_filter_kernel(
     scores, lengths, start, positions, values, counts, s_count, aim, start_b, scores_b,
     CAPACITY: tl.constexpr, SAMPLE: tl.constexpr, RUN: tl.constexpr, LOWEST: tl.constexpr,
-    RANGES: tl.constexpr, BLOCK: tl.constexpr,
+    RANGES: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(1).to(tl.int64)
+    release(PDL)
+    wait(PDL)
     begin, stop = key_span(lengths, start, b, s_count, start_b)
     first, end = range_span(begin, stop, tl.program_id(0), RANGES)
     counts += b * RANGES + tl.program_id(0)
@@ -150,10 +155,12 @@ def decode_filter_kernel(
 @triton.jit
 def decode_finish_kernel(
     scores, lengths, start, positions, values, counts, out, s_count, topk, start_b, scores_b,
-    CAPACITY: tl.constexpr, RANGES: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr,
+    CAPACITY: tl.constexpr, RANGES: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (1, b): to `select_kernel`, called as a function, this is query 0 of batch row b."""
     b = tl.program_id(1).to(tl.int64)
+    release(PDL)
+    wait(PDL)
     begin, stop = key_span(lengths, start, b, s_count, start_b)
     count = tl.load(counts + b * RANGES + tl.arange(0, RANGES))
     passed = tl.sum(count, axis=0)
@@ -200,11 +207,22 @@ def decode_select(q: Tensor, k: Tensor, w: Tensor, topk: int, lengths: Tensor, s
             f"lengths must be contiguous int32 [{b}] on {q.device}; "
             f"got {lengths.dtype} {list(lengths.shape)} on {lengths.device}"
         )
-    device, ranges = q.device, RANGES[architecture(q.device)]
-    out = torch.empty(b, 1, topk, dtype=torch.int32, device=device)
     if b == 0 or s == 0:
-        return out.fill_(-1)
-    scores = decode_scores(q, k, w, lengths, start)
+        return torch.full((b, 1, topk), -1, dtype=torch.int32, device=q.device)
+    return select_scored(decode_scores(q, k, w, lengths, start), s, topk, lengths, start, ALONE)[:, None]
+
+
+def select_scored(
+    scores: Tensor, s: int, topk: int, lengths: Tensor, start: Tensor | None, follow: dict[str, bool]
+) -> Tensor:
+    """Filter and finish: int32 [b topk] from scores float32 [b, at least s]. Nothing is checked.
+
+    s: keys that the cache has room for. follow: how a launch follows the one before, of dependent.py.
+    """
+    b, device = len(scores), scores.device
+    fewest, ranges = RANGES[architecture(device)]
+    ranges = max(fewest, ranges // triton.next_power_of_2(b))
+    out = torch.empty(b, topk, dtype=torch.int32, device=device)
     positions = torch.empty_like(scores, dtype=torch.int32)
     values = torch.empty_like(scores)
     counts = torch.empty(b, ranges, dtype=torch.int32, device=device)
@@ -215,11 +233,11 @@ def decode_select(q: Tensor, k: Tensor, w: Tensor, topk: int, lengths: Tensor, s
     strides = start_strides(start)[0], scores.stride(0)
     decode_filter_kernel[(ranges, b)](
         scores, *lists, s, math.isqrt(topk * capacity), *strides,
-        CAPACITY=capacity, SAMPLE=sample, RUN=RUN, LOWEST=LOWEST, RANGES=ranges, **launch(FILTER, device),
+        CAPACITY=capacity, SAMPLE=sample, RUN=RUN, LOWEST=LOWEST, RANGES=ranges, **launch(FILTER, device), **follow,
     )  # fmt: skip
     decode_finish_kernel[(1, b)](
         scores, *lists, out, s, topk, *strides,
-        CAPACITY=capacity, RANGES=ranges, BITS=ranges.bit_length() - 1, **launch(FINISH, device),
+        CAPACITY=capacity, RANGES=ranges, BITS=ranges.bit_length() - 1, **launch(FINISH, device), **follow,
     )  # fmt: skip
     return out
 

@@ -1,10 +1,12 @@
 """Tensors in, tensors out, and the only door to kernels: `from minikeye import ops`.
 
 door.py holds the functions, checks.py what they refuse, backend.py who answers; torch_selection.py, torch_attention.py
-and torch_losses.py are the backend "torch", which runs everywhere and is the specification.
+and torch_losses.py are the backend "torch", which runs everywhere and is the specification. decode_step.py is the door
+to the decode step as a whole.
 """
 
 from minikeye.ops.backend import choose_backend
+from minikeye.ops.decode_step import LayerWeights, Rows, choose_step, decode_head, decode_layer, step_sizes
 from minikeye.ops.door import (
     index_scores,
     select_decode,
@@ -17,7 +19,8 @@ from minikeye.ops.torch_attention import count_rows, dense_attention, gather_row
 from minikeye.ops.torch_selection import readable, slab_rows, topk_positions, valid_keys, widen
 
 __all__ = [
-    "choose_backend", "count_rows", "dense_attention", "gather_rows", "index_scores", "masked_attention", "readable",
-    "select_decode", "select_topk", "selected_loss", "slab_rows", "sparse_attention", "topk_positions", "valid_keys",
-    "warmup_loss", "widen",
+    "LayerWeights", "Rows", "choose_backend", "choose_step", "count_rows", "decode_head", "decode_layer",
+    "dense_attention", "gather_rows", "index_scores", "masked_attention", "readable", "select_decode", "select_topk",
+    "selected_loss", "slab_rows", "sparse_attention", "step_sizes", "topk_positions", "valid_keys", "warmup_loss",
+    "widen",
 ]  # fmt: skip
