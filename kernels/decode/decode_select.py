@@ -44,8 +44,8 @@ SCORES = {
     "interpreter": {"KEYS": 16, "CHUNK": (32, 64), "num_stages": 1},  # small, so that small tests cross tiles
 }
 SAMPLE = {"sm_90": (1024, 8192), "sm_80": (1024, 8192), "interpreter": (64, 64)}  # scores, least and most
-# Ranges of a row, powers of two: at most, and as few as that in larger batches, whose rows fill a GPU between them. Each
-# range looks at the whole sample again: at batch 16, 16 ranges took 15 us on an H200 prototype where 32 had taken 42.
+# Ranges of a row, powers of two, fewest and most: each looks at the whole sample again, and a batch's rows fill a GPU
+# between them. At batch 16, 16 ranges and a smaller sample took 15 us on an H200 prototype where 32 had taken 42.
 RANGES = {"sm_90": (16, 64), "sm_80": (16, 64), "interpreter": (2, 4)}
 FILTER = {  # scores in a block
     "sm_90": {"BLOCK": 2048, "num_warps": 8},
@@ -203,31 +203,22 @@ def decode_select(q: Tensor, k: Tensor, w: Tensor, topk: int, lengths: Tensor, s
         raise ValueError(f"topk must be 1 to {MOST_TOPK}, got {topk}")
     fit = lengths.dtype == torch.int32 and lengths.device == q.device and lengths.is_contiguous()
     if lengths.shape != (b,) or not fit:
-        raise ValueError(
-            f"lengths must be contiguous int32 [{b}] on {q.device}; "
-            f"got {lengths.dtype} {list(lengths.shape)} on {lengths.device}"
-        )
+        got = f"{lengths.dtype} {list(lengths.shape)} on {lengths.device}"
+        raise ValueError(f"lengths must be contiguous int32 [{b}] on {q.device}; got {got}")
     if b == 0 or s == 0:
         return torch.full((b, 1, topk), -1, dtype=torch.int32, device=q.device)
     return select_scored(decode_scores(q, k, w, lengths, start), s, topk, lengths, start, ALONE)[:, None]
 
 
-def select_scored(
-    scores: Tensor, s: int, topk: int, lengths: Tensor, start: Tensor | None, follow: dict[str, bool]
-) -> Tensor:
-    """Filter and finish: int32 [b topk] from scores float32 [b, at least s]. Nothing is checked.
-
-    s: keys that the cache has room for. follow: how a launch follows the one before, of dependent.py.
-    """
+def select_scored(scores: Tensor, s: int, topk: int, lengths: Tensor, start: Tensor | None, follow: dict) -> Tensor:
+    """Filter and finish: int32 [b topk] from scores float32 [b, at least s], s keys being room. Nothing is checked."""
     b, device = len(scores), scores.device
     fewest, ranges = RANGES[architecture(device)]
     ranges = max(fewest, ranges // triton.next_power_of_2(b))
-    out = torch.empty(b, topk, dtype=torch.int32, device=device)
-    positions = torch.empty_like(scores, dtype=torch.int32)
-    values = torch.empty_like(scores)
-    counts = torch.empty(b, ranges, dtype=torch.int32, device=device)
+    out, counts = (torch.empty(b, n, dtype=torch.int32, device=device) for n in (topk, ranges))
+    positions, values = torch.empty_like(scores, dtype=torch.int32), torch.empty_like(scores)
     least, most = SAMPLE[architecture(device)]
-    sample = min(most, max(least, triton.next_power_of_2(s) // 32))
+    sample = min(most, max(least, triton.next_power_of_2(s // 40)))  # of 128K with room for more: 4096
     capacity = triton.next_power_of_2(2 * topk)
     lists = lengths, start, positions, values, counts
     strides = start_strides(start)[0], scores.stride(0)

@@ -34,17 +34,17 @@ def beyond_step(config: KeyeConfig, batch: int) -> str:
         return f"the fused step takes 1 to {MOST_BATCH} rows, got {batch}"
     if text.head_width not in (16, 32, 64, 128) or text.group_heads > 16:
         return "heads must be 16, 32, 64 or 128 wide, at most 16 a group"
-    if index.width not in (16, 32, 64, 128) or index.heads * index.width > 8192 or index.topk > MOST_TOPK:
-        return f"the indexer must be 16 to 128 wide, a power of two, of 8192 channels in all, topk up to {MOST_TOPK}"
-    if text.width % 16 or text.expert_width % 16 or text.width > 8192 or text.experts > 256:
-        return "widths of the model and of an expert must be multiples of 16, up to 8192, and experts at most 256"
+    if index.width not in (16, 32, 64, 128) or index.heads * index.width > 4096 or index.topk > MOST_TOPK:
+        return f"the indexer must be 16 to 128 wide, a power of two, of 4096 channels in all, topk up to {MOST_TOPK}"
+    if text.width % 16 or text.expert_width % 16 or text.width > 8192 or text.experts > 128:
+        return "widths of the model and of an expert must be multiples of 16, up to 8192, and experts at most 128"
     return ""
 
 
 def choose_step(
     config: KeyeConfig, batch: int, dtypes: set[torch.dtype], device: torch.device, backend: str = "auto"
 ) -> tuple[str, str]:
-    """"fused" or "unfused", and why: where the kernels are asked for or wanted, and can run this model.
+    """Which decode step answers, "fused" or "unfused", and why: packages, device, dtypes and shapes decide.
 
     dtypes: of the decoder's weights. Backend "triton" asks for kernels, of which the unfused step has some too. Raises
     as `choose_backend` does.

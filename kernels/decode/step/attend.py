@@ -40,7 +40,7 @@ ALL = {  # keys at once, for one token
     "sm_80": {"BLOCK_S": 32, "num_warps": 2, "num_stages": 4},
     "interpreter": {"BLOCK_S": 8},
 }
-WIDE = {"BLOCK_S": 64, "num_warps": 4}  # for more tokens, on a card
+WIDE = {"BLOCK_S": 64, "num_warps": 4, "maxnreg": 128}  # for more tokens, on a card
 PROGRAMS = 256  # to aim at
 PARTS = {"sm_90": (8, 64), "sm_80": (8, 64), "interpreter": (2, 5)}  # of a row, fewest and most
 
@@ -143,9 +143,7 @@ def attend_chosen(
     return combine_parts(*left, k.dtype, dependent(y.device))
 
 
-def attend_all(
-    y: Tensor, w: LayerWeights, store: tuple[Tensor, Tensor, Tensor], rows: Rows, z: StepSizes
-) -> Tensor:
+def attend_all(y: Tensor, w: LayerWeights, store: tuple[Tensor, Tensor, Tensor], rows: Rows, z: StepSizes) -> Tensor:
     """Attention over all keys start <= s < lengths: [b (h e)] in the dtype of the keys. Writes the new token's rows."""
     (b, n), (k, v, index_k) = y.shape, store
     table = launch(ALL, y.device)

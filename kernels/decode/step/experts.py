@@ -26,12 +26,12 @@ from minikeye.kernels.launch import launch
 GATE_UP = {
     "sm_90": {"BLOCK_M": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 5},
     "sm_80": {"BLOCK_M": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 5},
-    "interpreter": {"BLOCK_M": 16, "BLOCK_K": 16},
+    "interpreter": {"BLOCK_M": 32, "BLOCK_K": 32},
 }
 DOWN = {
     "sm_90": {"BLOCK_D": 64, "BLOCK_K": 128, "num_warps": 4, "num_stages": 4},
     "sm_80": {"BLOCK_D": 64, "BLOCK_K": 128, "num_warps": 4, "num_stages": 4},
-    "interpreter": {"BLOCK_D": 16, "BLOCK_K": 16},
+    "interpreter": {"BLOCK_D": 32, "BLOCK_K": 32},
 }
 PARTS = 8  # of the sum over slots
 
@@ -79,9 +79,7 @@ def down_kernel(
     tl.store(out + (part * B + row[:, None]) * D + column[None, :], total, mask=(row < B)[:, None])
 
 
-def batch_experts(
-    z: Tensor, chosen: tuple[Tensor, Tensor, Tensor], gate_up: Tensor, down: Tensor, most: int
-) -> Tensor:
+def batch_experts(z: Tensor, chosen: tuple[Tensor, Tensor, Tensor], gate_up: Tensor, down: Tensor, most: int) -> Tensor:
     """Of tokens z [b d]: float32 [part b d], to be added over the parts.
 
     chosen: as route.awake_experts gives it. gate_up [x d 2m], down [x m d] in z's dtype; d and m multiples of 16. most:

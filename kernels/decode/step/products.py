@@ -26,12 +26,12 @@ MOST_BATCH = 16
 ONE = {  # BLOCK_N output channels a program, BLOCK_K input channels at a time; for one token
     "sm_90": {"BLOCK_N": 32, "BLOCK_K": 256, "num_warps": 4, "num_stages": 4},
     "sm_80": {"BLOCK_N": 32, "BLOCK_K": 256, "num_warps": 4, "num_stages": 4},
-    "interpreter": {"BLOCK_N": 32, "BLOCK_K": 32},
+    "interpreter": {"BLOCK_N": 32, "BLOCK_K": 64},
 }
 MANY = {  # for more
     "sm_90": {"BLOCK_N": 32, "BLOCK_K": 128, "num_warps": 4, "num_stages": 4},
     "sm_80": {"BLOCK_N": 32, "BLOCK_K": 128, "num_warps": 4, "num_stages": 4},
-    "interpreter": {"BLOCK_N": 16, "BLOCK_K": 16},
+    "interpreter": {"BLOCK_N": 32, "BLOCK_K": 32},
 }
 SPLIT = {"BLOCK_N": 16}  # half as wide where the sum is split: as many programs again
 
@@ -69,7 +69,7 @@ def product_kernel(
 
 
 def product(x: Tensor, w: Tensor, splits: int = 1) -> Tensor:
-    """x [b k] times w [n k]: float32 [split b n], to be added over the splits. b up to 16, k a multiple of 16 splits."""
+    """x [b k] times w [n k]: float32 [split b n], to be added over the splits; 16 divides a split's share of k."""
     (b, k), n = x.shape, w.shape[0]
     y = torch.empty(splits, b, n, dtype=torch.float32, device=x.device)
     table = launch(ONE if b == 1 else MANY, x.device) | (SPLIT if splits > 1 else {})
