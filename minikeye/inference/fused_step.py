@@ -39,7 +39,7 @@ class FusedStep(StaticStep):
         angles = self.position[:, None] * self.frequencies
         rows = ops.Rows(angles.cos(), angles.sin(), self.lengths, self.start)
         decoder = self.model.model
-        x, parts = decoder.embed_tokens(self.token[:, 0]), None
+        x, parts = decoder.embed_tokens(self.token)[:, 0].contiguous(), None
         for weights, held in zip(self.weights, self.cache.layers, strict=True):
             x, parts = ops.decode_layer(x, parts, weights, held.stores, rows, self.sizes, self.attention)
         self.position += 1

@@ -107,8 +107,10 @@ def _check(x: Tensor, w: LayerWeights, store: Store, rows: Rows, sizes: StepSize
             f"expected projections [{sizes.columns}, {d}] and o_proj [{d}, {sizes.heads * e}], "
             f"got {list(w.projections.shape)} and {list(w.o_proj.shape)}"
         )
-    if not all(z.is_contiguous() and z.dtype == x.dtype and z.device == x.device for z in (*w, *store[:1])):
-        raise ValueError(f"weights and cache must be contiguous {x.dtype} on {x.device}, as x is")
+    if not all(z.is_contiguous() and z.dtype == x.dtype and z.device == x.device for z in (x, *w)):
+        raise ValueError(f"x and weights must be contiguous, of one dtype and device: {x.dtype} on {x.device}")
+    if {(z.dtype, z.device) for z in store} != {(x.dtype, x.device)}:
+        raise ValueError(f"the cache must be {x.dtype} on {x.device}, as x is; got {[z.dtype for z in store]}")
     turns = b, e + i
     if rows.cos.shape != turns or rows.sin.shape != turns or rows.lengths.shape != (b,):
         raise ValueError(

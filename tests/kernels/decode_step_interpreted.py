@@ -275,7 +275,8 @@ def test_what_does_not_fit_is_refused(lively) -> None:
         "attends sparse or dense, got 'masked'": (x, None, weights, stores, rows, sizes, "masked"),
         "expected keys, values and index keys": (x, None, weights, narrow, rows, sizes, "sparse"),
         r"expected projections \[320, 64\]": (x, None, layer_weights(layer, 300), stores, rows, sizes, "sparse"),
-        "must be contiguous torch.float16": (x.half(), None, weights, stores, rows, sizes, "sparse"),
+        "must be contiguous, of one dtype": (x.half(), None, weights, stores, rows, sizes, "sparse"),
+        "the cache must be torch.float32": (x, None, weights, tuple(z.half() for z in stores), rows, sizes, "sparse"),
         "expected cos and sin": (x, None, weights, stores, rows._replace(cos=rows.sin[:, :5]), sizes, "sparse"),
     }
     for message, arguments in bad.items():

@@ -174,12 +174,9 @@ def a_step(b: int, length: int, mode: str, backend: str = "auto") -> Step:
     return Step.of(RELEASED, positions, mode=mode, backend=backend, observer=None, **counts)
 
 
-def fused(made: DecoderLayer, x: torch.Tensor, step: Step, cache: LayerCache) -> torch.Tensor:
+def rows_of(step: Step) -> ops.Rows:
     cos, sin = (torch.cat(pair, dim=-1)[:, 0] for pair in zip(step.rotation, step.index_rotation, strict=True))
-    sizes = ops.step_sizes(RELEASED)
-    rows = ops.Rows(cos, sin, step.lengths, step.start)
-    out, rest = ops.decode_layer(x, None, layer_weights(made, sizes.columns), cache.stores, rows, sizes, step.mode)
-    return out.float() + rest.sum(0)
+    return ops.Rows(cos, sin, step.lengths, step.start)
 
 
 @pytest.mark.gpu
@@ -187,7 +184,10 @@ def fused(made: DecoderLayer, x: torch.Tensor, step: Step, cache: LayerCache) ->
 @pytest.mark.parametrize(("b", "length"), [(1, 131_072), (1, 900), (5, 4096), (16, 16_384)])
 @torch.no_grad()
 def test_a_released_layer_rounds_as_the_model_does(released_layer, b, length, mode) -> None:
-    """What the layer adds to the stream, from float32's: no further than the model's own bfloat16 is."""
+    """What the layer adds to the stream, from float32's: no further than the model's own bfloat16 is.
+
+    Of half of the rows: rounding lets a row now and then choose another expert, in either.
+    """
     x = torch.randn(b, RELEASED.text.width, device="cuda").bfloat16()
     step = a_step(b, length, mode)
     exact_layer = DecoderLayer(RELEASED).cuda().requires_grad_(False)
@@ -196,10 +196,12 @@ def test_a_released_layer_rounds_as_the_model_does(released_layer, b, length, mo
     del exact_layer
     caches = [held(b, length, torch.bfloat16) for _ in range(2)]
     plain = released_layer(x[:, None], step, caches[0])[0][:, 0]
-    got = fused(released_layer, x, step, caches[1])
-    size = (exact - x.float()).norm()
-    of_plain, of_fused = ((out.float() - exact).norm() / size for out in (plain, got))
-    assert of_fused <= 1.2 * of_plain + 1e-3, (of_plain, of_fused)
+    sizes = ops.step_sizes(RELEASED)
+    weights = layer_weights(released_layer, sizes.columns)
+    out, rest = ops.decode_layer(x, None, weights, caches[1].stores, rows_of(step), sizes, mode)
+    errors = ((z - exact).norm(dim=1) / (exact - x.float()).norm(dim=1) for z in (plain.float(), out + rest.sum(0)))
+    of_plain, of_fused = (error.median() for error in errors)
+    assert of_fused <= 1.2 * of_plain + 0.01, (of_plain, of_fused)
     for ours, theirs in zip(caches[1].stores, caches[0].stores, strict=True):
         gap = (ours.float() - theirs.float()).abs()
         assert gap.max() < 0.1 and (gap > 0).sum() <= gap[:, :1].numel(), "only the new tokens' rows may differ"
@@ -211,15 +213,16 @@ def test_a_released_layer_rounds_as_the_model_does(released_layer, b, length, mo
 @torch.no_grad()
 def test_early_starts_change_no_bit(released_layer, b, mode, monkeypatch) -> None:
     """Kernel by kernel, each behind the last, against a row of layers in a graph, where each may start early."""
-    step, length, layers = a_step(b, 8192, mode), 8192, 6
-    cache = held(b, length, torch.bfloat16)
+    rows, cache = rows_of(a_step(b, 8192, mode)), held(b, 8192, torch.bfloat16)
+    sizes = ops.step_sizes(RELEASED)
+    weights = layer_weights(released_layer, sizes.columns)
     first = torch.randn(b, RELEASED.text.width, device="cuda").bfloat16()
 
     def run() -> torch.Tensor:
-        x = first
-        for _ in range(layers):
-            x = fused(released_layer, x, step, cache).bfloat16()
-        return x
+        x, parts = first, None
+        for _ in range(6):
+            x, parts = ops.decode_layer(x, parts, weights, cache.stores, rows, sizes, mode)
+        return x.float() + parts.sum(0)
 
     with monkeypatch.context() as patch:
         for module in (attend, expert, experts, layer, norms, products, route, scores):

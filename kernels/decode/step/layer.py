@@ -49,10 +49,11 @@ def attend_selected(y: Tensor, w: LayerWeights, store: Store, rows: Rows, z: Ste
 
 
 def decode_head(x: Tensor, parts: Tensor | None, norm: Tensor, head: Tensor, eps: float) -> Tensor:
-    """Logits float32 [b v]: the last norm and the product with head [v d]."""
-    return product(add_norm(x, parts, norm, eps)[1], head)[0]
+    """Logits float32 [b v]: the last norm and the product with head [v d], rounded as the model's own are."""
+    return product(add_norm(x, parts, norm, eps)[1], head, rounded=True)[0]
 
 
 def o_splits(out: Tensor) -> int:
-    """Parts of the sum of o_proj: two where each is a whole number of tiles."""
-    return 2 if out.shape[1] % 32 == 0 else 1
+    """Parts of the sum of o_proj, which has few columns: 256 programs of the released model."""
+    parts = 2 if len(out) == 1 else 4
+    return parts if out.shape[1] % (16 * parts) == 0 else 1

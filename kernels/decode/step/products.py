@@ -33,7 +33,7 @@ MANY = {  # for more
     "sm_80": {"BLOCK_N": 32, "BLOCK_K": 128, "num_warps": 4, "num_stages": 4},
     "interpreter": {"BLOCK_N": 32, "BLOCK_K": 32},
 }
-SPLIT = {"BLOCK_N": 16}  # half as wide where the sum is split: as many programs again
+SPLIT = {"BLOCK_N": 16}  # for one token, where the sum is split: fewer columns, twice the programs
 
 
 @triton.jit
@@ -50,7 +50,7 @@ def token_rows(x, k, K: tl.constexpr, B, SINGLE: tl.constexpr, BLOCK_K: tl.const
 @triton.jit
 def product_kernel(
     x, w, y, B,
-    K: tl.constexpr, N: tl.constexpr, SHARE: tl.constexpr, SINGLE: tl.constexpr,
+    K: tl.constexpr, N: tl.constexpr, SHARE: tl.constexpr, SINGLE: tl.constexpr, ROUNDED: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (columns, splits)."""
@@ -64,18 +64,20 @@ def product_kernel(
         weights = tl.load(w + channel[:, None] * K + k[None, :])
         tokens = token_rows(x, k, K, B, SINGLE, BLOCK_K)
         total = tl.dot(tokens, tl.trans(weights), total, input_precision="ieee")
+    if ROUNDED:
+        total = total.to(w.dtype.element_ty).to(tl.float32)
     release(PDL)
     tl.store(y + (split * B + row[:, None]) * N + n[None, :], total, mask=(row < B)[:, None] & (n < N)[None, :])
 
 
-def product(x: Tensor, w: Tensor, splits: int = 1) -> Tensor:
+def product(x: Tensor, w: Tensor, splits: int = 1, rounded: bool = False) -> Tensor:
     """x [b k] times w [n k]: float32 [split b n], to be added over the splits; 16 divides a split's share of k."""
-    (b, k), n = x.shape, w.shape[0]
+    (b, k), n = x.shape, w.shape[0]  # rounded: to the dtype of w, as PyTorch's product is
     y = torch.empty(splits, b, n, dtype=torch.float32, device=x.device)
-    table = launch(ONE if b == 1 else MANY, x.device) | (SPLIT if splits > 1 else {})
+    table = launch(ONE if b == 1 else MANY, x.device) | (SPLIT if b == 1 and splits > 1 else {})
     tiles = {"BLOCK_K": tile(k // splits, table["BLOCK_K"])}
     product_kernel[(triton.cdiv(n, table["BLOCK_N"]), splits)](
-        x, w, y, b, K=k, N=n, SHARE=k // splits, SINGLE=b == 1, **table | tiles, **dependent(x.device)
+        x, w, y, b, K=k, N=n, SHARE=k // splits, SINGLE=b == 1, ROUNDED=rounded, **table | tiles, **dependent(x.device)
     )
     return y
 
