@@ -54,7 +54,7 @@ FILTER = {  # scores in a block
 }
 FINISH = {  # scores in a block of the radix select
     "sm_90": {"BLOCK": 4096, "num_warps": 8},
-    "sm_80": {"BLOCK": 4096, "num_warps": 8},
+    "sm_80": {"BLOCK": 4096, "num_warps": 8, "maxnreg": 168},
     "interpreter": {"BLOCK": 32},
 }
 

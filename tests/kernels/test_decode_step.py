@@ -45,7 +45,7 @@ CEILING = {
     "product_kernel": (64, 53_248),
     "token_scores_kernel": (72, 53_248),
     "decode_filter_kernel": (112, 1_024),
-    "decode_finish_kernel": (128, 16_384),
+    "decode_finish_kernel": (168, 16_384),
     "attend_chosen_kernel": (128, 20_480),
     "attend_all_kernel": (128, 102_400),
     "decode_combine_kernel": (96, 4_096),
