@@ -17,8 +17,8 @@ One row does not fill a GPU, and its time is the time of launches: few of them, 
 A sample can mislead, and ties can be many. Where fewer than k or more than CAPACITY keys pass, the finish selects from
 the whole row by radix, in the same launch: the answer never depends on the sample, only the time does.
 
-lengths stay on the device. The grid covers the capacity, programs beyond a row's length return, and nothing here asks
-the CPU for a value: a captured graph may be replayed while rows grow.
+lengths stay on the device. Programs beyond a row's length return, and nothing asks the CPU for a value: a captured graph
+may be replayed while rows grow.
 """
 
 import math
@@ -44,17 +44,19 @@ SCORES = {
     "interpreter": {"KEYS": 16, "CHUNK": (32, 64), "num_stages": 1},  # small, so that small tests cross tiles
 }
 SAMPLE = {"sm_90": (1024, 8192), "sm_80": (1024, 8192), "interpreter": (64, 64)}  # scores, least and most
-# Ranges of a row, powers of two, fewest and most: each looks at the whole sample again, and a batch's rows fill a GPU
-# between them. At batch 16, 16 ranges and a smaller sample took 15 us on an H200 prototype where 32 had taken 42.
+# Ranges of a row, powers of two, at most and of a batch's rows: each looks at the whole sample again. At batch 16, 16
+# ranges and a smaller sample took 15 us on an H200 prototype, 32 had taken 42.
 RANGES = {"sm_90": (16, 64), "sm_80": (16, 64), "interpreter": (2, 4)}
 FILTER = {  # scores in a block
     "sm_90": {"BLOCK": 2048, "num_warps": 8},
     "sm_80": {"BLOCK": 2048, "num_warps": 8},
     "interpreter": {"BLOCK": 16},
 }
-FINISH = {  # scores in a block of the radix select
-    "sm_90": {"BLOCK": 4096, "num_warps": 8},
-    "sm_80": {"BLOCK": 4096, "num_warps": 8, "maxnreg": 168},
+# Scores in a block of the radix select: not 4096, the released CAPACITY. Tensors of one shape would get the layout that
+# suits the radix select, and the lists go through shared memory.
+FINISH = {
+    "sm_90": {"BLOCK": 2048, "num_warps": 8},
+    "sm_80": {"BLOCK": 2048, "num_warps": 8, "maxnreg": 168},
     "interpreter": {"BLOCK": 32},
 }
 
@@ -168,7 +170,7 @@ def decode_finish_kernel(
         select_kernel(scores, start, out, None, 1, stop, topk, stop, scores_b, 0, start_b, 0, BLOCK)
         return
     out += b * topk
-    slot = tl.arange(0, CAPACITY)
+    slot = tl.max_contiguous(tl.arange(0, CAPACITY), 1)  # as in the filter: one layout from gather to store
     ends = tl.cumsum(count, axis=0)
     part = tl.zeros((CAPACITY,), tl.int32)  # of a slot, its range: as many ranges end at or before it
     for step in tl.static_range(BITS):
@@ -220,8 +222,7 @@ def select_scored(scores: Tensor, s: int, topk: int, lengths: Tensor, start: Ten
     least, most = SAMPLE[architecture(device)]
     sample = min(most, max(least, triton.next_power_of_2(s // 40)))  # of 128K with room for more: 4096
     capacity = triton.next_power_of_2(2 * topk)
-    lists = lengths, start, positions, values, counts
-    strides = start_strides(start)[0], scores.stride(0)
+    lists, strides = (lengths, start, positions, values, counts), (start_strides(start)[0], scores.stride(0))
     decode_filter_kernel[(ranges, b)](
         scores, *lists, s, math.isqrt(topk * capacity), *strides,
         CAPACITY=capacity, SAMPLE=sample, RUN=RUN, LOWEST=LOWEST, RANGES=ranges, **launch(FILTER, device), **follow,
@@ -240,9 +241,8 @@ def decode_scores(q: Tensor, k: Tensor, w: Tensor, lengths: Tensor, start: Tenso
     heads, width = max(16, triton.next_power_of_2(j)), max(16, triton.next_power_of_2(i))
     table = launch(SCORES, q.device)
     least, most = table["CHUNK"]
-    chunk = min(most, least * triton.next_power_of_2(b))
-    sizes = {"KEYS": min(table["KEYS"], MOST_PRODUCTS // heads), "CHUNK": chunk}
-    decode_scores_kernel[(triton.cdiv(s, chunk), b)](
+    sizes = {"KEYS": min(table["KEYS"], MOST_PRODUCTS // heads), "CHUNK": min(most, least * triton.next_power_of_2(b))}
+    decode_scores_kernel[(triton.cdiv(s, sizes["CHUNK"]), b)](
         q, k, w, lengths, start, scores, s, i**-0.5,
         q.stride(0), q.stride(2), *k.stride()[:2], w.stride(0), w.stride(2), start_strides(start)[0], scores.stride(0),
         J=j, I=i, HEADS=heads, WIDTH=width, UPCAST=INTERPRETED, **table | sizes,

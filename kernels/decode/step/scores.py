@@ -70,7 +70,7 @@ def token_scores_kernel(
         keys = tl.load(index_k + (s * I)[:, None] + i[None, :], mask=(s < end)[:, None], other=0.0)
         z = tl.dot(keys, queries, input_precision="ieee")
         score = tl.sum(tl.maximum(z, 0.0) * gate[None, :], axis=1) * scale
-        tl.store(scores + s, score, mask=(s >= begin) & (s < end))
+        tl.store(scores + s, score, mask=s < end)
     release(PDL)
 
 
