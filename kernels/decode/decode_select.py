@@ -17,8 +17,8 @@ One row does not fill a GPU, and its time is the time of launches: few of them, 
 A sample can mislead, and ties can be many. Where fewer than k or more than CAPACITY keys pass, the finish selects from
 the whole row by radix, in the same launch: the answer never depends on the sample, only the time does.
 
-lengths stay on the device. Programs beyond a row's length return, and nothing asks the CPU for a value: a captured graph
-may be replayed while rows grow.
+lengths stay on the device. Programs beyond a row's length return, and nothing asks the CPU for a value: a graph may be
+replayed while rows grow.
 """
 
 import math
