@@ -17,6 +17,11 @@ specification that every kernel is compared with; `minikeye.evaluation.kernels` 
       warmup_loss, warmup_lse, loss_tiles        the same over all keys, for the dense warm-up
     decode/
       decode_select, decode_attention            one token a sequence, under a CUDA graph
+      step/layer, shapes                         a decoder layer for one token a sequence, eleven kernels in order:
+      step/norms, products, new_token            residual and norm; products with one token a row; heads and the cache
+      step/scores, attend                        index scores; attention over a list of keys, or over all
+      step/route, expert, experts                the router; the experts of one token, and of up to 16
+      dependent                                  kernels that start before the one before has ended
     prefill/
       heads, router, experts                     what surrounds attention: heads to their places, experts and their rows
     launch                                       which row of a launch table fits a card, and what the interpreter needs

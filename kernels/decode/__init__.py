@@ -1,1 +1,1 @@
-"""One query a row, for CUDA graphs: select among as many keys as the device knows of, and attend."""
+"""One query a row, for CUDA graphs: select among the keys that the device knows of, attend, and a step as a whole."""

@@ -26,6 +26,7 @@ from minikeye.kernels.attention.gather import gather
 from minikeye.kernels.attention.online_softmax import LOWEST, absorb, begin, finish
 from minikeye.kernels.attention.sparse_attention import check_attention
 from minikeye.kernels.attention.sparse_forward import sparse_forward
+from minikeye.kernels.decode.dependent import ALONE, release, wait
 from minikeye.kernels.launch import architecture, launch, upcast
 
 # BLOCK_S: keys gathered at once, as in sparse_forward.py. A part of up to 128 slots is then in flight as a whole.
@@ -75,11 +76,13 @@ def decode_attention_kernel(
 
 @triton.jit
 def decode_combine_kernel(
-    m_parts, totals, accs, out, lse, PARTS, E: tl.constexpr, BLOCK_P: tl.constexpr
+    m_parts, totals, accs, out, lse, PARTS, E: tl.constexpr, BLOCK_P: tl.constexpr, PDL: tl.constexpr
 ):  # fmt: skip
-    """Grid (b * h): one head of one row."""
+    """Grid (b * h): one head of one row. lse: None where nobody asks for it."""
     row = tl.program_id(0).to(tl.int64)
     part, width = tl.arange(0, BLOCK_P), tl.arange(0, E)
+    release(PDL)
+    wait(PDL)
     there = part < PARTS
     m = tl.load(m_parts + row * PARTS + part, mask=there, other=LOWEST)
     total = tl.load(totals + row * PARTS + part, mask=there, other=0.0)
@@ -91,7 +94,8 @@ def decode_combine_kernel(
     acc, log_sum_exp = finish(most, total, acc)
     one = tl.arange(0, 1)
     tl.store(out + row * E + one[:, None] + width[None, :], acc)
-    tl.store(lse + row + one, log_sum_exp)
+    if lse is not None:
+        tl.store(lse + row + one, log_sum_exp)
 
 
 @torch.no_grad()
@@ -118,7 +122,7 @@ def decode_attention(
     lse = torch.empty(b, 1, h, dtype=torch.float32, device=q.device)
     if not q.numel() or not topk or not k.numel():
         return out.zero_(), lse.fill_(-torch.inf)
-    part, parts = _parts(topk, splits or _splits(b * g), LAUNCH[architecture(q.device)]["BLOCK_S"])
+    part, parts = parts_of(topk, splits or _splits(b * g), LAUNCH[architecture(q.device)]["BLOCK_S"])
     if parts == 1:  # nothing to combine
         sparse_forward(q, k, v, indices, scale, out, lse)
         return out, lse
@@ -130,10 +134,27 @@ def decode_attention(
         topk, part, parts, h // g,
         E=e, BLOCK_R=triton.next_power_of_2(h // g), UPCAST=upcast(q.dtype), **launch(LAUNCH, q.device),
     )  # fmt: skip
-    decode_combine_kernel[(b * h,)](
-        m_parts, totals, accs, out, lse, parts, E=e, BLOCK_P=triton.next_power_of_2(parts), **launch(COMBINE, q.device)
-    )
+    _combine(m_parts, totals, accs, out, lse, ALONE)
     return out, lse
+
+
+def combine_parts(m_parts: Tensor, totals: Tensor, accs: Tensor, dtype: torch.dtype, start: dict) -> Tensor:
+    """The parts of every head, m and total float32 [b h part], acc [b h part e], put together: [b (h e)] in `dtype`.
+
+    start: how the launch follows the one before, of dependent.py.
+    """
+    b, h, _, e = accs.shape
+    out = torch.empty(b, h * e, dtype=dtype, device=accs.device)
+    _combine(m_parts, totals, accs, out, None, start)
+    return out
+
+
+def _combine(m_parts: Tensor, totals: Tensor, accs: Tensor, out: Tensor, lse: Tensor | None, start: dict) -> None:
+    b, h, parts, e = accs.shape
+    decode_combine_kernel[(b * h,)](
+        m_parts, totals, accs, out, lse, parts, E=e, BLOCK_P=triton.next_power_of_2(parts),
+        **launch(COMBINE, accs.device), **start,
+    )  # fmt: skip
 
 
 def _splits(programs: int) -> int:
@@ -141,7 +162,7 @@ def _splits(programs: int) -> int:
     return next((splits for most, splits in SPLITS if programs <= most), 1)
 
 
-def _parts(topk: int, splits: int, block: int) -> tuple[int, int]:
+def parts_of(topk: int, splits: int, block: int) -> tuple[int, int]:
     """Slots in a part, whole blocks, and how many parts that makes: at most `splits`."""
     part = triton.cdiv(triton.cdiv(topk, splits), block) * block
     return part, triton.cdiv(topk, part)

@@ -17,8 +17,8 @@ One row does not fill a GPU, and its time is the time of launches: few of them, 
 A sample can mislead, and ties can be many. Where fewer than k or more than CAPACITY keys pass, the finish selects from
 the whole row by radix, in the same launch: the answer never depends on the sample, only the time does.
 
-lengths stay on the device. The grid covers the capacity, programs beyond a row's length return, and nothing here asks
-the CPU for a value: a captured graph may be replayed while rows grow.
+lengths stay on the device. Programs beyond a row's length return, and nothing asks the CPU for a value: a graph may be
+replayed while rows grow.
 """
 
 import math
@@ -28,6 +28,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from minikeye.kernels.decode.dependent import ALONE, release, wait
 from minikeye.kernels.launch import INTERPRETED, architecture, launch
 from minikeye.kernels.selection.index_scores import check_index, start_strides
 from minikeye.kernels.selection.ordered_bits import bisect, ordered, unordered, write_chosen
@@ -43,15 +44,19 @@ SCORES = {
     "interpreter": {"KEYS": 16, "CHUNK": (32, 64), "num_stages": 1},  # small, so that small tests cross tiles
 }
 SAMPLE = {"sm_90": (1024, 8192), "sm_80": (1024, 8192), "interpreter": (64, 64)}  # scores, least and most
-RANGES = {"sm_90": 32, "sm_80": 32, "interpreter": 4}  # of a row, a power of two
+# Ranges of a row, powers of two, at most and of a batch's rows: each looks at the whole sample again. At batch 16, 16
+# ranges and a smaller sample took 15 us on an H200 prototype, 32 had taken 42.
+RANGES = {"sm_90": (16, 64), "sm_80": (16, 64), "interpreter": (2, 4)}
 FILTER = {  # scores in a block
     "sm_90": {"BLOCK": 2048, "num_warps": 8},
     "sm_80": {"BLOCK": 2048, "num_warps": 8},
     "interpreter": {"BLOCK": 16},
 }
-FINISH = {  # scores in a block of the radix select
-    "sm_90": {"BLOCK": 4096, "num_warps": 8},
-    "sm_80": {"BLOCK": 4096, "num_warps": 8},
+# Scores in a block of the radix select: not 4096, the released CAPACITY. Tensors of one shape would get the layout that
+# suits the radix select, and the lists go through shared memory.
+FINISH = {
+    "sm_90": {"BLOCK": 2048, "num_warps": 8},
+    "sm_80": {"BLOCK": 2048, "num_warps": 8, "maxnreg": 168},
     "interpreter": {"BLOCK": 32},
 }
 
@@ -120,9 +125,11 @@ def sampled_bound(scores, begin, stop, aim, SAMPLE: tl.constexpr, RUN: tl.conste
 def decode_filter_kernel(
     scores, lengths, start, positions, values, counts, s_count, aim, start_b, scores_b,
     CAPACITY: tl.constexpr, SAMPLE: tl.constexpr, RUN: tl.constexpr, LOWEST: tl.constexpr,
-    RANGES: tl.constexpr, BLOCK: tl.constexpr,
+    RANGES: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(1).to(tl.int64)
+    release(PDL)
+    wait(PDL)
     begin, stop = key_span(lengths, start, b, s_count, start_b)
     first, end = range_span(begin, stop, tl.program_id(0), RANGES)
     counts += b * RANGES + tl.program_id(0)
@@ -150,10 +157,12 @@ def decode_filter_kernel(
 @triton.jit
 def decode_finish_kernel(
     scores, lengths, start, positions, values, counts, out, s_count, topk, start_b, scores_b,
-    CAPACITY: tl.constexpr, RANGES: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr,
+    CAPACITY: tl.constexpr, RANGES: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Grid (1, b): to `select_kernel`, called as a function, this is query 0 of batch row b."""
     b = tl.program_id(1).to(tl.int64)
+    release(PDL)
+    wait(PDL)
     begin, stop = key_span(lengths, start, b, s_count, start_b)
     count = tl.load(counts + b * RANGES + tl.arange(0, RANGES))
     passed = tl.sum(count, axis=0)
@@ -161,7 +170,7 @@ def decode_finish_kernel(
         select_kernel(scores, start, out, None, 1, stop, topk, stop, scores_b, 0, start_b, 0, BLOCK)
         return
     out += b * topk
-    slot = tl.arange(0, CAPACITY)
+    slot = tl.max_contiguous(tl.arange(0, CAPACITY), 1)  # as in the filter: one layout from gather to store
     ends = tl.cumsum(count, axis=0)
     part = tl.zeros((CAPACITY,), tl.int32)  # of a slot, its range: as many ranges end at or before it
     for step in tl.static_range(BITS):
@@ -196,30 +205,31 @@ def decode_select(q: Tensor, k: Tensor, w: Tensor, topk: int, lengths: Tensor, s
         raise ValueError(f"topk must be 1 to {MOST_TOPK}, got {topk}")
     fit = lengths.dtype == torch.int32 and lengths.device == q.device and lengths.is_contiguous()
     if lengths.shape != (b,) or not fit:
-        raise ValueError(
-            f"lengths must be contiguous int32 [{b}] on {q.device}; "
-            f"got {lengths.dtype} {list(lengths.shape)} on {lengths.device}"
-        )
-    device, ranges = q.device, RANGES[architecture(q.device)]
-    out = torch.empty(b, 1, topk, dtype=torch.int32, device=device)
+        got = f"{lengths.dtype} {list(lengths.shape)} on {lengths.device}"
+        raise ValueError(f"lengths must be contiguous int32 [{b}] on {q.device}; got {got}")
     if b == 0 or s == 0:
-        return out.fill_(-1)
-    scores = decode_scores(q, k, w, lengths, start)
-    positions = torch.empty_like(scores, dtype=torch.int32)
-    values = torch.empty_like(scores)
-    counts = torch.empty(b, ranges, dtype=torch.int32, device=device)
+        return torch.full((b, 1, topk), -1, dtype=torch.int32, device=q.device)
+    return select_scored(decode_scores(q, k, w, lengths, start), s, topk, lengths, start, ALONE)[:, None]
+
+
+def select_scored(scores: Tensor, s: int, topk: int, lengths: Tensor, start: Tensor | None, follow: dict) -> Tensor:
+    """Filter and finish: int32 [b topk] from scores float32 [b, at least s], s keys being room. Nothing is checked."""
+    b, device = len(scores), scores.device
+    fewest, ranges = RANGES[architecture(device)]
+    ranges = max(fewest, ranges // triton.next_power_of_2(b))
+    out, counts = (torch.empty(b, n, dtype=torch.int32, device=device) for n in (topk, ranges))
+    positions, values = torch.empty_like(scores, dtype=torch.int32), torch.empty_like(scores)
     least, most = SAMPLE[architecture(device)]
-    sample = min(most, max(least, triton.next_power_of_2(s) // 32))
+    sample = min(most, max(least, triton.next_power_of_2(s // 40)))  # of 128K with room for more: 4096
     capacity = triton.next_power_of_2(2 * topk)
-    lists = lengths, start, positions, values, counts
-    strides = start_strides(start)[0], scores.stride(0)
+    lists, strides = (lengths, start, positions, values, counts), (start_strides(start)[0], scores.stride(0))
     decode_filter_kernel[(ranges, b)](
         scores, *lists, s, math.isqrt(topk * capacity), *strides,
-        CAPACITY=capacity, SAMPLE=sample, RUN=RUN, LOWEST=LOWEST, RANGES=ranges, **launch(FILTER, device),
+        CAPACITY=capacity, SAMPLE=sample, RUN=RUN, LOWEST=LOWEST, RANGES=ranges, **launch(FILTER, device), **follow,
     )  # fmt: skip
     decode_finish_kernel[(1, b)](
         scores, *lists, out, s, topk, *strides,
-        CAPACITY=capacity, RANGES=ranges, BITS=ranges.bit_length() - 1, **launch(FINISH, device),
+        CAPACITY=capacity, RANGES=ranges, BITS=ranges.bit_length() - 1, **launch(FINISH, device), **follow,
     )  # fmt: skip
     return out
 
@@ -231,9 +241,8 @@ def decode_scores(q: Tensor, k: Tensor, w: Tensor, lengths: Tensor, start: Tenso
     heads, width = max(16, triton.next_power_of_2(j)), max(16, triton.next_power_of_2(i))
     table = launch(SCORES, q.device)
     least, most = table["CHUNK"]
-    chunk = min(most, least * triton.next_power_of_2(b))
-    sizes = {"KEYS": min(table["KEYS"], MOST_PRODUCTS // heads), "CHUNK": chunk}
-    decode_scores_kernel[(triton.cdiv(s, chunk), b)](
+    sizes = {"KEYS": min(table["KEYS"], MOST_PRODUCTS // heads), "CHUNK": min(most, least * triton.next_power_of_2(b))}
+    decode_scores_kernel[(triton.cdiv(s, sizes["CHUNK"]), b)](
         q, k, w, lengths, start, scores, s, i**-0.5,
         q.stride(0), q.stride(2), *k.stride()[:2], w.stride(0), w.stride(2), start_strides(start)[0], scores.stride(0),
         J=j, I=i, HEADS=heads, WIDTH=width, UPCAST=INTERPRETED, **table | sizes,

@@ -9,13 +9,15 @@ Axes: b batch, v vocabulary.
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
+from minikeye.inference.fused_step import FusedStep
+from minikeye.inference.static_step import StaticStep
 from minikeye.model.cache import Cache
 from minikeye.model.keye import KeyeOutput
-from minikeye.model.step import Mode, Step
-from minikeye.ops import choose_backend
+from minikeye.model.step import Mode
+from minikeye.ops import choose_backend, choose_step
 
 
 def obstacle(model, attention: str = "sparse", backend: str = "auto", record: object = None, observer=None) -> str:
@@ -45,52 +47,11 @@ def obstacle(model, attention: str = "sparse", backend: str = "auto", record: ob
     return "" if chosen == "triton" else f"backend {chosen}: {why}"
 
 
-class StaticStep:
-    """One decode step whose every number lies on the device: it reads and writes the same memory at every call.
-
-    The cache must hold a prompt and have room for what comes. A call stores its token in the cache; `cache.length` and
-    `cache.next_position` follow in `count`, outside of what a graph records.
-    """
-
-    def __init__(self, model, cache: Cache, backend: str = "auto", attention: Mode = "sparse"):
-        device = model.device
-        self.model, self.cache, self.backend, self.attention = model, cache, backend, attention
-        if attention == "dense":
-            for layer in cache.layers:
-                layer.clear_room()
-        self.start = None if cache.start is None else cache.start.to(device)
-        self.token = torch.zeros(cache.batch, 1, dtype=torch.long, device=device)
-        self.lengths = torch.empty(cache.batch, dtype=torch.int32, device=device)
-        self.position = torch.empty(cache.batch, dtype=torch.long, device=device)
-        self.rewind()
-
-    def rewind(self) -> None:
-        """Take the counts from the cache, which warm-up calls do not change."""
-        self.lengths.fill_(self.cache.length)
-        self.position.copy_(self.cache.next_position)
-
-    def run(self) -> Float[Tensor, "b 1 v"]:
-        """Logits after `token`."""
-        self.lengths += 1
-        positions = self.position[None, :, None].expand(3, -1, 1)
-        counts = {"offset": 0, "start": self.start, "lengths": self.lengths}
-        step = Step.of(self.model.config, positions, mode=self.attention, backend=self.backend, observer=None, **counts)
-        x = self.model.model(self.model.model.embed_tokens(self.token), step, self.cache)
-        self.position += 1
-        return self.model.lm_head(x).float()
-
-    def require_room(self) -> None:
-        """Raise ValueError where the next token has no place: in the context, as in any pass, or in the cache."""
-        room = min(self.model.config.text.max_positions, *(layer.room for layer in self.cache.layers))
-        if self.cache.length >= room:
-            raise ValueError(f"{self.cache.length + 1} tokens exceed the room of {room}: reserve more, or draw fewer")
-
-    def count(self) -> None:
-        """What a step did, told to the cache; all of it or nothing."""
-        with self.cache.all_or_nothing():
-            for layer in self.cache.layers:
-                layer.length += 1
-            self.cache.next_position = self.cache.next_position + 1
+def decode_step(model, cache: Cache, backend: str = "auto", attention: Mode = "sparse") -> StaticStep:
+    """What a graph records: the fused step where `ops.choose_step` says that it can run, else the model's own pass."""
+    dtypes = {p.dtype for p in (*model.model.parameters(), model.lm_head.weight)}
+    step, _ = choose_step(model.config, cache.batch, dtypes, model.device, backend)
+    return (FusedStep if step == "fused" else StaticStep)(model, cache, backend, attention)
 
 
 class GraphedDecoder:
@@ -104,7 +65,7 @@ class GraphedDecoder:
     def __call__(self, token: Int[Tensor, " b"]) -> KeyeOutput:
         """The logits are overwritten by the next call."""
         if self.step is None:
-            self.step = StaticStep(self.model, self.cache, self.backend, self.attention)
+            self.step = decode_step(self.model, self.cache, self.backend, self.attention)
             self.step.require_room()  # a token is written while the graph is captured, too
             self._capture()
         self.step.require_room()

@@ -60,6 +60,12 @@ class LayerCache:
                 self._stores[n] = larger
 
     @property
+    def stores(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys, values and index keys with their unused room, for whoever writes where only the device knows."""
+        k, v, index_k = self._stores
+        return k, v, index_k
+
+    @property
     def room(self) -> int:
         """Tokens that it can hold without growing."""
         return min((store.shape[1] for store in self._stores), default=self.capacity)
@@ -80,8 +86,7 @@ class LayerCache:
         rows = torch.arange(len(at), device=at.device)
         for store, new in zip(self._stores, (k, v, index_k), strict=True):
             store[rows, at] = new[:, 0]
-        k, v, index_k = self._stores
-        return k, v, index_k
+        return self.stores
 
     def repeat(self, times: int, capacity: int) -> "LayerCache":
         """A copy in which each row stands `times` times, with room for `capacity` tokens or for those that are held."""

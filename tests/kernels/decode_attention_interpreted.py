@@ -146,7 +146,7 @@ def test_the_grid_stays_a_few_hundred_programs() -> None:
         assert programs * attention._splits(programs) <= 512
     for topk in range(1, 300):
         for splits in (1, 3, 16):
-            part, parts = attention._parts(topk, splits, 32)
+            part, parts = attention.parts_of(topk, splits, 32)
             assert part % 32 == 0 and parts <= splits and (parts - 1) * part < topk <= parts * part
 
 

@@ -33,6 +33,8 @@ def test_what_makes_them_fast_is_in_the_code() -> None:
     assert "convert_layout" not in made["decode_select, filter"].ttgir, (
         "lists are written without a way round through shared memory"
     )
+    finish = made["decode_select, finish"].ttgir
+    assert "convert_layout" not in finish[finish.index("tt.gather") :], "nor are they read that way"
 
 
 OTHERS = [

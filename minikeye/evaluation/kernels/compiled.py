@@ -74,7 +74,7 @@ def compile_case(case: Case, sm: int, dtype: str = "bf16") -> Compiled:
     """
     if INTERPRETED:
         raise RuntimeError("kernels of the interpreter cannot be compiled: unset TRITON_INTERPRET and start again")
-    known = case.constants | case.launch | {"UPCAST": False}
+    known = case.constants | case.launch | {"UPCAST": False, "PDL": False}
     types, constants, aligned = {}, {}, {}
     for n, parameter in enumerate(case.kernel.params):
         name = parameter.name
@@ -90,7 +90,12 @@ def compile_case(case: Case, sm: int, dtype: str = "bf16") -> Compiled:
     names = {parameter.name for parameter in case.kernel.params}
     options = {name: value for name, value in case.launch.items() if name not in names}
     source = ASTSource(case.kernel, types, constexprs=constants, attrs=aligned)
-    made = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options | {"enable_fp_fusion": True})
+    return compile_source(source, options | {"enable_fp_fusion": True}, sm)
+
+
+def compile_source(source: ASTSource, options: dict, sm: int) -> Compiled:
+    """The same of a kernel whose arguments are known already."""
+    made = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])
@@ -196,7 +201,7 @@ def decode_cases(sm: int, shape: Shape = RELEASED, start: bool = False, capacity
     row, topk, r = f"sm_{sm}", shape.topk, shape.heads // shape.kv_heads
     first = {"start_b": 1} if start else {"start": None, "start_b": 0}
     heads, width = (max(16, triton.next_power_of_2(n)) for n in (shape.index_heads, shape.index_width))
-    table, ranges = decode_select.SCORES[row], decode_select.RANGES[row]
+    table, (_, ranges) = decode_select.SCORES[row], decode_select.RANGES[row]
     keys = min(table["KEYS"], decode_select.MOST_PRODUCTS // heads)
     sizes = {"J": shape.index_heads, "I": shape.index_width, "HEADS": heads, "WIDTH": width, "KEYS": keys, "w_j": 1}
     lists = {"CAPACITY": triton.next_power_of_2(2 * topk), "RANGES": ranges, "BITS": ranges.bit_length() - 1}

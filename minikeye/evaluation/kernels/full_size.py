@@ -12,8 +12,8 @@ looking on: six layers' unions in the last chunk of a sparse prompt.
 """
 
 import argparse
+import json
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,19 +22,22 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minikeye import KeyeConfig, KeyeVL
+from minikeye.evaluation.kernels.decoding import decoding, fastest_dense, filled, first_layers, seconds_of
 from minikeye.evaluation.kernels.workload import process, union_factor
-from minikeye.inference.cuda_graph import StaticStep
+from minikeye.inference.cuda_graph import decode_step
+from minikeye.inference.static_step import StaticStep
 from minikeye.model.cache import Cache
 from minikeye.model.moe import tokens_per_expert as load
 from minikeye.model.step import AttentionTrace
 from minikeye.ops import choose_backend
 from minikeye.results import write_result
 
-RHO = 0.955  # of the smooth prompts, as in the kernels' "u4" data
-CHUNK = {"sparse": 16_384, "dense": None}  # cuDNN's causal kernel is fastest on the whole prompt at once
+RHO = 0.9925  # of the smooth prompts: neighbours then share about what the report says, u16 about 4
+# Tokens that a pass reads: experts are fed 32K at a time; cuDNN's causal kernel is fastest on the whole prompt at once.
+CHUNK = {"sparse": 32_768, "dense": None}
+LENGTHS = (8192, 32_768, 131_072, 262_144)
 FRAMES, ROWS, COLUMNS = 504, 24, 42  # 127,008 visual tokens: 504 frames of 16:9, as 252 s become at 2 frames/s
 
 
@@ -73,33 +76,14 @@ class Smooth(nn.Module):
 @contextmanager
 def reading(model: KeyeVL, data: str, layers: int | None = None) -> Iterator[None]:
     """Inside the block the model has its first `layers` only (None: all), and the embedding of "smooth" where asked."""
-    before = model.model.layers, model.model.embed_tokens
-    model.model.layers = before[0][:layers]
+    before = model.model.embed_tokens
     if data == "smooth":
         model.model.embed_tokens = Smooth(model.config.text.width, model.lm_head.weight.dtype)
     try:
-        yield
+        with first_layers(model, layers):
+            yield
     finally:
-        model.model.layers, model.model.embed_tokens = before
-
-
-@contextmanager
-def fastest_dense(device: torch.device) -> Iterator[None]:
-    """cuDNN's attention where it can, else flash: what dense attention is measured with."""
-    if device.type == "cpu":
-        yield
-        return
-    with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION], set_priority=True):
-        yield
-
-
-def seconds_of(run: Callable[[], object], device: torch.device) -> float:
-    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    synchronize()
-    begun = time.perf_counter()
-    run()
-    synchronize()
-    return time.perf_counter() - begun
+        model.model.embed_tokens = before
 
 
 def prompt(
@@ -126,56 +110,6 @@ def prefill(model: KeyeVL, length: int, attention: str, data: str, device: torch
         "what": "prefill", "attention": attention, "data": data, "length": length, "seconds": seconds,
         "tokens_s": length / seconds, "peak_gib": peak, **watch.numbers(),
     }  # fmt: skip
-
-
-def filled(model: KeyeVL, length: int, batch: int, device: torch.device) -> Cache:
-    """A cache of `length` random tokens a row, with room for 64 more."""
-    text, index = model.config.text, model.config.indexer
-    cache = model.new_cache(length + 64)
-    for layer in cache.layers:
-        k, v = (torch.randn(batch, length, text.kv_heads, text.head_width, device=device) for _ in range(2))
-        dtype = model.lm_head.weight.dtype
-        layer.append(k.to(dtype), v.to(dtype), torch.randn(batch, length, index.width, device=device).to(dtype))
-        del k, v
-    cache.next_position = torch.full((batch,), length, device=device)
-    return cache
-
-
-def recorded(run: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    """`run` as a CUDA graph; itself on a CPU."""
-    if device.type == "cpu":
-        return run
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph.replay
-
-
-def decode(model: KeyeVL, length: int, batch: int, device: torch.device) -> Iterator[dict]:
-    """Median seconds of a step as a CUDA graph. Dense is recorded for one length, which no generation could use."""
-    cache = filled(model, length, batch, device)
-    token = {"input_ids": torch.zeros(batch, 1, dtype=torch.long, device=device)}
-
-    def dense_step() -> None:
-        model(token, cache, attention="dense")
-        cache.truncate(length, torch.full((batch,), length, device=device))
-
-    static = StaticStep(model, cache)
-    steps = {"sparse": recorded(static.run, device), "dense": None, "sparse, no graph": static.run}
-    with fastest_dense(device):
-        steps["dense"] = recorded(dense_step, device)
-    for attention, step in steps.items():
-        static.rewind()
-        seconds = statistics.median(seconds_of(step, device) for _ in range(20))
-        yield {
-            "what": "decode", "attention": attention, "context": f"{-(-length // 1024)}k", "length": length,
-            "batch": batch, "ms": 1000 * seconds, "tokens_s": batch / seconds,
-        }  # fmt: skip
 
 
 def see(model: KeyeVL, frames: int, rows: int, columns: int, device: torch.device) -> Iterator[dict]:
@@ -210,9 +144,10 @@ def profiles(model: KeyeVL, length: int, device: torch.device) -> Iterator[dict]
         with reading(model, data, 4), fastest_dense(device):
             run = prompt(model, length, attention, Cache.empty(len(model.model.layers), length), None, device)
             yield from profile(run, device, part="prefill", attention=attention, data=data, length=length)
-    static = StaticStep(model, filled(model, length, 1, device))
-    static.run()
-    yield from profile(static.run, device, part="decode", attention="sparse", length=length)
+    cache = filled(model, length, 1, device)
+    for name, step in (("fused", decode_step(model, cache)), ("unfused", StaticStep(model, cache))):
+        step.run()
+        yield from profile(step.run, device, part="decode", step=name, attention="sparse", length=length)
 
 
 def plan(
@@ -221,10 +156,9 @@ def plan(
     for length in lengths:  # dense attention does not depend on what it reads
         for attention, data in (("sparse", "random"), ("sparse", "smooth"), ("dense", "random")):
             yield "prefill", partial(prefill, model, length, attention, data, device)
-    for length, batch in ((lengths[1], 1), (lengths[2], 1), (lengths[2], 4), (lengths[3] - 64, 1)):
-        yield "decode", partial(decode, model, length, batch, device)
+    yield "decode", partial(decoding, model, lengths, device)
     yield "vision", partial(see, model, *((FRAMES, ROWS, COLUMNS) if device.type == "cuda" else (2, 4, 4)), device)
-    yield "profile", partial(profiles, model, lengths[2], device)
+    yield "profile", partial(profiles, model, sorted(lengths)[len(lengths) // 2], device)
 
 
 def summarise(rows: list[dict]) -> dict[str, float]:
@@ -237,14 +171,15 @@ def summarise(rows: list[dict]) -> dict[str, float]:
             sparse = find("seconds", what="prefill", attention="sparse", data=data, length=length)
             dense = find("seconds", what="prefill", attention="dense", length=length)
             out |= {f"prefill_{name}_ratio{tail}": sparse / dense, f"prefill_{name}_tokens_s{tail}": length / sparse}
-        for batch, tail in ((1, ""), (4, "_b4")):
-            sparse, dense = (
-                find("ms", what="decode", attention=a, batch=batch, context=name) for a in ("sparse", "dense")
-            )
-            out |= {
-                f"decode_{name}_ratio{tail}": sparse / dense,
-                f"decode_{name}_tokens_s{tail}": 1000 * batch / sparse,
-            }
+        for batch in (1, 4, 16):
+            where = {"what": "decode", "batch": batch, "context": name, "step": "fused", "layers": 48}
+            sparse, dense = (find("ms", **where, attention=a) for a in ("sparse", "dense"))
+            tail = f"_b{batch}"
+            out |= {f"decode_{name}_ms{tail}": sparse, f"decode_{name}_ms_dense{tail}": dense}
+            out |= {f"decode_{name}_limit_ms{tail}": find("limit_ms", **where, attention="sparse")}
+            tail = tail if batch > 1 else ""  # as these two were always called
+            out[f"decode_{name}_ratio{tail}"] = sparse / dense
+            out[f"decode_{name}_tokens_s{tail}"] = 1000 * batch / sparse
     out["peak_gib_256k"] = find("peak_gib", what="prefill", attention="sparse", data="random", length=262_144)
     out["u16_128k"] = find("u16", what="prefill", data="random", length=131_072)
     out["u16_128k_smooth"] = find("u16", what="prefill", data="smooth", length=131_072)
@@ -259,12 +194,16 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="nano on a CPU: that the script runs, not a measurement")
     parser.add_argument("--layers", type=int, default=48, help="fewer for a look at the parts (default: 48)")
     parser.add_argument("--only", nargs="*", help="prefill, decode, vision, profile; default: all")
+    parser.add_argument("--lengths", type=int, nargs="*", default=list(LENGTHS), help="of prompts and contexts, tokens")
+    parser.add_argument(
+        "--add", type=Path, nargs="*", default=[], help="files of other calls, whose rows are put first"
+    )
     options = parser.parse_args()
     if options.smoke and options.out == parser.get_default("out"):
         parser.error("--smoke measures nothing: say with --out where its file may go")
     device, config = torch.device("cuda"), KeyeConfig.keye_vl_2_30b_a3b()
     config = replace(config, text=replace(config.text, layers=options.layers))
-    lengths = (8192, 32_768, 131_072, 262_144)
+    lengths = tuple(options.lengths)
     if options.smoke:
         device, config, lengths = torch.device("cpu"), KeyeConfig.nano(), (48, 64, 96, 192)
     torch.manual_seed(0)
@@ -272,12 +211,12 @@ def main() -> None:
     with torch.device(device):
         model = KeyeVL(config).eval()
     torch.set_default_dtype(torch.float32)
-    rows: list[dict] = []
+    rows = [row for path in options.add for row in json.loads(path.read_text(encoding="utf-8"))["rows"]]
     backend, _ = choose_backend("auto", device)
     dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")
     what = f"{config.text.layers} layers of width {config.text.width}, random weights, {dtype}; sparse by {backend}"
     for part, run in plan(model, device, lengths):
-        if options.only and part not in options.only:
+        if options.only is not None and part not in options.only:
             continue
         for row in run():
             rows.append({k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in row.items()})

@@ -1,0 +1,119 @@
+"""The door to the fused decode step: whether its kernels can run a model, a layer of it, and the head.
+
+Axes: b batch, d width, s key position, g KV head, e head width, i indexer width, v vocabulary. The specification is the
+model's own pass of one token a row (`minikeye.inference.static_step`), which also answers wherever this cannot.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from minikeye.config import KeyeConfig
+from minikeye.kernels.decode.step.shapes import LayerWeights, Rows, StepSizes
+from minikeye.ops.backend import choose_backend
+
+MOST_BATCH = 16  # rows of one product of tensor cores
+MOST_TOPK = 4096  # what a selection of one launch holds
+
+Store = tuple[Float[Tensor, "b s g e"], Float[Tensor, "b s g e"], Float[Tensor, "b s i"]]
+
+
+def step_sizes(config: KeyeConfig) -> StepSizes:
+    """The numbers of a model that the kernels need."""
+    text, index = config.text, config.indexer
+    return StepSizes(
+        text.heads, text.kv_heads, text.head_width, index.heads, index.width, index.topk, text.experts_per_token,
+        text.norm_eps, index.norm_eps,
+    )  # fmt: skip
+
+
+def beyond_step(config: KeyeConfig, batch: int) -> str:
+    """What about a model or a batch the fused step cannot do; "" where it can."""
+    text, index = config.text, config.indexer
+    if not 1 <= batch <= MOST_BATCH:
+        return f"the fused step takes 1 to {MOST_BATCH} rows, got {batch}"
+    if text.head_width not in (16, 32, 64, 128) or text.group_heads > 16:
+        return "heads must be 16, 32, 64 or 128 wide, at most 16 a group"
+    if index.width not in (16, 32, 64, 128) or index.heads * index.width > 4096 or index.topk > MOST_TOPK:
+        return f"the indexer must be 16 to 128 wide, a power of two, of 4096 channels in all, topk up to {MOST_TOPK}"
+    if text.width % 16 or text.expert_width % 16 or text.width > 8192 or text.experts > 128:
+        return "widths of the model and of an expert must be multiples of 16, up to 8192, and experts at most 128"
+    return ""
+
+
+def choose_step(
+    config: KeyeConfig, batch: int, dtypes: set[torch.dtype], device: torch.device, backend: str = "auto"
+) -> tuple[str, str]:
+    """Which decode step answers, "fused" or "unfused", and why: packages, device, dtypes and shapes decide.
+
+    dtypes: of the decoder's weights. Backend "triton" asks for kernels, of which the unfused step has some too. Raises
+    as `choose_backend` does.
+    """
+    chosen, why = choose_backend(backend, device)
+    if chosen != "triton":
+        return "unfused", why
+    if dtypes != {torch.bfloat16}:
+        return "unfused", f"the fused step takes weights in bfloat16, got {', '.join(sorted(map(str, dtypes)))}"
+    beyond = beyond_step(config, batch)
+    return ("unfused", beyond) if beyond else ("fused", why)
+
+
+def decode_layer(
+    x: Float[Tensor, "b d"],
+    parts: Float[Tensor, "p b d"] | None,
+    w: LayerWeights,
+    store: Store,
+    rows: Rows,
+    sizes: StepSizes,
+    attention: str,
+) -> tuple[Float[Tensor, "b d"], Float[Tensor, "q b d"]]:
+    """One decoder layer for one token a row: the residual stream, and what is still to be added to it, in parts.
+
+    store: keys, values and index keys of the layer with their unused room; the token is written at lengths - 1.
+    attention: "sparse" or "dense". Nothing that depends on data is read on the CPU: fit for a CUDA graph. No gradients.
+    Raises ValueError for tensors that do not fit.
+    """
+    _check(x, w, store, rows, sizes)
+    if attention not in ("sparse", "dense"):
+        raise ValueError(f"the fused step attends sparse or dense, got {attention!r}: use the model's own pass")
+    from minikeye.kernels.decode.step.layer import decode_layer as layer
+
+    return layer(x, parts, w, store, rows, sizes, attention == "dense")
+
+
+def decode_head(
+    x: Float[Tensor, "b d"],
+    parts: Float[Tensor, "p b d"] | None,
+    norm: Float[Tensor, " d"],
+    head: Float[Tensor, "v d"],
+    eps: float,
+) -> Float[Tensor, "b v"]:
+    """Logits in float32: the last norm of x and its parts, and the product with the head."""
+    from minikeye.kernels.decode.step.layer import decode_head as to_logits
+
+    return to_logits(x, parts, norm, head, eps)
+
+
+def _check(x: Tensor, w: LayerWeights, store: Store, rows: Rows, sizes: StepSizes) -> None:
+    (b, d), g, e, i = x.shape, sizes.kv_heads, sizes.head_width, sizes.index_width
+    wanted = [(b, g, e), (b, g, e), (b, i)]
+    if [(*z.shape[:1], *z.shape[2:]) for z in store] != wanted or not all(z[:1].is_contiguous() for z in store):
+        raise ValueError(
+            f"expected keys, values and index keys of a cache, contiguous [{b}, s, {g}, {e}] twice and [{b}, s, {i}]; "
+            f"got {[list(z.shape) for z in store]}"
+        )
+    if w.projections.shape != (sizes.columns, d) or w.o_proj.shape != (d, sizes.heads * e):
+        raise ValueError(
+            f"expected projections [{sizes.columns}, {d}] and o_proj [{d}, {sizes.heads * e}], "
+            f"got {list(w.projections.shape)} and {list(w.o_proj.shape)}"
+        )
+    if not all(z.is_contiguous() and z.dtype == x.dtype and z.device == x.device for z in (x, *w)):
+        raise ValueError(f"x and weights must be contiguous, of one dtype and device: {x.dtype} on {x.device}")
+    if {(z.dtype, z.device) for z in store} != {(x.dtype, x.device)}:
+        raise ValueError(f"the cache must be {x.dtype} on {x.device}, as x is; got {[z.dtype for z in store]}")
+    turns = b, e + i
+    if rows.cos.shape != turns or rows.sin.shape != turns or rows.lengths.shape != (b,):
+        raise ValueError(
+            f"expected cos and sin {list(turns)} and lengths [{b}], "
+            f"got {list(rows.cos.shape)}, {list(rows.sin.shape)}, {list(rows.lengths.shape)}"
+        )

@@ -1,0 +1,165 @@
+"""The fused decode step: who takes it, what it packs, and, on a GPU, 200 greedy tokens of the shipped checkpoint.
+
+Its kernels are compared with the model on the CPU in tests/kernels/decode_step_interpreted.py.
+"""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from minikeye import KeyeConfig, KeyeVL, ops
+from minikeye.files import CHECKPOINT
+from minikeye.inference import cuda_graph
+from minikeye.inference.cuda_graph import GraphedDecoder, decode_step
+from minikeye.inference.fused_step import FusedStep, layer_weights
+from minikeye.inference.static_step import StaticStep
+from minikeye.ops.decode_step import beyond_step
+
+NANO, RELEASED, BF16 = KeyeConfig.nano(), KeyeConfig.keye_vl_2_30b_a3b(), {torch.bfloat16}
+
+
+def test_on_a_cpu_the_models_own_pass_answers(lively):
+    chosen, why = ops.choose_step(NANO, 1, BF16, torch.device("cpu"))
+    assert chosen == "unfused" and "on cpu" in why
+    cache = lively.new_cache(9)
+    lively({"input_ids": torch.tensor([[1, 2, 3]])}, cache)
+    assert type(decode_step(lively, cache)) is StaticStep
+
+
+def test_where_kernels_run_they_are_taken(lively, monkeypatch):
+    """And asked for with what the model is: its dtypes, the rows of its cache."""
+    asked = []
+    monkeypatch.setattr(cuda_graph, "choose_step", lambda *given: (asked.append(given), ("fused", ""))[1])
+    cache = lively.new_cache(9)
+    lively({"input_ids": torch.ones(3, 2, dtype=torch.long)}, cache)
+    assert type(decode_step(lively, cache, "triton", "dense")) is FusedStep
+    assert asked == [(lively.config, 3, {torch.float32}, torch.device("cpu"), "triton")]
+
+
+def test_models_and_batches_beyond_it_are_named(monkeypatch):
+    text, index = NANO.text, NANO.indexer
+    assert {beyond_step(config, b) for config in (NANO, KeyeConfig.mini(), RELEASED) for b in (1, 7, 16)} == {""}
+    beyond = {
+        "takes 1 to 16 rows, got 17": (NANO, 17),
+        "takes 1 to 16 rows, got 0": (NANO, 0),
+        "at most 16 a group": (replace(NANO, text=replace(text, heads=34)), 1),
+        "a power of two, of 4096 channels": (replace(NANO, indexer=replace(index, heads=257)), 1),
+        "topk up to 4096": (replace(NANO, indexer=replace(index, topk=5000)), 1),
+        "multiples of 16": (replace(NANO, text=replace(text, width=72)), 1),
+        "experts at most 128": (replace(NANO, text=replace(text, experts=129)), 1),
+    }
+    for words, (config, batch) in beyond.items():
+        assert words in beyond_step(config, batch)
+    monkeypatch.setattr("minikeye.ops.decode_step.choose_backend", lambda backend, device: ("triton", "a card"))
+    card = torch.device("cuda")
+    assert ops.choose_step(NANO, 16, BF16, card) == ("fused", "a card")
+    assert "takes 1 to 16 rows" in ops.choose_step(NANO, 17, BF16, card)[1]
+    why = ops.choose_step(NANO, 1, {torch.float32, torch.bfloat16}, card)[1]
+    assert "weights in bfloat16, got torch.bfloat16, torch.float32" in why
+
+
+@torch.no_grad()
+def test_the_packed_projections_are_the_models(lively):
+    """Column by column, at the places where kernels look; zeros behind. Nothing else is copied."""
+    layer, sizes = lively.model.layers[1], ops.step_sizes(lively.config)
+    weights = layer_weights(layer, sizes.columns)
+    x = torch.randn(3, 64)
+    y, attention = x @ weights.projections.T, layer.self_attn
+    index, places = attention.sa_indexer, sizes.places
+    queries, gates = index.q_proj(x).split([index.heads * index.width, index.heads], dim=-1)
+    wanted = {"K_AT": attention.k_proj(x), "V_AT": attention.v_proj(x), "INDEX_Q_AT": queries, "GATE_AT": gates}
+    for name, columns in {**wanted, "INDEX_K_AT": index.k_proj(x)}.items():
+        torch.testing.assert_close(y[:, places[name] : places[name] + columns.shape[1]], columns)
+    torch.testing.assert_close(y[:, : places["K_AT"]], attention.q_proj(x))
+    assert y.shape[1] == 320 and not y[:, places["INDEX_K_AT"] + index.width :].any()
+    own = [w for name, w in weights._asdict().items() if name != "projections"]
+    held = {p.data_ptr() for p in layer.parameters()}
+    assert all(w.data_ptr() in held and not w.requires_grad for w in own)
+
+
+def test_what_it_packs_takes_as_much_as_it_says():
+    """The docstring's 1.23 GB."""
+    sizes = ops.step_sizes(RELEASED)
+    assert sizes.columns == 6272 and sum(sizes.widths) == 6224
+    assert round(RELEASED.text.layers * sizes.columns * RELEASED.text.width * 2 / 1e9, 2) == 1.23
+    assert "1.23 GB" in __import__("minikeye.inference.fused_step", fromlist=["x"]).__doc__
+
+
+# ---------------------------------------------------------------------------------------------------------- on a GPU
+
+
+@pytest.fixture(scope="module")
+def mini() -> KeyeVL:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return KeyeVL.from_pretrained(CHECKPOINT, device="cuda", dtype=torch.bfloat16)
+
+
+def greedy(model: KeyeVL, inputs: dict, attention: str, steps: int) -> tuple[type, torch.Tensor, torch.Tensor]:
+    """Kind of step, tokens [b n] and the logits [b n v] that they are the largest of, by a replayed graph."""
+    length = inputs["input_ids"].shape[1]
+    cache = model.new_cache(length + steps)
+    logits = model(inputs, cache, attention=attention, last=1).logits[:, -1]
+    decode, tokens, found = GraphedDecoder(model, cache, attention=attention), [], []
+    for _ in range(steps):
+        tokens.append(logits.argmax(-1))
+        logits = decode(tokens[-1]).logits[:, -1].clone()
+        found.append(logits)
+    return type(decode.step), torch.stack(tokens, 1), torch.stack(found, 1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("attention", ["sparse", "dense"])
+@pytest.mark.parametrize(("rows", "padding", "length"), [(1, 0, 700), (3, 90, 700), (16, 11, 400), (1, 0, 30)])
+@torch.no_grad()
+def test_200_greedy_tokens_are_those_of_the_unfused_step(mini, rows, padding, length, attention, monkeypatch):
+    """Where the two first differ, their two tokens must be as near to each other as rounding moves logits.
+
+    How far rounding moves them is read off the unfused step: by the distance of its logits from float32's.
+    """
+    ids = torch.randint(0, 256, (rows, length), generator=torch.Generator().manual_seed(1)).cuda()
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[-1, :padding] = False
+    inputs, steps = {"input_ids": ids, "attention_mask": mask}, 200
+    kind, tokens, fused = greedy(mini, inputs, attention, steps)
+    assert kind is FusedStep
+    monkeypatch.setattr(cuda_graph, "choose_step", lambda *_: ("unfused", ""))
+    kind, wanted, plain = greedy(mini, inputs, attention, steps)
+    assert kind is StaticStep
+    whole = torch.cat([ids, wanted], dim=1)
+    seen = {"input_ids": whole, "attention_mask": torch.nn.functional.pad(mask, (0, steps), value=True)}
+    exact = copy.deepcopy(mini).float()(seen, attention=attention, last=steps).logits
+    errors, equal = {"plain": [], "fused": []}, (tokens == wanted).long().cumprod(dim=1).sum(dim=1).tolist()
+    for row, same in enumerate(equal):
+        alike = slice(0, same)  # so many tokens of both are one prefix, and so many logits speak of the same
+        for name, logits in (("plain", plain), ("fused", fused)):
+            errors[name].append((logits[row, alike] - exact[row, alike]).abs().mean())
+        if same < steps and same > 0:
+            a, b = tokens[row, same], wanted[row, same]
+            truth = exact[row, same - 1]
+            noise = max((logits[row, same - 1] - truth).abs().max() for logits in (plain, fused))
+            assert (truth[a] - truth[b]).abs() <= 2 * noise, (row, same, truth[a], truth[b], noise)
+    of_plain, of_fused = (torch.stack(errors[name]).mean() for name in ("plain", "fused"))
+    assert of_fused <= 1.2 * of_plain, (of_plain, of_fused)
+    assert sum(equal) >= 0.1 * steps * rows, equal
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("attention", ["sparse", "dense"])
+@torch.no_grad()
+def test_the_same_bits_at_every_run(mini, attention):
+    ids = torch.randint(0, 256, (4, 500), generator=torch.Generator().manual_seed(2)).cuda()
+    first, again = (greedy(mini, {"input_ids": ids}, attention, 60) for _ in range(2))
+    assert torch.equal(first[1], again[1]) and torch.equal(first[2], again[2])
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_more_rows_than_it_takes(mini):
+    cache = mini.new_cache(40)
+    mini({"input_ids": torch.ones(17, 5, dtype=torch.long, device="cuda")}, cache)
+    decode = GraphedDecoder(mini, cache)
+    assert decode(torch.ones(17, dtype=torch.long, device="cuda")).logits.isfinite().all()
+    assert type(decode.step) is StaticStep

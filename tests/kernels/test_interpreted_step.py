@@ -1,0 +1,12 @@
+"""The fused decode step in Triton's interpreter."""
+
+import pytest
+
+pytest.importorskip("triton")
+
+LEAST = {"decode_step": 73}  # tests that must pass
+
+
+@pytest.mark.slow
+def test_in_the_interpreter(interpreted):
+    interpreted(LEAST)
