@@ -6,6 +6,7 @@ Oracle: the model's own layers and steps in float32. What a kernel leaves unwrit
 cache wherever no row has a token.
 """
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -253,6 +254,18 @@ def test_a_fused_step_is_a_static_step(lively, b, padding, mode) -> None:
     other = {"attention": "dense" if mode == "sparse" else "sparse"}
     ahead, after = (lively({"input_ids": ids[:, :3]}, held, **other).logits for held in (true, cache))
     torch.testing.assert_close(after, ahead, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("b", "mode"), [(1, "sparse"), (3, "dense")])
+@torch.no_grad()
+def test_half_precision_rounds_as_the_model_does(lively, b, mode) -> None:
+    """float16, which the interpreter can do: logits from float32's, no further than the model's own float16 is."""
+    half = copy.deepcopy(lively).half()
+    ids = torch.randint(0, 256, (b, 40))
+    pairs = (StaticStep, copy.deepcopy(half).float()), (StaticStep, half), (FusedStep, half)
+    exact, plain, fused = (walk(made, model, ids, 0, mode, 1)[0] for made, model in pairs)
+    of_plain, of_fused = ((got - exact).abs().mean() for got in (plain, fused))
+    assert 0 < of_fused <= 1.3 * of_plain, (of_fused, of_plain)
 
 
 @torch.no_grad()
