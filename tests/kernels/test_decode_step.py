@@ -190,7 +190,8 @@ def test_a_released_layer_rounds_as_the_model_does(released_layer, b, length, mo
     """
     x = torch.randn(b, RELEASED.text.width, device="cuda").bfloat16()
     step = a_step(b, length, mode)
-    exact_layer = DecoderLayer(RELEASED).cuda().requires_grad_(False)
+    with torch.device("cuda"):
+        exact_layer = DecoderLayer(RELEASED).requires_grad_(False)
     exact_layer.load_state_dict({name: p.float() for name, p in released_layer.state_dict().items()})
     exact = exact_layer(x.float()[:, None], step, held(b, length, torch.float32))[0][:, 0]
     del exact_layer
