@@ -56,7 +56,7 @@ FILTER = {  # scores in a block
 # suits the radix select, and the lists go through shared memory.
 FINISH = {
     "sm_90": {"BLOCK": 2048, "num_warps": 8},
-    "sm_80": {"BLOCK": 2048, "num_warps": 8, "maxnreg": 168},
+    "sm_80": {"BLOCK": 2048, "num_warps": 8},
     "interpreter": {"BLOCK": 32},
 }
 

@@ -98,13 +98,16 @@ def mini() -> KeyeVL:
 
 
 def greedy(model: KeyeVL, inputs: dict, attention: str, steps: int) -> tuple[type, torch.Tensor, torch.Tensor]:
-    """Kind of step, tokens [b n] and the logits [b n v] that they are the largest of, by a replayed graph."""
+    """Kind of step, tokens [b n], and the logits [b n v] after each of them, by a replayed graph.
+
+    Bytes only: a placeholder of pixels could not be read again.
+    """
     length = inputs["input_ids"].shape[1]
     cache = model.new_cache(length + steps)
     logits = model(inputs, cache, attention=attention, last=1).logits[:, -1]
     decode, tokens, found = GraphedDecoder(model, cache, attention=attention), [], []
     for _ in range(steps):
-        tokens.append(logits.argmax(-1))
+        tokens.append(logits[:, :256].argmax(-1))
         logits = decode(tokens[-1]).logits[:, -1].clone()
         found.append(logits)
     return type(decode.step), torch.stack(tokens, 1), torch.stack(found, 1)

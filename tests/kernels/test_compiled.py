@@ -43,7 +43,7 @@ CEILING = {
     "heads": {90: (96, 1_024), 80: (96, 1_024)},
     "decode_select, scores": {90: (64, 53_248), 80: (72, 36_864)},
     "decode_select, filter": {90: (80, 1_024), 80: (80, 1_024)},
-    "decode_select, finish": {90: (128, 16_384), 80: (168, 16_384)},
+    "decode_select, finish": {90: (128, 16_384), 80: (128, 16_384)},
     "decode_attention": {90: (112, 20_480), 80: (128, 20_480)},
     "decode_attention, combine": {90: (48, 4_096), 80: (48, 4_096)},
 }
