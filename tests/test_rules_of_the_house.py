@@ -12,7 +12,7 @@ FOLDERS = {"minikeye": ROOT / "minikeye", "minikeye.kernels": ROOT / "kernels"}
 
 # From the ground up. A file imports from its own room and from the rooms of lower lines, no exceptions.
 LAYERS = [
-    {"config", "config_json", "files", "progress", "scores", "results", "kernels"},
+    {"config", "config_json", "files", "progress", "scores", "results", "altered", "kernels"},
     {"ops"},
     {"model", "inputs"},
     {"cost", "minivid"},

@@ -1,7 +1,7 @@
 """What further training changed of a checkpoint, alone in one file: python -m minikeye.checkpoint.changed BASE OUT FILE
 
 An agent that left the experts as they were differs from its base in a third of the bytes. The file names its base by a
-digest of the tensors that it replaces, so that it cannot be put over other weights in silence. Held in bfloat16.
+digest of all its tensors, so that it cannot be put over other weights in silence. Held in bfloat16.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from minikeye.model.keye import KeyeModel
 def save_changed(base: str | Path, tuned: str | Path, path: str | Path) -> list[str]:
     """Write to `path` the tensors of the folder `tuned` that differ, in bfloat16, from those of the folder `base`.
 
-    Returns their names. Raises CheckpointError where the folders hold other names or shapes, ValueError where nothing
-    differs; what `files.whole_file` raises.
+    Returns their names; a file that is there is replaced. Raises CheckpointError where the folders hold other names or
+    shapes or what was tuned is not finite, ValueError where nothing differs; what `files.whole_file` raises.
     """
     old, new = _tensors(Path(base)), _tensors(Path(tuned))
     if {n: t.shape for n, t in old.items()} != {n: t.shape for n, t in new.items()}:
@@ -29,8 +29,9 @@ def save_changed(base: str | Path, tuned: str | Path, path: str | Path) -> list[
     names = sorted(name for name in old if not torch.equal(old[name], new[name]))
     if not names:
         raise ValueError(f"{tuned} equals {base} in bfloat16: there is nothing to keep")
+    require_finite(Path(tuned), {name: new[name] for name in names})
     with whole_file(path) as part:
-        metadata = {"format": "pt", "base": digest({name: old[name] for name in names})}
+        metadata = {"format": "pt", "base": digest(old)}
         save_file({name: new[name] for name in names}, part, metadata=metadata)
         part.chmod(part.parent.stat().st_mode & 0o666)  # as readable as its folder: the library makes it 0600
     return names
@@ -40,16 +41,18 @@ def save_changed(base: str | Path, tuned: str | Path, path: str | Path) -> list[
 def load_changed(model: KeyeModel, path: str | Path) -> None:
     """Put the tensors of a file by `save_changed` over a model that holds its base, in place, in the model's dtype.
 
-    Nothing is changed where it raises: CheckpointError for a file that is none, is damaged, or belongs to other
-    weights.
+    The model holds its weights in memory, in bfloat16 or float32. Nothing is changed where it raises: ValueError for
+    another model, CheckpointError for a file that is none, is damaged, or belongs to other weights.
     """
+    held = model.state_dict()
+    if any(t.is_meta or t.dtype not in (torch.bfloat16, torch.float32) for t in held.values()):
+        raise ValueError("expected a model in memory, in bfloat16 or float32: load it so, then what changed")
     with open_shard(Path(path)) as shard:
         base = (shard.metadata() or {}).get("base")
         new = {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118 (not a dict)
-    held = model.state_dict()
     old = {name: held[name] for name in new if name in held}
     same = {n: t.shape for n, t in old.items()} == {n: t.shape for n, t in new.items()}
-    if base is None or not same or digest(old) != base:
+    if base is None or not same or digest(held) != base:
         raise CheckpointError(
             f"{path} was not taken from the weights that this model holds: load the checkpoint that it names, "
             f"as it lies on the disk, then this file"

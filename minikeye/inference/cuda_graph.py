@@ -1,9 +1,9 @@
 """Decoding by CUDA graphs: the kernels of one step are recorded once and replayed with one launch a token.
 
 A step of the released model by PyTorch is thousands of short kernels, which a CPU launches no faster than one every few
-microseconds. Up to 16 rows it is 540 fused ones where these can run (`fused_step.py`), else the model's own pass
-(`static_step.py`). In a graph no number may be Python's: how many tokens the cache holds is counted on the device, in
-`lengths`, and the keys beyond are left out by the selection itself; dense attention leaves them out by a mask, and
+microseconds. Up to 16 rows it is 8 to 12 fused ones a layer where these can run (`fused_step.py`), else the model's own
+pass (`static_step.py`). In a graph no number may be Python's: how many tokens the cache holds is counted on the device,
+in `lengths`, and the keys beyond are left out by the selection itself; dense attention leaves them out by a mask, and
 reads all the room that the cache has.
 
 Axes: b batch, v vocabulary.
@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from minikeye.altered import altered, altered_decoder
 from minikeye.inference.fused_step import FusedStep
 from minikeye.inference.static_step import StaticStep
 from minikeye.model.cache import Cache
@@ -49,10 +50,14 @@ def obstacle(model, attention: str = "sparse", backend: str = "auto", record: ob
 
 
 def decode_step(model, cache: Cache, backend: str = "auto", attention: Mode = "sparse") -> StaticStep:
-    """What a graph records: the fused step where `ops.choose_step` says that it can run, else the model's own pass."""
+    """What a graph records: the fused step where `ops.choose_step` says that it can run, else the model's own pass.
+
+    The model's own pass as well where somebody put hooks, adapters or rules into it: the fused step would pass them by.
+    """
     dtypes = {p.dtype for p in (*model.model.parameters(), model.lm_head.weight)}
     step, _ = choose_step(model.config, cache.batch, dtypes, model.device, backend)
-    return (FusedStep if step == "fused" else StaticStep)(model, cache, backend, attention)
+    own = not altered_decoder(model.model) and not altered(model.lm_head)
+    return (FusedStep if step == "fused" and own else StaticStep)(model, cache, backend, attention)
 
 
 class GraphedDecoder:
@@ -64,7 +69,15 @@ class GraphedDecoder:
 
     @torch.no_grad()
     def __call__(self, token: Int[Tensor, " b"]) -> KeyeOutput:
-        """The logits are overwritten by the next call."""
+        """The logits are overwritten by the next call. Weights as they were at the first call.
+
+        Raises ValueError where the cache has no room, or was changed since the last token by anybody else.
+        """
+        if self.step is not None and self.cache.length != self.length:
+            raise ValueError(
+                f"the cache held {self.length} tokens after the last step and holds {self.cache.length}: the graph "
+                f"counts for itself, make a new decoder"
+            )
         if self.step is None:
             self.step = decode_step(self.model, self.cache, self.backend, self.attention)
             self.step.require_room()  # a token is written while the graph is captured, too
@@ -73,6 +86,7 @@ class GraphedDecoder:
         self.step.token.copy_(token[:, None])
         self.graph.replay()
         self.step.count()
+        self.length = self.cache.length
         return KeyeOutput(self.logits, self.cache, None)
 
     def _capture(self) -> None:

@@ -1,4 +1,4 @@
-"""The decode step by fused kernels: eleven launches a layer instead of a hundred, the same numbers up to rounding.
+"""The decode step by fused kernels: 8 to 12 launches a layer instead of a hundred, the same numbers up to rounding.
 
 The step's layer, in reading order, is `kernels/decode/step/layer.py`; what it must equal is `StaticStep`, the model's
 own pass. The six projections of a layer that read the same x are packed into one weight when the step is made: a copy,
@@ -13,17 +13,25 @@ from jaxtyping import Float
 from torch import Tensor
 
 from minikeye import ops
+from minikeye.altered import altered, altered_decoder
 from minikeye.inference.static_step import StaticStep
 from minikeye.model.cache import Cache
 from minikeye.model.decoder import DecoderLayer
 from minikeye.model.rope import frequencies
 from minikeye.model.step import Mode
+from minikeye.ops.decode_step import beyond_step
 
 
 class FusedStep(StaticStep):
-    """`StaticStep` in a few kernels. For the models, batches and devices that `ops.choose_step` names."""
+    """`StaticStep` in a few kernels. For the models, batches and devices that `ops.choose_step` names.
+
+    It holds a copy of the projections as they were: weights that change afterwards want a new step. Modules are not
+    called. Raises ValueError for a batch or shapes beyond it, and for a model with hooks, adapters or rules.
+    """
 
     def __init__(self, model, cache: Cache, backend: str = "auto", attention: Mode = "sparse"):
+        if why := beyond_step(model.config, cache.batch) or altered_decoder(model.model) or altered(model.lm_head):
+            raise ValueError(f"the fused step computes from weights alone: {why}; take StaticStep")
         super().__init__(model, cache, backend, attention)
         text, index = model.config.text, model.config.indexer
         self.sizes = ops.step_sizes(model.config)

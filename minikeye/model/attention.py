@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from minikeye import ops
+from minikeye.altered import altered
 from minikeye.config import KeyeConfig
 from minikeye.model.cache import LayerCache
 from minikeye.model.indexer import Indexer
@@ -45,13 +46,13 @@ class Attention(nn.Module):
     def forward(
         self, x: Float[Tensor, "b t d"], step: Step, cache: LayerCache | None = None
     ) -> tuple[Float[Tensor, "b t d"], AttentionTrace]:
-        # Queries, keys and values of the new tokens; and beside them, from the same x, the indexer's small ones.
-        # Put the new keys behind those of earlier tokens: what follows sees all of them.
-        if ops.fused(step.backend, x, *self.parameters()):
+        if self.in_place(x, step):
             (q, k, v), (index_q, index_k, index_w) = self.project_in_place(x, step, cache)
         else:
+            # Queries, keys and values of the new tokens; and beside them, from the same x, the indexer's small ones.
             q, k, v = self.project(x, step)
             index_q, index_k, index_w = self.sa_indexer(x, *step.index_rotation)
+            # Put the new keys behind those of earlier tokens: what follows sees all of them.
             k, v, index_k = self.remember((k, v, index_k), step, cache)
         trace = AttentionTrace(q, k, index_q, index_k, index_w, None, step.offset, step.start, step.later, step.lengths)
         # Choose the keys that each query will read. A choice has no gradient: the indexer learns from its own loss.
@@ -92,6 +93,10 @@ class Attention(nn.Module):
         if step.lengths is not None:  # only the device knows how many there are
             return cache.write(*new, step.lengths - 1)
         return cache.append(*new)
+
+    def in_place(self, x: Tensor, step: Step) -> bool:
+        """Whether one kernel may do what norms and indexer do: it passes them by, so they must be as they were made."""
+        return ops.fused(step.backend, x, *self.parameters()) and not altered(self.q_norm, self.k_norm, self.sa_indexer)
 
     def project_in_place(
         self, x: Float[Tensor, "b t d"], step: Step, cache: LayerCache | None

@@ -77,7 +77,8 @@ class Experts(nn.Module):
 
         A token at a time or all, the sum is the same.
         """
-        size = self.fused_tokens if ops.fused(backend, x) else self.chunk_tokens
+        lean = not torch.is_grad_enabled() and ops.fused(backend, x)  # of the sum: a gradient keeps every row
+        size = self.fused_tokens if lean else self.chunk_tokens
         parts = [slice(first, first + size) for first in range(0, len(x), size)] or [slice(0)]
         pieces = [
             self.mix(x[p], weights[p], chosen[p], None if residual is None else residual[p], backend) for p in parts

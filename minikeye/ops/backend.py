@@ -70,7 +70,14 @@ def fusion_obstacle(*tensors: Tensor) -> str:
         return f"the fused kernels take bfloat16 alone, got {other}"
     if torch.is_autocast_enabled(tensors[0].device.type):
         return "autocast chooses dtypes"
-    return _triton_obstacle(*tensors)
+    return _triton_obstacle(*tensors) or _elsewhere(tensors[0].device)
+
+
+def _elsewhere(device: torch.device) -> str:
+    """Triton launches on the current device, wherever the tensors lie."""
+    if device.type != "cuda" or device.index in (None, here := torch.cuda.current_device()):
+        return ""
+    return f"the tensors are on {device}, Triton launches on cuda:{here}"
 
 
 def learning(*tensors: Tensor) -> bool:

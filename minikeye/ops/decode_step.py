@@ -52,6 +52,8 @@ def choose_step(
     chosen, why = choose_backend(backend, device)
     if chosen != "triton":
         return "unfused", why
+    if torch.is_autocast_enabled(device.type):
+        return "unfused", "autocast chooses dtypes"
     if dtypes != {torch.bfloat16}:
         return "unfused", f"the fused step takes weights in bfloat16, got {', '.join(sorted(map(str, dtypes)))}"
     beyond = beyond_step(config, batch)
@@ -69,10 +71,14 @@ def decode_layer(
 ) -> tuple[Float[Tensor, "b d"], Float[Tensor, "q b d"]]:
     """One decoder layer for one token a row: the residual stream, and what is still to be added to it, in parts.
 
-    store: keys, values and index keys of the layer with their unused room; the token is written at lengths - 1.
+    parts: float32, what the layer before left to be added to x; None before the first. w: as
+    `inference.fused_step.layer_weights` makes them. rows: cos and sin of the attention heads' angles, then of the
+    indexer's; lengths count the new token. store: keys, values and index keys of the layer with their unused room; the
+    token is written at lengths - 1.
     attention: "sparse" or "dense". Nothing that depends on data is read on the CPU: fit for a CUDA graph. No gradients.
     Raises ValueError for tensors that do not fit.
     """
+    _check_stream(x, parts)
     _check(x, w, store, rows, sizes)
     if attention not in ("sparse", "dense"):
         raise ValueError(f"the fused step attends sparse or dense, got {attention!r}: use the model's own pass")
@@ -88,10 +94,31 @@ def decode_head(
     head: Float[Tensor, "v d"],
     eps: float,
 ) -> Float[Tensor, "b v"]:
-    """Logits in float32: the last norm of x and its parts, and the product with the head."""
+    """Logits in float32: the last norm of x and its parts, and the product with the head.
+
+    Raises ValueError for tensors that do not fit, or are not contiguous and of one dtype and device.
+    """
+    _check_stream(x, parts)
+    d = x.shape[1]
+    if norm.shape != (d,) or head.ndim != 2 or head.shape[1] != d:
+        raise ValueError(f"expected norm [{d}] and head [v, {d}], got {list(norm.shape)} and {list(head.shape)}")
+    if not all(z.is_contiguous() and z.dtype == x.dtype and z.device == x.device for z in (norm, head)):
+        raise ValueError(f"norm and head must be contiguous, {x.dtype} on {x.device}, as x is")
     from minikeye.kernels.decode.step.layer import decode_head as to_logits
 
     return to_logits(x, parts, norm, head, eps)
+
+
+def _check_stream(x: Tensor, parts: Tensor | None) -> None:
+    """The stream of at most 16 rows, and what is to be added to it."""
+    if x.ndim != 2 or not 1 <= len(x) <= MOST_BATCH or not x.is_contiguous():
+        raise ValueError(f"expected a contiguous x [b, d] of 1 to {MOST_BATCH} rows, got {list(x.shape)}")
+    if parts is None:
+        return
+    if parts.shape[1:] != x.shape or parts.dtype != torch.float32 or not parts.is_contiguous():
+        raise ValueError(
+            f"expected contiguous float32 parts [p, {x.shape[0]}, {x.shape[1]}], got {parts.dtype} {list(parts.shape)}"
+        )
 
 
 def _check(x: Tensor, w: LayerWeights, store: Store, rows: Rows, sizes: StepSizes) -> None:
@@ -117,3 +144,16 @@ def _check(x: Tensor, w: LayerWeights, store: Store, rows: Rows, sizes: StepSize
             f"expected cos and sin {list(turns)} and lengths [{b}], "
             f"got {list(rows.cos.shape)}, {list(rows.sin.shape)}, {list(rows.lengths.shape)}"
         )
+    turned = rows.cos.dtype == rows.sin.dtype == torch.float32 and rows.lengths.dtype == torch.int32
+    if not turned or not all(z.is_contiguous() for z in rows[:3]):
+        raise ValueError("cos and sin must be float32, lengths int32, all contiguous")
+    x_count, m2 = len(w.router), w.gate_up.shape[-1]
+    wanted = {
+        "norms": ([(d,), (d,), (e,), (e,), (i,), (i,), (i,)], [
+            w.input_norm, w.post_norm, w.q_norm, w.k_norm, w.index_q_norm, w.index_k_norm, w.index_k_bias
+        ]),
+        "experts": ([(x_count, d), (x_count, d, m2), (x_count, m2 // 2, d)], [w.router, w.gate_up, w.down]),
+    }  # fmt: skip
+    for what, (shapes, given) in wanted.items():
+        if shapes != (got := [tuple(z.shape) for z in given]):
+            raise ValueError(f"expected {what} of shapes {shapes}, got {got}")

@@ -66,8 +66,8 @@ def weighted_sum(
 ) -> Float[Tensor, "n d"]:
     """sum_c weights[n, c] y[place[n, c]], added up in float32, as `dtype`; with a residual, that plus the residual.
 
-    place: where the rows of a token's experts lie, each 0..r-1. By kernels sum and residual are rounded once. Raises
-    ValueError where shapes do not fit.
+    place: where the rows of a token's experts lie, each 0..r-1, which is not checked. By kernels sum and residual are
+    rounded once. Raises ValueError where shapes do not fit.
     """
     check_sum(y, place, weights, residual)
     if fused(backend, y, *(() if residual is None else (residual,))) and not learning(weights):

@@ -50,6 +50,29 @@ def test_other_weights_are_refused_and_stay(folders):
         assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
 
+def test_a_base_that_differs_elsewhere_is_another(folders):
+    """In a single number of a tensor that the file does not hold."""
+    save_changed(folders / "base", folders / "tuned", folders / "x.safetensors")
+    model = KeyeVL.from_pretrained(folders / "base")
+    model.state_dict()["model.norm.weight"][0] += 1
+    with pytest.raises(CheckpointError, match="not taken from the weights"):
+        load_changed(model, folders / "x.safetensors")
+
+
+def test_what_cannot_be_loaded_is_not_written(folders):
+    model = KeyeVL.from_pretrained(folders / "base", dtype=torch.float16)
+    save_changed(folders / "base", folders / "tuned", folders / "x.safetensors")
+    with pytest.raises(ValueError, match="in bfloat16 or float32"):
+        load_changed(model, folders / "x.safetensors")
+    state = load_file(folders / "tuned" / "model-00001-of-00001.safetensors")
+    state[CHANGED[1]][0, 0] = torch.nan
+    save_file(state, folders / "tuned" / "model-00001-of-00001.safetensors")
+    (folders / "x.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="not finite"):
+        save_changed(folders / "base", folders / "tuned", folders / "x.safetensors")
+    assert not (folders / "x.safetensors").exists()
+
+
 def test_damaged_files_are_refused(folders):
     path = folders / "x.safetensors"
     save_changed(folders / "base", folders / "tuned", path)

@@ -1,5 +1,7 @@
 """The decode step whose numbers all lie on the device, against ordinary decoding; on a GPU as a CUDA graph."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -76,6 +78,21 @@ def test_a_token_without_room_is_refused(lively):
         step.count()
     with pytest.raises(ValueError, match="11 tokens exceed the room of 10"):
         step.require_room()
+
+
+@torch.no_grad()
+def test_a_cache_that_others_changed_is_refused(lively, monkeypatch):
+    """The graph counts for itself: a token taken back would still be read."""
+    monkeypatch.setattr(GraphedDecoder, "_capture", lambda self: setattr(self, "logits", torch.zeros(2, 1, 3)))
+    monkeypatch.setattr(GraphedDecoder, "graph", SimpleNamespace(replay=lambda: None), raising=False)
+    cache = lively.new_cache(10)
+    lively({"input_ids": PROMPT}, cache)
+    decode = GraphedDecoder(lively, cache, attention="dense")
+    for _ in range(2):
+        decode(PROMPT[:, 0])
+    cache.truncate(cache.length - 1)
+    with pytest.raises(ValueError, match="make a new decoder"):
+        decode(PROMPT[:, 0])
 
 
 def test_obstacles_are_named(lively):

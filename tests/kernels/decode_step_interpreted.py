@@ -222,6 +222,21 @@ def test_equal_logits_of_one_token() -> None:
     torch.testing.assert_close(got[:, 0], want, atol=1e-3, rtol=1e-5)
 
 
+@pytest.mark.parametrize("broken", [[2], [0, 3], range(6)])
+def test_logits_that_are_nan_choose_experts_and_give_nan(broken) -> None:
+    """Never a number that is no expert's, whose weights would be read from nowhere; and nothing that looks right."""
+    torch.manual_seed(0)
+    logits = torch.randn(3, 6)
+    sound = logits.clone()
+    logits[1, list(broken)] = torch.nan
+    (weights, awake, count), (want, _, _) = awake_experts(logits, 3), awake_experts(sound, 3)
+    named = awake[: int(count)].tolist()
+    assert named == sorted(set(named)) and set(named) <= set(range(6))
+    assert torch.equal(weights[[0, 2]], want[[0, 2]]) and weights[1].isnan().any()
+    z, gate_up, down = torch.randn(1, 64), torch.randn(6, 64, 32), torch.randn(6, 16, 64)
+    assert one_token_experts(z, logits[1:2].contiguous(), gate_up, down, 3).sum(0).isnan().all()
+
+
 # ----------------------------------------------------------------------------------------------------------- the step
 
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from minikeye import ops
+from minikeye import KeyeConfig, ops
 from minikeye.ops import backend, dense_attention, masked_attention
 from minikeye.ops import torch_attention as gathered
 from minikeye.ops import torch_selection as selection
@@ -653,3 +653,25 @@ def test_a_weighted_sum_by_hand():
     plain = ops.weighted_sum(y, place, weights, torch.float32)
     assert_close(plain, torch.tensor([[4.5, 7.0], [12.0, 16.0]]))
     assert_close(ops.weighted_sum(y, place, weights, torch.float32, residual), plain + residual)
+
+
+def test_the_head_of_a_decode_step_refuses_what_does_not_fit():
+    """Before any kernel: rows beyond 16 would be left as they were, strides read other numbers."""
+    x, norm, head = torch.randn(2, 8), torch.ones(8), torch.randn(5, 8)
+    for arguments, words in (
+        ((torch.randn(17, 8), None, norm, head), "1 to 16 rows"),
+        ((x.T.contiguous().T, None, norm, head), "contiguous x"),
+        ((x, torch.randn(3, 2, 8).bfloat16(), norm, head), "float32 parts"),
+        ((x, None, norm, head.T.contiguous().T), "must be contiguous"),
+        ((x, None, norm, head.bfloat16()), "as x is"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            ops.decode_head(*arguments, 1e-6)
+
+
+def test_under_autocast_the_models_own_step_answers(monkeypatch):
+    monkeypatch.setattr("minikeye.ops.decode_step.choose_backend", lambda backend, device: ("triton", "a card"))
+    chosen = lambda: ops.choose_step(KeyeConfig.nano(), 1, {torch.bfloat16}, torch.device("cuda"))  # noqa: E731
+    assert chosen() == ("fused", "a card")
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: kind == "cuda")
+    assert chosen() == ("unfused", "autocast chooses dtypes")

@@ -1,1 +1,1 @@
-"""A decode step of the whole model in eleven kernels a layer: `layer` puts them in order, the other files hold them."""
+"""A decode step of the whole model, 8 to 12 kernels a layer: `layer` puts them in order, the other files hold them."""

@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from minikeye.kernels.attention.online_softmax import LOWEST
 from minikeye.kernels.decode.dependent import dependent, release, wait
 from minikeye.kernels.decode.step.products import ROWS, tile, token_rows
 from minikeye.kernels.launch import launch
@@ -40,17 +41,23 @@ DOWN = {
 
 @triton.jit
 def ranked_expert(logits, slot, X, CHOSEN: tl.constexpr, BLOCK_X: tl.constexpr):
-    """The expert with the slot-th largest logit (slot counts from 0), and its weight among the CHOSEN."""
+    """The expert with the slot-th largest logit (slot counts from 0), and its weight among the CHOSEN.
+
+    A nan ranks last, so that experts are experts; weights are nan then, as a softmax's are.
+    """
     expert = tl.arange(0, BLOCK_X)
     mine = tl.load(logits + expert, mask=expert < X, other=float("-inf"))[:, None]
     other = tl.load(logits + expert, mask=expert < X, other=float("-inf"))[None, :]
+    mine = tl.where(mine == mine, mine, float("-inf"))
+    other = tl.where(other == other, other, float("-inf"))
     before = (other > mine) | ((other == mine) & (expert[None, :] < expert[:, None]))
     rank = tl.sum(before.to(tl.int32), axis=1)
     best = tl.sum(tl.where(rank == slot, expert, 0), axis=0)
     again = tl.load(logits + expert, mask=expert < X, other=float("-inf"))
-    most = tl.max(again, axis=0)
+    most = tl.maximum(tl.max(tl.where(again == again, again, LOWEST), axis=0), LOWEST)  # finite, whatever comes
     share = tl.where(rank < CHOSEN, tl.exp(again - most), 0.0)
-    return best, tl.exp(tl.load(logits + best) - most) / tl.sum(share, axis=0)
+    unsound = tl.sum(tl.where(expert < X, again, 0.0) * 0.0, axis=0)  # 0, or nan for a logit that is nan or infinite
+    return best, tl.exp(tl.load(logits + best) - most) / tl.sum(share, axis=0) + unsound
 
 
 @triton.jit

@@ -4,8 +4,8 @@ Axes: b batch (1 to 16), d width, n column of the projections, h query head, e h
 v vocabulary. Report, section 2. The specification is the model itself, a pass of one token a row.
 
 Eleven launches a layer where PyTorch makes about a hundred, which are short and bad (their sum is 90 % of a step): on
-an H200 prototype 78 us a layer for 300 at batch 1 and 128K, where the bytes need 33. Eight of dense attention, and one
-more in a batch.
+an H200 prototype 78 us a layer for 300 at batch 1 and 128K, where the bytes need 33. Eight of dense attention; either
+way one more from two rows on, which lists the experts that are awake.
 Tried there and not kept: the projections of attention in a parallel branch of the graph, while keys are selected: fork
 and join cost 4 to 8 us more than they hide.
 """

@@ -22,7 +22,6 @@ from minikeye.kernels.decode.dependent import dependent, release, wait
 from minikeye.kernels.launch import launch
 
 ROWS = tl.constexpr(16)  # of a product: the batch, padded
-MOST_BATCH = 16
 ONE = {  # BLOCK_N output channels a program, BLOCK_K input channels at a time; for one token
     "sm_90": {"BLOCK_N": 32, "BLOCK_K": 256, "num_warps": 4, "num_stages": 4},
     "sm_80": {"BLOCK_N": 32, "BLOCK_K": 256, "num_warps": 4, "num_stages": 4},

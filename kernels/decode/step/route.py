@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from minikeye.kernels.attention.online_softmax import LOWEST
 from minikeye.kernels.decode.dependent import dependent, release, wait
 from minikeye.kernels.decode.step.norms import residual_norm
 from minikeye.kernels.decode.step.products import ROWS
@@ -61,17 +62,19 @@ def awake_kernel(
     release(PDL)
     wait(PDL)
     logit = tl.load(logits + row[:, None] * X + expert[None, :], mask=there, other=float("-inf"))
+    unsound = tl.sum(tl.where(there, logit, 0.0) * 0.0, axis=1)  # 0, or nan for a logit that is nan or infinite
     rest = tl.where((expert < X)[None, :] & (row >= B)[:, None], 0.0, logit)  # rows of no token: any numbers
-    most = tl.max(rest, axis=1)
+    rest = tl.where(rest == rest, rest, float("-inf"))  # a nan ranks last, so that experts are experts
+    most = tl.maximum(tl.max(rest, axis=1), LOWEST)  # finite: -inf less -inf is none
     mine = tl.zeros([ROWS, BLOCK_X], tl.int32)
     for _ in tl.static_range(CHOSEN):
         best = expert[None, :] == tl.argmax(rest, axis=1)[:, None]
-        mine += best.to(tl.int32)
+        mine = tl.maximum(mine, best.to(tl.int32))
         rest = tl.where(best, float("-inf"), rest)
     mine = tl.where((row < B)[:, None], mine, 0)
     weight = tl.where(mine > 0, tl.exp(logit - most[:, None]), 0.0)
     total = tl.sum(weight, axis=1)
-    weight = weight / tl.where(total > 0.0, total, 1.0)[:, None]
+    weight = weight / tl.where(total > 0.0, total, 1.0)[:, None] + tl.where(mine > 0, unsound[:, None], 0.0)
     anybody = tl.max(mine, axis=0)
     tl.store(awake + tl.cumsum(anybody, axis=0) - 1, expert, mask=anybody > 0)
     tl.store(count, tl.sum(anybody, axis=0))
