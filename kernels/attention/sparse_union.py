@@ -13,12 +13,12 @@ so the result is that of sparse_forward.py: a key that a query did not select ha
 shrinks by QUERIES / u and the products grow by u = |U| / k.
 
 The softmax needs a reference m that its exponents exp2(l - m) are taken from. The running maximum of online_softmax.py
-costs a fifth of the time. Any m gives the same weights while nothing leaves float32's range, so m is FIXED: the largest
-logit of the first block, whether the query selected the key or not. Where a sum of exp2(l - m) comes out above 2^64 or
-below 2^-64, or an output not finite, the tile is marked, and a second launch of this kernel, with the running maximum,
-does it again; for the other tiles that launch only looks at their mark. So the result is never lost, only time is.
-A sum of at least 2^-64 has lost less than 2^-48 of itself to what is too small for float32 or bfloat16 (2^-126), for
-sets of up to 2^14 keys. float16 holds no weights above 2^16: there, always the running maximum.
+costs a seventh of the time. Any m gives the same weights while nothing leaves float32's range, so m is FIXED: the
+largest logit of the first block, whether the query selected the key or not. Where a sum of exp2(l - m) comes out
+above 2^64 or below 2^-64, or an output not finite, the tile is marked, and a second launch of this kernel, with the
+running maximum, does it again; for the other tiles that launch only looks at their mark. So the result is never lost,
+only time is. A sum of at least 2^-64 has lost less than 2^-48 of itself to what is too small for float32 or bfloat16
+(2^-126), for sets of up to 2^14 keys. float16 holds no weights above 2^16: there, always the running maximum.
 
 A nan or an infinity in a value row reaches every query of a tile in which one query selected it: 0 * inf is nan.
 

@@ -3,9 +3,10 @@
 Axes: b batch (1 to 16), d width, n column of the projections, h query head, e head width, k selected key, x expert,
 v vocabulary. Report, section 2. The specification is the model itself, a pass of one token a row.
 
-Eleven launches a layer where PyTorch makes about a hundred, which are short and bad (their sum is 90 % of a step): on
-an H200 prototype 78 us a layer for 300 at batch 1 and 128K, where the bytes need 33. Eight of dense attention; either
-way one more from two rows on, which lists the experts that are awake.
+Eleven launches a layer where PyTorch makes about a hundred short ones, whose sum is 90 % of a step. A prototype on an
+H200 took 78 us a layer for 300 at batch 1 and 128K, where the bytes need 33; what these kernels take is in
+assets/results/full_size_fused.json. Eight launches with dense attention; either way one more from two rows on, which
+lists the experts that are awake.
 Tried there and not kept: the projections of attention in a parallel branch of the graph, while keys are selected: fork
 and join cost 4 to 8 us more than they hide.
 """

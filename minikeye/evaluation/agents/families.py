@@ -22,8 +22,8 @@ from minikeye.training.loop import LoopConfig
 from minikeye.training.tower import teach_tower
 
 Scale = Literal["mini", "nano"]
-# Frames of the videos that imitation of `look` sees by turns, and how many episodes of each. Digits are learnt best
-# where an episode is little else, seconds where videos are long.
+# Frames of the videos that imitation of `look` sees by turns, and how many episodes of each at most. Digits are learnt
+# best where an episode is little else, seconds where videos are long.
 LENGTHS = ((8, 64), (256, 16), (8, 64), (128, 16), (8, 64), (64, 16))
 
 

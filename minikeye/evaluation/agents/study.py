@@ -124,9 +124,12 @@ def measure(
     folder: Path, family: Family, run: Run, wanted: list[str], device: torch.device | str
 ) -> Iterator[dict[str, Any]]:
     """The lines of one family and seed that are wanted, one after another."""
-    model = KeyeVL.from_pretrained(folder, dtype=torch.float32, device=device)
+    model, prepared = KeyeVL.from_pretrained(folder, dtype=torch.float32, device=device), {}
     if family.prepare is not None:
-        family.prepare(model, run.states, f"{family.name}-tower")  # the same for every seed: taught once
+        name = f"{family.name}-tower"  # the same for every seed: taught once
+        log = family.prepare(model, run.states, name)
+        log = log if run.states is None else read_log(run.states / f"{name}.jsonl")
+        prepared = {"prepared": {k: round(log[-1][k], 4) for k in ("step", "loss", "digit")}}
     begun = copy.deepcopy(model.state_dict())
     for arm in [arm for arm in ARMS if arm in wanted or (arm == "imitated" and "agent" in wanted)]:
         if arm != "agent":
@@ -135,7 +138,7 @@ def measure(
         if run.states is not None:
             model.save_pretrained(run.states / f"{family.name}-{run.seed}-{arm}")
         if arm in wanted:
-            yield row
+            yield row | prepared
 
 
 def row_of(model: KeyeVL, family: Family, arm: str, run: Run) -> dict[str, Any]:
@@ -148,7 +151,7 @@ def row_of(model: KeyeVL, family: Family, arm: str, run: Run) -> dict[str, Any]:
     if arm != "straight":
         row["shuffled"], _ = asked(model, family, shuffled=True)
     row["log"] = [{k: round(line[k], 5) for k in LOGGED if k in line} for line in log[:: max(1, len(log) // 30)]]
-    how = {"seconds": round(log[-1]["seconds"]), "sizes": asdict(family.sizes), "chance": family.chance}
+    how = {"seconds": round(log[-1]["seconds"]), **made(family), "chance": family.chance}
     return row | how | {"torch": torch.__version__, "hardware": hardware()}
 
 
@@ -202,16 +205,22 @@ def report(path: Path, rows: list[dict[str, Any]], command: str) -> None:
     write_result(path, what, command, ordered, summarise(ordered), seeds, where=machines)
 
 
-def gathered(files: list[Path], made: dict[str, Any]) -> list[dict[str, Any]]:
-    """The lines of several files, each once. made: how they must have been made.
+def made(family: Family) -> dict[str, Any]:
+    """How a line of this family is made, as it is kept in it."""
+    return {"sizes": asdict(family.sizes), "frozen": list(family.frozen)}
 
-    Raises ValueError for a line that was made otherwise: another scale or checkpoint is another study.
+
+def gathered(files: list[Path], scale: Scale, checkpoint: str) -> list[dict[str, Any]]:
+    """The lines of several files, each once.
+
+    Raises ValueError for a line that was made otherwise: another scale, checkpoint or size is another study.
     """
     rows: dict[tuple[str, int, str], dict[str, Any]] = {}
     for path in files:
         for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
-            if (found := {key: row.get(key) for key in made}) != made:
-                raise ValueError(f"expected lines made with {made} in {path}, got {found}: give another --out")
+            wanted = {"scale": scale, "checkpoint": checkpoint} | made(families(scale)[row["family"]])
+            if (found := {key: row.get(key) for key in wanted}) != wanted:
+                raise ValueError(f"expected lines made with {wanted} in {path}, got {found}: give another --out")
             rows.setdefault((row["family"], row["seed"], row["arm"]), row)
     return list(rows.values())
 
@@ -239,8 +248,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     device, command = on(options.device), called(options)
-    made = {"scale": options.scale, "checkpoint": options.checkpoint.name}
-    rows = gathered([path for path in (options.out, *options.add) if path.is_file()], made)
+    files = [path for path in (options.out, *options.add) if path.is_file()]
+    rows = gathered(files, options.scale, options.checkpoint.name)
     for name in options.families:
         for seed in options.seeds:
             done = {row["arm"] for row in rows if (row["family"], row["seed"]) == (name, seed)}
@@ -250,7 +259,7 @@ def main() -> None:
             for row in lines:
                 shown = ("family", "seed", "arm", "success", "right", "corrected", "calls", "invalid", "seconds")
                 print(json.dumps({k: row[k] for k in shown}), flush=True)
-                rows.append(row | made)
+                rows.append(row | {"scale": options.scale, "checkpoint": options.checkpoint.name})
                 report(options.out, rows, command)
     if rows:
         report(options.out, rows, command)

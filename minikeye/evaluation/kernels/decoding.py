@@ -1,4 +1,4 @@
-"""How long a decode step of the whole model takes, beside the bytes that it cannot do without.
+"""How long a decode step of the whole model takes, beside the bytes that it reads.
 
 Every row decodes a token of its own behind a prompt of its own: rows that say the same choose the same experts, and a
 batch of them looks faster than any that people send. Both kinds of attention get every fusion that is not sparse
@@ -7,7 +7,8 @@ replays of a CUDA graph. A batch whose cache does not fit beside the weights is 
 continued in a straight line: its row says from which.
 
 limit_ms: weights of the experts that are awake, all other weights, index keys, and the keys and values that are read,
-each once, at the rate of a copy that was timed in the same run.
+each once, at the rate of a copy that was timed in the same run. Not quite a limit: reading alone is some percent
+faster than a copy, and rows may share more experts than even choices do.
 """
 
 import statistics

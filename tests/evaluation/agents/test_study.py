@@ -8,7 +8,18 @@ import torch
 
 from minikeye.config import KeyeConfig
 from minikeye.evaluation.agents.families import SMALL, families
-from minikeye.evaluation.agents.study import ARMS, NAMES, Demonstrations, Run, gathered, measure, report, summarise
+from minikeye.evaluation.agents.study import (
+    ARMS,
+    NAMES,
+    Demonstrations,
+    Run,
+    gathered,
+    made,
+    measure,
+    report,
+    summarise,
+)
+from minikeye.files import CHECKPOINT
 from minikeye.keye import KeyeVL
 from minikeye.minivid.lessons import batches
 from minikeye.results import hardware
@@ -72,21 +83,34 @@ def test_steps_have_episodes_of_their_own():
 
 def test_workers_play_beside_a_sandbox_that_is_in_use():
     """What runs code has threads, which a fork leaves behind: a worker that is forked then waits forever."""
-    made = Demonstrations("code", "nano", KeyeConfig.nano(), 2, 0, False, range(2))
-    here = [made[0], made[1]]
-    there = list(batches(made, 1, "forkserver"))
+    shown = Demonstrations("code", "nano", KeyeConfig.nano(), 2, 0, False, range(2))
+    here = [shown[0], shown[1]]
+    there = list(batches(shown, 1, "forkserver"))
     assert [prompts(batch) for batch in there] == [prompts(batch) for batch in here]
 
 
 def test_lines_are_gathered_once(tmp_path):
     """From two files that share one; and never from another scale."""
-    made = {"scale": "nano", "checkpoint": "nano"}
-    lines = [{"family": "tool", "seed": seed, "arm": "agent"} | made for seed in (0, 1, 2)]
-    for name, some in (("a.json", lines[:2]), ("b.json", lines[1:]), ("c.json", [lines[0] | {"scale": "mini"}])):
+    how = made(families("nano")["tool"])
+    assert how["frozen"] == ["sa_indexer"] and how["sizes"]["imitation"] == 1600
+    how |= {"scale": "nano", "checkpoint": "nano"}
+    lines = [{"family": "tool", "seed": seed, "arm": "agent"} | how for seed in (0, 1, 2)]
+    longer = lines[0] | {"sizes": how["sizes"] | {"imitation": 1}}
+    others = {"c.json": [lines[0] | {"scale": "mini"}], "d.json": [longer], "e.json": [lines[0] | {"frozen": []}]}
+    for name, some in {"a.json": lines[:2], "b.json": lines[1:], **others}.items():
         (tmp_path / name).write_text(json.dumps({"rows": some}), encoding="utf-8")
-    assert gathered([tmp_path / "a.json", tmp_path / "b.json", tmp_path / "a.json"], made) == lines
-    with pytest.raises(ValueError, match="give another --out"):
-        gathered([tmp_path / "a.json", tmp_path / "c.json"], made)
+    assert gathered([tmp_path / "a.json", tmp_path / "b.json", tmp_path / "a.json"], "nano", "nano") == lines
+    for other in others:
+        with pytest.raises(ValueError, match="give another --out"):
+            gathered([tmp_path / "a.json", tmp_path / other], "nano", "nano")
+
+
+@pytest.mark.parametrize("scale", ["mini", "nano"])
+def test_the_shipped_lines_are_of_this_study(scale):
+    """Made with the sizes and frozen weights that stand in the families today, and summed up as they say."""
+    path = CHECKPOINT.parent.parent / "results" / {"mini": "agents.json", "nano": "agents_nano.json"}[scale]
+    rows = gathered([path], scale, scale)
+    assert summarise(rows) == json.loads(path.read_text(encoding="utf-8"))["summary"]
 
 
 def test_the_summary_by_hand():
