@@ -110,7 +110,7 @@ def decode_scores_kernel(
 
 
 @triton.jit
-def sampled_bound(scores, begin, stop, aim, SAMPLE: tl.constexpr, RUN: tl.constexpr, LOWEST: tl.constexpr):
+def bound_of_row(scores, begin, stop, aim, SAMPLE: tl.constexpr, RUN: tl.constexpr, LOWEST: tl.constexpr):
     """A score that about `aim` of the row's should reach, from SAMPLE of them in runs of RUN spread evenly over it."""
     element = tl.arange(0, SAMPLE)
     run = (begin + (element // RUN).to(tl.int64) * (stop - begin) // (SAMPLE // RUN)) // RUN * RUN
@@ -139,7 +139,7 @@ def decode_filter_kernel(
     scores += b * scores_b
     lower = tl.full((), LOWEST, tl.float32)
     if stop - begin > CAPACITY:
-        lower = sampled_bound(scores, begin, stop, aim, SAMPLE, RUN, LOWEST)
+        lower = bound_of_row(scores, begin, stop, aim, SAMPLE, RUN, LOWEST)
     positions += b * scores_b + first
     values += b * scores_b + first
     listed = 0

@@ -22,7 +22,8 @@ from minikeye.model.cache import cache_bytes_per_token
 CHUNK = 8192  # tokens that a layer, or patches that the vision tower, works on at a time; our choice
 PARTS = ("weights", "cache", "activations")
 # A slab of index scores and what selection keeps beside it. GPU: the torch backend's 2^26 scores with four more tensors
-# of that size; the kernels stay far below (0.6 GB measured at 128K). CPU: the same of 2^19 scores.
+# of that size; the kernels stay far below (0.6 GB measured at 128K), and what they leave holds the projections that a
+# fused decode step packs (1.23 GB of the released model). CPU: the same of 2^19 scores.
 SLAB = {"cuda": 5 * 2**26 * 4, "cpu": 5 * 2**19 * 4}
 SCRATCH = 32 * 2**20  # at most what matrix libraries keep for themselves; how much of it depends on the CPU
 CGROUP = Path("/sys/fs/cgroup")

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from minikeye import KeyeConfig, KeyeVL
+from minikeye import KeyeConfig, KeyeVL, ops
 from minikeye.cost import memory
 from minikeye.cost.memory import NotEnoughMemory, fitting_context, format_table, free_bytes, needs, require
 
@@ -63,6 +63,13 @@ def test_streaming_holds_three_layers_or_what_is_largest_outside_them():
 @pytest.mark.parametrize("change", [{"context": 65_536}, {"batch": 2}, {"device": "cuda"}, {"dtype": torch.float32}])
 def test_more_of_anything_takes_more(change):
     assert bill(**change).activations > bill().activations
+
+
+def test_the_slab_holds_what_a_fused_decode_step_packs():
+    """Never both at once: a prompt's scores are gone when the step is made."""
+    config = KeyeConfig.keye_vl_2_30b_a3b()
+    packed = 2 * config.text.layers * config.text.width * ops.step_sizes(config).columns
+    assert packed <= memory.SLAB["cuda"]
 
 
 def test_visual_tokens_cost_their_pixels_and_the_tower():
