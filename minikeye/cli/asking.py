@@ -1,5 +1,6 @@
 """How `minikeye evaluate` puts a question to a checkpoint."""
 
+from pathlib import Path
 from typing import Any
 
 from minikeye.cli.opening import Opened
@@ -7,6 +8,7 @@ from minikeye.evaluation.benchmarks.question import Question
 from minikeye.evaluation.benchmarks.run import Answer, Ask, weights_digest
 from minikeye.inference.chat import Chat
 from minikeye.inference.turns import spoken
+from minikeye.inputs.processor import Clip
 from minikeye.inputs.sampling import VideoError
 from minikeye.keye import KeyeVL
 
@@ -36,13 +38,19 @@ def asker(opened: Opened, fps: float | None, frames: int | None, blind: bool) ->
     arguments, processor = opened.arguments, opened.processor
     limits = {"fps": fps} if frames is None else {"fps": ALL, "max_frames": frames}
     loaded: list[KeyeVL] = []
+    last: dict[Path, Clip] = {}  # the video of the question before: benchmarks ask several about each in a row
+
+    def watch(video: Path) -> Clip:
+        if video not in last:
+            last.clear()
+            last[video] = processor.clip({"type": "video", "video": video, **limits})
+        return last[video]
 
     def ask(question: Question) -> Answer:
         content: list[dict[str, Any]] = [{"type": "text", "text": question.prompt}]
         try:
             if not blind:
-                clip = processor.clip({"type": "video", "video": question.video, **limits})
-                content.insert(0, {"type": "video", "video": clip})
+                content.insert(0, {"type": "video", "video": watch(question.video)})
             require_room(opened, question, content)
         except (VideoError, OSError) as error:
             return Answer(question.key, "", error=f"{type(error).__name__}: {error}")

@@ -44,7 +44,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 
 def chosen(arguments: argparse.Namespace, benchmark: Benchmark) -> tuple[float | None, int | None]:
-    """Frames per second or frames of a video: as asked for, else the benchmark's. Raises ValueError for what is none."""
+    """Frames per second or frames of a video: as asked for, else the benchmark's. ValueError for what is none."""
     if arguments.limit is not None and arguments.limit < 1:
         raise ValueError(f"--limit must be at least 1 question, got {arguments.limit}")
     if arguments.frames is not None and arguments.frames < 1:
@@ -87,7 +87,7 @@ def format_report(found: Mapping[str, Any], benchmark: Benchmark) -> str:
     return "\n".join(lines) + ("\n\n" + _table(found["scores"]) + "\n" if found["scores"] else "")
 
 
-def _between(three: list[float]) -> str:
+def _between(three: list[int | float]) -> str:
     """Least to most."""
     return "no" if not three else f"{three[0]:,}" if three[0] == three[2] else f"{three[0]:,} to {three[2]:,}"
 

@@ -116,9 +116,9 @@ class Row:
         return value
 
     def path(self, name: str, folder: Path) -> Path:
-        """A file in `folder`, there or not; a name that leads out of it is none."""
+        """A file in `folder`, there or not; links are followed, a name that leads out of the folder is none."""
         path = folder / self.text(name)
-        if not path.resolve().is_relative_to(folder.resolve()):
+        if ".." in Path(self.content[name]).parts or not path.is_relative_to(folder):
             raise self.error(name, f"must name a file in {folder}, got {self.content[name]!r:.80}")
         return path
 

@@ -150,14 +150,14 @@ def _video_mme(readings: Sequence[Reading]) -> list[Score]:
 def _non_linear(split: str, groups: Sequence[Sequence[Reading]]) -> Score:
     from minikeye.evaluation.benchmarks.group_scores import expected_score, group_score, non_linear
 
-    facts = [(group[0].question.details["structure"], group[0].question.details["kind"]) for group in groups]
-    rights = [[one.right for one in group] for group in groups]
-    whole = [(right, *fact) for right, fact in zip(rights, facts, strict=True)]
-    values = [100 * group_score(*group) for group in whole]
-    guess = [1 / len(group[0].question.letters) for group in groups]
-    chance = [100 * expected_score(p, *fact) for p, fact in zip(guess, facts, strict=True)]
+    values, chances = [], []
+    for group in groups:
+        facts = group[0].question.details["structure"], group[0].question.details["kind"]
+        values.append(group_score([one.right for one in group], *facts))
+        chances.append(100 * expected_score([1 / len(one.question.letters) for one in group], *facts))
     firsts = [group[0] for group in groups]
-    score = _score("non-linear", split, firsts, non_linear(whole), values, sum(chance) / len(chance))
+    percent, chance = [100 * value for value in values], sum(chances) / len(chances)
+    score = _score("non-linear", split, firsts, non_linear(values), percent, chance)
     return replace(score, unparsed=sum(one.said is None for group in groups for one in group))
 
 
@@ -168,7 +168,7 @@ def _score(
     name: str, split: str, readings: Sequence[Reading], value: float, values: Sequence[float], chance: float
 ) -> Score:
     """values: in percent, one for each reading; their mean is the value."""
-    from minikeye.scores import bootstrap
+    from minikeye.evaluation.benchmarks.choice_scores import bootstrap
 
     low, high = bootstrap(values, [one.question.clip for one in readings], SEED)
     return Score(name, split, len(readings), value, low, high, chance, sum(one.said is None for one in readings))
@@ -207,7 +207,7 @@ def _by(readings: Sequence[Reading], division: str) -> Parts:
     return dict(parts)
 
 
-def _range(values: Iterable[float]) -> list[float]:
+def _range(values: Iterable[int]) -> list[int | float]:
     """Least, mean and most; empty where there are none."""
     values = list(values)
     return [min(values), sum(values) / len(values), max(values)] if values else []

@@ -1,6 +1,7 @@
 """TimeLens-Bench: from when to when does it happen? Charades, ActivityNet and QVHighlights, cleaned; scored apart.
 
-    FOLDER/charades-timelens.json  activitynet-timelens.json  qvhighlights-timelens.json   FOLDER/videos/charades/VIDEO.mp4
+    FOLDER/charades-timelens.json  activitynet-timelens.json  qvhighlights-timelens.json
+    FOLDER/videos/charades/VIDEO.mp4 ...
     {VIDEO: {"duration": seconds, "spans": [[start, end], ...], "queries": [text, ...]}}
 
 Span i belongs to query i. Sets whose file is not there are left out (our choice).

@@ -10,7 +10,6 @@ from types import ModuleType
 import pytest
 
 import minikeye.evaluation.benchmarks
-import minikeye.scores
 
 HOME = "minikeye.evaluation.benchmarks"
 
@@ -25,8 +24,6 @@ def scores(monkeypatch) -> None:
             vars(module).update(functions)
             monkeypatch.setitem(sys.modules, module.__name__, module)
             monkeypatch.setattr(minikeye.evaluation.benchmarks, name, module, raising=False)
-    if not hasattr(minikeye.scores, "bootstrap"):
-        monkeypatch.setattr(minikeye.scores, "bootstrap", lambda values, clips, seed: (min(values), max(values)), False)
 
 
 def without_thoughts(text: str) -> str:
@@ -67,12 +64,13 @@ STANDINS = {
     },
     "choice_scores": {
         "accuracy": accuracy,
+        "bootstrap": lambda values, clusters, seed: (min(values), max(values)),
         "mean_over": lambda tasks: sum(map(accuracy, tasks.values())) / len(tasks),
     },
     "group_scores": {
         "group_score": group_score,
-        "non_linear": lambda groups: 100 * sum(group_score(*group) for group in groups) / len(groups),
-        "expected_score": lambda p, structure, kind: p / 16 * (1 + 3 * p) * 4,  # E[n^2] / 16 of a binomial n of four
+        "non_linear": lambda groups: 100 * sum(groups) / len(groups),
+        "expected_score": lambda chances, structure, kind: chances[0] * (1 + 3 * chances[0]) / 4,  # E[n^2] / 16
     },
 }
 
