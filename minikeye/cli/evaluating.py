@@ -18,10 +18,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
     benchmark = BENCHMARKS[arguments.name]
     fps, frames = chosen(arguments, benchmark)
-    try_folder(arguments.out)
     questions = benchmark.read(arguments.data)
     asked = questions[: arguments.limit]
     require_videos(asked, arguments)
+    try_folder(arguments.out)
     opened = Opened.of(arguments, [])
     settings = {
         "benchmark": benchmark.name,
@@ -72,15 +72,17 @@ def format_report(found: Mapping[str, Any], benchmark: Benchmark) -> str:
     rate = f"{settings['fps']:g} frames/s" if settings["frames"] is None else f"{settings['frames']} frames a video"
     seen = [_between(found[name]) for name in ("frames", "frame_tokens", "prompt_tokens")]
     lines = [
-        f"{found['benchmark']}: {found['questions']:,} of {found['of']:,} questions about {found['videos']:,} videos; "
-        f"{found['unparsed']} answers unparsed, {found['errors']} of them not asked for an error",
+        f"{found['benchmark']}: {found['questions']:,} of {found['of']:,} questions, videos: {found['videos']:,}; "
+        f"unparsed: {found['unparsed']}, of these never asked for an error: {found['errors']}",
         f"rule      {found['rule']}",
         f"model     {settings['checkpoint']}, {settings['dtype']}, {settings['attention']} attention, temperature "
         f"{settings['temperature']:g}, up to {settings['max_new_tokens']:,} new tokens",
         "sampling  blind: no video was shown"
         if settings["blind"]
         else f"sampling  {rate} ({benchmark.whose if own else 'as asked for'}); seen: {seen[0]} frames of "
-        f"{seen[1]} tokens, prompts of {seen[2]} tokens",
+        f"{seen[1]} tokens, prompts of {seen[2]} tokens; "
+        f"allowed: {settings['frame_tokens'][0]} to {settings['frame_tokens'][1]} tokens a frame, "
+        f"{settings['video_tokens']:,} a video, {settings['context']:,} in all",
     ]
     if found["secret"]:
         lines.append(f"secret    {found['secret']:,} questions have no truth in these files and no score")

@@ -1,4 +1,4 @@
-"""Every reader on three hand-made rows in its benchmark's form; what is missing, unknown or of a wrong kind is named."""
+"""Every reader on three hand-made rows in its form; what is missing, unknown or of a wrong kind is named."""
 
 import copy
 import importlib.util

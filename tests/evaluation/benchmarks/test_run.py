@@ -126,7 +126,7 @@ def test_other_settings_are_refused(tmp_path, questions):
         ask_all(questions, answer, tmp_path, {**SETTINGS, "fps": 2.0, "extra": 1}, print)
     assert (tmp_path / "answers.jsonl").read_bytes() == before
     (tmp_path / "settings.json").unlink()
-    with pytest.raises(ValueError, match="answers without settings.json"):
+    with pytest.raises(ValueError, match=r"answers without settings\.json"):
         ask_all(questions, answer, tmp_path, SETTINGS, print)
 
 
