@@ -30,7 +30,8 @@ def test_every_package_is_listed():
 def test_ranges_hold_what_is_tested():
     """Every range has a lowest version, which the pinned one of requirements.txt is not below; known faults are.
 
-    pyarrow has no pin: only who has parquet files needs it, and tests of it are skipped without. PyAV below 18 lacks attributes that container.py reads; the sandbox of jinja 3.1.5 leaks.
+    PyAV below 18 lacks attributes that container.py reads; the sandbox of jinja 3.1.5 leaks. pyarrow has no pin: only
+    those with parquet files need it, and its test is skipped without.
     """
     pins = dict(re.findall(r"^([\w-]+)==([\d.]+)", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.M))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
