@@ -52,7 +52,7 @@ def asker(opened: Opened, fps: float | None, frames: int | None, blind: bool) ->
             if not blind:
                 content.insert(0, {"type": "video", "video": watch(question.video)})
             require_room(opened, question, content)
-        except (VideoError, OSError) as error:
+        except VideoError as error:
             return Answer(question.key, "", error=f"{type(error).__name__}: {error}")
         loaded or loaded.append(opened.load())
         options = {"attention": arguments.attention, "backend": arguments.backend, **opened.thinking()}

@@ -123,13 +123,20 @@ def _accuracies(readings: Sequence[Reading]) -> list[Score]:
 
 
 def _mlvu(readings: Sequence[Reading]) -> list[Score]:
-    """The mean over tasks, and each task. A weight for each question makes its mean over questions the same number."""
+    """The mean over tasks, and each task.
+
+    For the interval each question says how far it moves that mean away from where it is: a question of a small task by
+    more than one of a large task (our choice; drawing tasks anew would need questions of every task in every draw).
+    """
     from minikeye.evaluation.benchmarks.choice_scores import mean_over
 
     tasks = _by(readings, "task")
     value = mean_over({task: [one.right for one in part] for task, part in tasks.items()})
-    size = {one.question.key: len(part) for part in tasks.values() for one in part}
-    values = [100.0 * one.right * len(readings) / (len(tasks) * size[one.question.key]) for one in readings]
+    values = []
+    for one in readings:
+        part = tasks[f"task: {one.question.splits['task']}"]
+        apart = one.right - sum(other.right for other in part) / len(part)
+        values.append(value + 100 * apart * len(readings) / (len(tasks) * len(part)))
     chance = sum(_guess(part) for part in tasks.values()) / len(tasks)
     return [_score("M-Avg", "all", readings, value, values, chance), *_accuracies(readings)]
 

@@ -233,6 +233,13 @@ def test_long_video_bench_in_both_forms(tmp_path, rows):
     assert dict(other.splits) == {"duration": "3600", "category": "T3O"}
 
 
+def test_true_is_no_number(tmp_path):
+    rows = long_video_bench_rows()
+    rows[1]["correct_choice"] = True
+    said = refused(FORMS["longvideobench"], tmp_path, rows, "correct_choice")
+    assert said.endswith("must be one of 0, 1, 2, got True")
+
+
 def test_long_video_bench_without_truth(tmp_path):
     rows = long_video_bench_rows()
     for row in rows:

@@ -215,6 +215,33 @@ def test_report_of_mlvu_is_a_mean_over_tasks(tmp_path):
     assert by["M-Avg", "all"]["blind"] is None
 
 
+def test_intervals_are_of_the_scores_and_by_video(tmp_path, questions, monkeypatch):
+    """What is drawn has the score as its mean, and is named after its video."""
+    from minikeye.evaluation.benchmarks import choice_scores
+
+    drawn = []
+    monkeypatch.setattr(
+        choice_scores, "bootstrap", lambda values, clips, seed: drawn.append((values, clips)) or (0.0, 0.0)
+    )
+    write(tmp_path / "1_plotQA.json", mlvu_rows("plotQA", 1))
+    write(tmp_path / "3_ego.json", mlvu_rows("ego"))
+    write(tmp_path / "test.json", video_mme_rows())
+    for name, asked in {"timelens": questions, "mlvu": mlvu.read(tmp_path), "v": video_mme.read(tmp_path)}.items():
+        drawn.clear()
+        answers = [Answer(one.key, SAYS.get(one.key, "BC"[n % 2])) for n, one in enumerate(asked)]
+        found = report(asked, answers, {**SETTINGS, "benchmark": name})["scores"]
+        assert len(found) == len(drawn) >= 4
+        for one, (values, clips) in zip(found, drawn, strict=True):
+            assert sum(values) / len(values) == pytest.approx(one["value"]), one
+            assert len(clips) == len(values) == one["n"] and set(clips) <= {str(q.video) for q in asked}
+
+
+def test_chance_of_an_interval_is_in_tenths(tmp_path):
+    write(tmp_path / "charades-timelens.json", {"v": {"duration": 10.0, "spans": [[1.0, 2.0]], "queries": ["it"]}})
+    [one] = timelens.read(tmp_path)
+    assert {score["chance"] for score in report([one], [Answer(one.key, "")], SETTINGS)["scores"]} == {100.0}
+
+
 def test_report_of_video_mme(tmp_path):
     """Three of four right in a group of relevance: 56.25; all of a group of logic: 100."""
     write(tmp_path / "test.json", video_mme_rows())
@@ -259,6 +286,18 @@ def test_official_file_of_timelens(tmp_path, questions):
         "AB12>>>he sits down>>>[5.2, 20.0]": {"answers": "I cannot say."},
         "CD34>>>the dog barks>>>[1.0, 4.0]": {"timestamps": [[1.0, 4.0]], "answers": "from 1.0 to 4.0"},
     }
+
+
+def test_equal_queries_collapse_to_the_first(tmp_path):
+    """The official form has one place for them; the report counts both."""
+    record = {"duration": 9.0, "spans": [[1.0, 2.0], [1.0, 2.0]], "queries": ["it", "it."]}
+    write(tmp_path / "charades-timelens.json", {"v": record})
+    questions = timelens.read(tmp_path)
+    answers = [Answer(one.key, text) for one, text in zip(questions, ("1 to 2", "5 to 6"), strict=True)]
+    [file] = export(questions, answers, tmp_path)
+    held = json.loads(file.read_text(encoding="utf-8"))
+    assert held == {"v>>>it>>>[1.0, 2.0]": {"timestamps": [[1.0, 2.0]], "answers": "1 to 2"}}
+    assert report(questions, answers, SETTINGS)["scores"][0]["n"] == 2
 
 
 def test_official_files_of_choices(tmp_path):
