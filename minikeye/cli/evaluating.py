@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from minikeye.cli.commands import columns, try_folder
@@ -10,18 +11,20 @@ from minikeye.evaluation.benchmarks.question import Benchmark, Question
 from minikeye.evaluation.benchmarks.run import BENCHMARKS, answers_in, ask_all, digest
 from minikeye.files import write_whole
 
+EVALUATIONS = Path("minikeye-evaluations")  # a folder for each benchmark, where none is named
+
 
 def evaluate(arguments: argparse.Namespace) -> None:
     from minikeye.cli.asking import asker, of_model
     from minikeye.cli.opening import Opened, remark
     from minikeye.evaluation.benchmarks.report import export, report
 
-    benchmark = BENCHMARKS[arguments.name]
+    benchmark, out = BENCHMARKS[arguments.name], arguments.out or EVALUATIONS / arguments.name
     fps, frames = chosen(arguments, benchmark)
     questions = benchmark.read(arguments.data)
     asked = questions[: arguments.limit]
     require_videos(asked, arguments)
-    try_folder(arguments.out)
+    try_folder(out)
     opened = Opened.of(arguments, [])
     settings = {
         "benchmark": benchmark.name,
@@ -33,14 +36,14 @@ def evaluate(arguments: argparse.Namespace) -> None:
         **of_model(opened),
     }
     ask = asker(opened, fps, frames, arguments.blind)
-    answers = ask_all(asked, ask, arguments.out, settings, lambda text: remark("evaluate", text))
-    blind = {} if arguments.blind else answers_in(arguments.out, {**settings, "blind": True})
+    answers = ask_all(asked, ask, out, settings, lambda text: remark("evaluate", text))
+    blind = {} if arguments.blind else answers_in(out, {**settings, "blind": True})
     found = report(asked, answers, settings, blind) | {"of": len(questions)}
     name = "blind-report.json" if arguments.blind else "report.json"
-    write_whole(arguments.out / name, (json.dumps(found, indent=1) + "\n").encode())
-    files = [] if arguments.blind else export(asked, answers, arguments.out)
+    write_whole(out / name, (json.dumps(found, indent=1) + "\n").encode())
+    files = [] if arguments.blind else export(asked, answers, out)
     print(format_report(found, benchmark))
-    print("\n".join(f"wrote     {path}" for path in [arguments.out / name, *files]))
+    print("\n".join(f"wrote     {path}" for path in [out / name, *files]))
 
 
 def chosen(arguments: argparse.Namespace, benchmark: Benchmark) -> tuple[float | None, int | None]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import minikeye
 from minikeye.cli import commands
 from minikeye.cli.commands import PRESETS
-from minikeye.cli.evaluating import evaluate
+from minikeye.cli.evaluating import EVALUATIONS, evaluate
 from minikeye.evaluation.benchmarks.run import BENCHMARKS
 
 QUESTION = '"Which digit is on the card, and at which second?"'
@@ -119,8 +119,8 @@ def _add_evaluating(group) -> None:
     how.add_argument("--fps", type=float, metavar="F", help="frames per second (default of both: the benchmark's)")
     one.add_argument("--limit", type=int, metavar="N", help="ask the first N questions only")
     one.add_argument("--blind", action="store_true", help="ask without the videos, to see what the words alone give")
-    default = Path("minikeye-evaluation")
-    one.add_argument("--out", type=Path, metavar="FOLDER", default=default, help=f"default: {default}")
+    help_ = f"for answers, report and official files (default: {EVALUATIONS}/NAME)"
+    one.add_argument("--out", type=Path, metavar="FOLDER", help=help_)
     _add_model(one, longest=1024, temperature="0")
     one.set_defaults(temperature=0.0)
 

@@ -118,6 +118,13 @@ def test_errors_before_any_work(ask, tmp_path, data, capsys):
     assert not (tmp_path / "out" / "answers.jsonl").exists()
 
 
+def test_each_benchmark_has_a_folder_of_its_own(tmp_path, data, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    options = ["--data", str(data), "--checkpoint", str(NANO), "--limit", "1", "--max-new-tokens", "4", "--blind"]
+    assert main(["evaluate", "timelens", *options]) == 0
+    assert len(answers(tmp_path / "minikeye-evaluations" / "timelens", "blind-answers.jsonl")) == 1
+
+
 def test_help_holds_an_example_that_parses(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["evaluate", "--help"])
