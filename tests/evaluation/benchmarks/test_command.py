@@ -50,6 +50,7 @@ def test_from_data_to_scores(ask, tmp_path, monkeypatch):
     """Three lines, a report beside the blind run, the official file; a finished run loads no model."""
     status, out, err = ask()
     assert status == 0, err
+    assert len(re.findall("^memory ", err, re.M)) == 1  # loaded once
     lines = answers(tmp_path / "out")
     assert [one["key"] for one in lines] == ["charades/b/0", "charades/b/1", "charades/b/2"]
     assert {one["error"] for one in lines} == {""} and all(one["frames"] > 100 for one in lines)

@@ -236,6 +236,21 @@ def test_intervals_are_of_the_scores_and_by_video(tmp_path, questions, monkeypat
             assert len(clips) == len(values) == one["n"] and set(clips) <= {str(q.video) for q in asked}
 
 
+def test_what_the_interval_of_a_mean_over_tasks_draws(tmp_path, monkeypatch):
+    """Tasks of one and three questions, one right in each: the mean is 66.7. A question of the task of three moves it by
+    100 / (2 * 3) for each wholly right answer, times four as it is one of four values: 66.7 + 66.7 * (1 - 1/3)."""
+    from minikeye.evaluation.benchmarks import choice_scores
+
+    drawn = []
+    monkeypatch.setattr(choice_scores, "bootstrap", lambda values, clips, seed: drawn.append(values) or (0.0, 0.0))
+    write(tmp_path / "1_plotQA.json", mlvu_rows("plotQA", 1))
+    write(tmp_path / "3_ego.json", mlvu_rows("ego"))
+    asked = mlvu.read(tmp_path)
+    answers = [Answer(one.key, letter) for one, letter in zip(asked, "BBCC", strict=True)]
+    report(asked, answers, {**SETTINGS, "benchmark": "mlvu"})
+    assert drawn[0] == pytest.approx([200 / 3, 1000 / 9, 400 / 9, 400 / 9])
+
+
 def test_chance_of_an_interval_is_in_tenths(tmp_path):
     write(tmp_path / "charades-timelens.json", {"v": {"duration": 10.0, "spans": [[1.0, 2.0]], "queries": ["it"]}})
     [one] = timelens.read(tmp_path)
