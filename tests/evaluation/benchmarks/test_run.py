@@ -237,8 +237,8 @@ def test_intervals_are_of_the_scores_and_by_video(tmp_path, questions, monkeypat
 
 
 def test_what_the_interval_of_a_mean_over_tasks_draws(tmp_path, monkeypatch):
-    """Tasks of one and three questions, one right in each: the mean is 66.7. A question of the task of three moves it by
-    100 / (2 * 3) for each wholly right answer, times four as it is one of four values: 66.7 + 66.7 * (1 - 1/3)."""
+    """Tasks of one and three questions, one right in each: the mean is 66.7. A question of the three moves it
+    by a sixth, times four as it is one of four values: 66.7 + 66.7 * (1 - 1/3) where it is right."""
     from minikeye.evaluation.benchmarks import choice_scores
 
     drawn = []
