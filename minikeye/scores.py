@@ -96,8 +96,8 @@ def wilson(successes: int, count: int) -> Estimate:
 def bootstrap_mean(values: Sequence[float], seed: int = 0, resamples: int = 10_000) -> Estimate:
     """Mean with the 95 % percentile interval of the means of `resamples` draws with replacement.
 
-    For many values that are not yes or no, such as IoUs; for a few seeds there is `student_mean`, for
-    values that come in clusters `bootstrap`. Raises ValueError without values, or for a table of them.
+    For many values that are not yes or no, such as IoUs; for a few seeds there is `student_mean`. Raises ValueError
+    without values, or for a table of them.
     """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or len(array) == 0:
@@ -106,25 +106,6 @@ def bootstrap_mean(values: Sequence[float], seed: int = 0, resamples: int = 10_0
     means = np.array([array[rng.integers(len(array), size=len(array))].mean() for _ in range(resamples)])
     low, high = np.quantile(means, (0.025, 0.975))
     return Estimate(float(array.mean()), float(low), float(high), len(array))
-
-
-def bootstrap(
-    values: Sequence[float], clusters: Sequence[str], seed: int = 0, resamples: int = 10_000
-) -> tuple[float, float]:
-    """95 % percentile interval (low, high) of a mean whose values are not independent, such as those of one video.
-
-    Whole clusters are drawn with replacement, as many as there are; a draw is the mean of all values in it. clusters:
-    the name of each value's. With one value a cluster this is the interval of `bootstrap_mean`. Raises ValueError
-    without values, or for another number of names.
-    """
-    if len(values) == 0 or len(clusters) != len(values):
-        raise ValueError(f"expected values and as many names of clusters, got {len(values)} and {len(clusters)}")
-    _, number = np.unique(np.asarray(clusters), return_inverse=True)
-    sums, sizes = np.bincount(number, weights=np.asarray(values, dtype=np.float64)), np.bincount(number)
-    rng = np.random.default_rng(seed)
-    draws = (rng.integers(len(sums), size=len(sums)) for _ in range(resamples))
-    low, high = np.quantile([sums[drawn].sum() / sizes[drawn].sum() for drawn in draws], (0.025, 0.975))
-    return float(low), float(high)
 
 
 def student_mean(values: Sequence[float]) -> Estimate:

@@ -1,7 +1,6 @@
 """Scores against hand values, scikit-learn and scipy."""
 
 import math
-from itertools import product
 
 import numpy as np
 import pytest
@@ -10,16 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import jaccard_score
 
-from minikeye.scores import (
-    Estimate,
-    bootstrap,
-    bootstrap_mean,
-    iou_recall,
-    needle_score,
-    student_mean,
-    temporal_iou,
-    wilson,
-)
+from minikeye.scores import Estimate, bootstrap_mean, iou_recall, needle_score, student_mean, temporal_iou, wilson
 
 interval = st.tuples(st.integers(0, 60), st.integers(1, 20)).map(lambda pair: (pair[0], pair[0] + pair[1]))
 intervals = st.lists(interval, min_size=1, max_size=4)
@@ -92,35 +82,6 @@ def test_bootstrap_is_scipys() -> None:
     theirs = stats.bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(2)).confidence_interval
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.01)
     assert ours.mean == pytest.approx(values.mean())
-
-
-def test_bootstrap_draws_clusters_whole() -> None:
-    """Four videos of 1, 2, 1 and 4 questions: their 256 equally likely draws, counted one by one."""
-    videos = {"a": [1.0], "b": [0.0, 1.0], "c": [0.0], "d": [1.0, 1.0, 1.0, 0.0]}
-    means = []
-    for draw in product(videos, repeat=4):
-        values = [value for name in draw for value in videos[name]]
-        means.append(sum(values) / len(values))
-    names, values = zip(*((name, value) for name in "dbac" for value in videos[name]), strict=True)
-    assert bootstrap(values, names, seed=0) == pytest.approx(np.quantile(means, (0.025, 0.975)))
-
-
-def test_bootstrap_by_cluster_knows_what_is_independent() -> None:
-    """Four equal answers to each video tell as much as one; all of one video tell nothing about others."""
-    values = np.random.default_rng(0).integers(0, 2, size=40).astype(float)
-    names = [f"{n:02}" for n in range(40)]
-    alone = bootstrap_mean(values.tolist(), seed=3)
-    assert bootstrap(values.tolist(), names, seed=3) == pytest.approx((alone.low, alone.high))
-    assert bootstrap(np.repeat(values, 4).tolist(), names * 4, seed=3) != pytest.approx((alone.low, alone.high))
-    repeated = bootstrap(np.repeat(values, 4).tolist(), np.repeat(names, 4).tolist(), seed=3)
-    assert repeated == pytest.approx((alone.low, alone.high))
-    assert bootstrap([0.0, 1.0, 1.0], ["a"] * 3, seed=0) == pytest.approx((2 / 3, 2 / 3))
-
-
-def test_bootstrap_wants_a_name_for_each_value() -> None:
-    for values, names in (([], []), ([1.0, 0.0], ["a"])):
-        with pytest.raises(ValueError, match="as many names of clusters"):
-            bootstrap(values, names)
 
 
 def test_iou_recall_counts_what_reaches_the_threshold() -> None:

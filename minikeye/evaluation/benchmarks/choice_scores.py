@@ -1,10 +1,12 @@
-"""Scores of answers that are right or wrong: shares, and means of shares.
+"""Scores of answers that are right or wrong: shares, means of shares, and how sure a mean over videos is.
 
 An answer that could not be read is a wrong one here (False); how many those were is reported beside the score.
 """
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from minikeye.scores import Estimate, wilson
 
@@ -74,3 +76,22 @@ def niah_mean(cells: Mapping[tuple[int, float], Estimate]) -> float:
     if not cells:
         raise ValueError("expected at least one cell, got none")
     return 100 * sum(cell.mean for cell in cells.values()) / len(cells)
+
+
+def bootstrap(
+    values: Sequence[float], clusters: Sequence[str], seed: int = 0, resamples: int = 10_000
+) -> tuple[float, float]:
+    """95 % percentile interval (low, high) of a mean whose values are not independent, such as those of one video.
+
+    Whole clusters are drawn with replacement, as many as there are; a draw is the mean of all values in it. clusters:
+    the name of each value's. With one value a cluster this is that of `scores.bootstrap_mean`. Raises ValueError
+    without values, or for another number of names.
+    """
+    if len(values) == 0 or len(clusters) != len(values):
+        raise ValueError(f"expected values and as many names of clusters, got {len(values)} and {len(clusters)}")
+    _, number = np.unique(np.asarray(clusters), return_inverse=True)
+    sums, sizes = np.bincount(number, weights=np.asarray(values, dtype=np.float64)), np.bincount(number)
+    rng = np.random.default_rng(seed)
+    draws = (rng.integers(len(sums), size=len(sums)) for _ in range(resamples))
+    low, high = np.quantile([sums[drawn].sum() / sizes[drawn].sum() for drawn in draws], (0.025, 0.975))
+    return float(low), float(high)

@@ -9,10 +9,10 @@ answer of step n weighs 2n - 1, which makes 1, 4, 9, 16 of 16 of a chain without
 import json
 from collections.abc import Sequence
 from itertools import product
+from math import prod
 from typing import Any
 
 CHAINS = ([1, 2, 3, 4], [1, [2, 3], 4], [[1, 2], 3, 4])
-Group = tuple[Sequence[bool], str | list[Any] | None, str]  # right, structure, kind: as `group_score` takes them
 
 
 def group_score(right: Sequence[bool], structure: str | list[Any] | None, kind: str) -> float:
@@ -36,26 +36,28 @@ def group_score(right: Sequence[bool], structure: str | list[Any] | None, kind: 
     return earned / total
 
 
-def non_linear(groups: Sequence[Group]) -> float:
-    """Percent: mean score of groups (right, structure, kind), the benchmark's "Non-Lin". Raises as `group_score` does,
-    and ValueError without groups."""
-    if not groups:
-        raise ValueError("expected at least one group of four answers, got none")
-    return 100 * sum(group_score(*group) for group in groups) / len(groups)
+def non_linear(groups: Sequence[float]) -> float:
+    """Percent: the mean of `group_score` over groups, the benchmark's "Non-Lin". Raises ValueError without groups, or
+    for a score outside 0..1."""
+    if not groups or not all(0 <= score <= 1 for score in groups):
+        raise ValueError(f"expected the scores of at least one group, each from 0 to 1, got {list(groups)[:8]}")
+    return 100 * sum(groups) / len(groups)
 
 
-def expected_score(p: float, structure: str | list[Any] | None, kind: str) -> float:
-    """Mean score, 0..1, of a group whose answers are right with probability p each, whatever the others are.
+def expected_score(chances: Sequence[float], structure: str | list[Any] | None, kind: str) -> float:
+    """Mean score, 0..1, of a group whose four answers are each right with its chance, whatever the others are.
 
-    Chance is p = 1/8, of eight options. With p the accuracy measured, what a score has above this is consistency.
-    Raises ValueError for p outside 0..1, and as `group_score` does.
+    With 1/8, of eight options, it is what guessing scores. With the accuracy that was measured it is what the score
+    would be without consistency: the excess is worth a look. Raises ValueError for a chance outside 0..1, and as
+    `group_score` does.
     """
-    if not 0 <= p <= 1:
-        raise ValueError(f"expected a probability from 0 to 1, got {p}")
-    patterns = list(product((False, True), repeat=4))
-    return sum(
-        p ** sum(right) * (1 - p) ** (4 - sum(right)) * group_score(right, structure, kind) for right in patterns
-    )
+    if not all(0 <= chance <= 1 for chance in chances):
+        raise ValueError(f"expected chances from 0 to 1, got {list(chances)}")
+    total = 0.0
+    for right in product((False, True), repeat=len(chances)):
+        likely = prod(chance if hit else 1 - chance for hit, chance in zip(right, chances, strict=True))
+        total += likely * group_score(right, structure, kind)
+    return total
 
 
 def _steps(structure: str | list[Any] | None) -> list[list[int]]:

@@ -77,19 +77,19 @@ def test_a_structure_may_be_text_or_lists():
 
 
 def test_non_linear_is_the_mean_over_groups():
-    groups = [(bits("1100"), None, "relevance"), (bits("1101"), PLAIN, "logic"), (bits("1111"), FRONT, "logic")]
-    assert non_linear(groups) == pytest.approx(100 * (1 / 4 + 1 / 4 + 1) / 3)
-    with pytest.raises(ValueError, match="at least one group"):
-        non_linear([])
+    assert non_linear([1 / 4, 1 / 4, 1.0]) == pytest.approx(50.0)
+    for groups in ([], [25.0], [float("nan")]):  # not percent
+        with pytest.raises(ValueError, match="at least one group, each from 0 to 1"):
+            non_linear(groups)
 
 
 @pytest.mark.parametrize("p", [0.0, 0.125, 0.25, 0.5, 0.9, 1.0])
 def test_expected_scores_are_those_of_independent_answers(p):
     """In closed form: E[(N/4)^2] = p/4 + 3p^2/4; a chain earns 1, 3, 5, 7 sixteenths at its n-th answer, with p^n."""
-    assert expected_score(p, None, "relevance") == pytest.approx(p / 4 + 3 * p**2 / 4)
-    assert expected_score(p, PLAIN, "logic") == pytest.approx((p + 3 * p**2 + 5 * p**3 + 7 * p**4) / 16)
-    assert expected_score(p, MIDDLE, "logic") == pytest.approx((p + 6 * p**2 + 5 * p**4) / 12)
-    assert expected_score(p, FRONT, "logic") == pytest.approx((2 * p + 3 * p**3 + 5 * p**4) / 10)
+    assert expected_score([p] * 4, None, "relevance") == pytest.approx(p / 4 + 3 * p**2 / 4)
+    assert expected_score([p] * 4, PLAIN, "logic") == pytest.approx((p + 3 * p**2 + 5 * p**3 + 7 * p**4) / 16)
+    assert expected_score([p] * 4, MIDDLE, "logic") == pytest.approx((p + 6 * p**2 + 5 * p**4) / 12)
+    assert expected_score([p] * 4, FRONT, "logic") == pytest.approx((2 * p + 3 * p**3 + 5 * p**4) / 10)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +107,9 @@ def test_other_groups_are_refused(right, structure, kind, message):
         group_score(bits(right), structure, kind)
 
 
-def test_a_probability_is_one():
-    with pytest.raises(ValueError, match=r"from 0 to 1, got 12\.5"):
-        expected_score(12.5, None, "relevance")
+def test_each_answer_has_its_own_chance():
+    """1 and 2 surely right, 3 never: a chain that ends with the second, a relevance group with the fourth as well."""
+    assert expected_score([1.0, 1.0, 0.0, 0.5], PLAIN, "logic") == 1 / 4
+    assert expected_score([1.0, 1.0, 0.0, 0.5], None, "relevance") == pytest.approx((4 + 9) / 2 / 16)
+    with pytest.raises(ValueError, match=r"chances from 0 to 1, got \[12\.5"):
+        expected_score([12.5] * 4, None, "relevance")

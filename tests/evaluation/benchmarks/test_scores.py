@@ -1,11 +1,15 @@
-"""Scores of TimeLens, of right and wrong answers and of needles: by hand, and by the official formula."""
+"""Scores of TimeLens, of right and wrong answers and of needles, by hand; intervals, by all draws counted."""
 
+from itertools import product
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minikeye.evaluation.benchmarks.choice_scores import (
     accuracy,
+    bootstrap,
     circular,
     mean_over,
     niah_cells,
@@ -13,7 +17,7 @@ from minikeye.evaluation.benchmarks.choice_scores import (
     soft_count,
 )
 from minikeye.evaluation.benchmarks.timelens_scores import iou, recalls
-from minikeye.scores import temporal_iou, wilson
+from minikeye.scores import bootstrap_mean, temporal_iou, wilson
 
 Y, N = True, False
 ticks = st.tuples(st.integers(0, 300), st.integers(0, 300)).map(lambda pair: (pair[0] / 10, pair[1] / 10))
@@ -122,3 +126,32 @@ def test_means_of_nothing_are_refused():
     ):
         with pytest.raises(ValueError, match="expected"):
             attempt()
+
+
+def test_bootstrap_draws_clusters_whole():
+    """Four videos of 1, 2, 1 and 4 questions: their 256 equally likely draws, counted one by one."""
+    videos = {"a": [1.0], "b": [0.0, 1.0], "c": [0.0], "d": [1.0, 1.0, 1.0, 0.0]}
+    means = []
+    for draw in product(videos, repeat=4):
+        values = [value for name in draw for value in videos[name]]
+        means.append(sum(values) / len(values))
+    names, values = zip(*((name, value) for name in "dbac" for value in videos[name]), strict=True)
+    assert bootstrap(values, names, seed=0) == pytest.approx(np.quantile(means, (0.025, 0.975)))
+
+
+def test_bootstrap_by_cluster_knows_what_is_independent():
+    """Four equal answers to each video tell as much as one; all of one video tell nothing about others."""
+    values = np.random.default_rng(0).integers(0, 2, size=40).astype(float)
+    names = [f"{n:02}" for n in range(40)]
+    alone = bootstrap_mean(values.tolist(), seed=3)
+    assert bootstrap(values.tolist(), names, seed=3) == pytest.approx((alone.low, alone.high))
+    assert bootstrap(np.repeat(values, 4).tolist(), names * 4, seed=3) != pytest.approx((alone.low, alone.high))
+    repeated = bootstrap(np.repeat(values, 4).tolist(), np.repeat(names, 4).tolist(), seed=3)
+    assert repeated == pytest.approx((alone.low, alone.high))
+    assert bootstrap([0.0, 1.0, 1.0], ["a"] * 3, seed=0) == pytest.approx((2 / 3, 2 / 3))
+
+
+def test_bootstrap_wants_a_name_for_each_value():
+    for values, names in (([], []), ([1.0, 0.0], ["a"])):
+        with pytest.raises(ValueError, match="as many names of clusters"):
+            bootstrap(values, names)
