@@ -39,6 +39,7 @@ def test_thoughts_say_nothing(text, said):
         ("at 00:05 and 00:12, that is 5 - 13", (5.0, 12.0)),  # clock times come first
         ("In 1 video, from 00:05 to 00:12", (5.0, 12.0)),
         ("2 men run from 3 to 9", (3.0, 9.0)),  # not (2, 3)
+        ("2 MEN RUN FROM 3 TO 9", (3.0, 9.0)),
         ("From 3 TO 9, of 10 - 15 at most", (10.0, 15.0)),  # a dash comes before a word
         ("2-3 men run from 5 to 9", (2.0, 3.0)),  # as the official rules have it
         ("Starting time: 0.8 seconds. Ending time: 1.1 seconds", (0.8, 1.1)),
