@@ -1,6 +1,6 @@
-"""The command line: minikeye info | cost | check | fake-checkpoint | answer | frames | chat.
+"""The command line: minikeye info | cost | check | fake-checkpoint | answer | frames | chat | evaluate.
 
-What each command does is in commands.py.
+What each command does is in commands.py, of the last in evaluating.py.
 """
 
 import argparse
@@ -12,6 +12,8 @@ from pathlib import Path
 import minikeye
 from minikeye.cli import commands
 from minikeye.cli.commands import PRESETS
+from minikeye.cli.evaluating import evaluate
+from minikeye.evaluation.benchmarks.run import BENCHMARKS
 
 QUESTION = '"Which digit is on the card, and at which second?"'
 
@@ -49,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"minikeye {minikeye.__version__}")
     _add_counting(group := top.add_subparsers(required=True, metavar="COMMAND"))
     _add_asking(group)
+    _add_evaluating(group)
     return top
 
 
@@ -104,6 +107,24 @@ def _add_asking(group) -> None:
     _add_model(chat, longest=1024)
 
 
+def _add_evaluating(group) -> None:
+    """The command that asks a benchmark's questions."""
+    summary = "ask the questions of a published benchmark, score the answers, go on where a run was stopped"
+    one = _command(group, evaluate, summary, "timelens --data TimeLens-Bench --checkpoint FOLDER --device cuda")
+    one.add_argument("name", metavar="NAME", choices=BENCHMARKS, help=", ".join(BENCHMARKS))
+    help_ = "the folder that the benchmark unpacks to; nothing is downloaded"
+    one.add_argument("--data", type=Path, metavar="FOLDER", required=True, help=help_)
+    how = one.add_mutually_exclusive_group()
+    how.add_argument("--frames", type=int, metavar="N", help="frames of every video, evenly spread")
+    how.add_argument("--fps", type=float, metavar="F", help="frames per second (default of both: the benchmark's)")
+    one.add_argument("--limit", type=int, metavar="N", help="ask the first N questions only")
+    one.add_argument("--blind", action="store_true", help="ask without the videos, to see what the words alone give")
+    default = Path("minikeye-evaluation")
+    one.add_argument("--out", type=Path, metavar="FOLDER", default=default, help=f"default: {default}")
+    _add_model(one, longest=1024, temperature="0")
+    one.set_defaults(temperature=0.0)
+
+
 def _command(group, run, summary: str, example: str) -> argparse.ArgumentParser:
     name = run.__name__.replace("_", "-")
     one = group.add_parser(
@@ -129,7 +150,12 @@ def _add_question(command: argparse.ArgumentParser) -> None:
     command.add_argument("question", metavar="QUESTION")
 
 
-def _add_model(command: argparse.ArgumentParser, longest: int, seed: str = "draw the same answer again") -> None:
+def _add_model(
+    command: argparse.ArgumentParser,
+    longest: int,
+    seed: str = "draw the same answer again",
+    temperature: str = "the checkpoint's, else 0",
+) -> None:
     """Which model, where and how it is held, and how it speaks. What is not given is the checkpoint's own."""
     add = command.add_argument
     add("--checkpoint", metavar="FOLDER", help="folder or hub id (default: assets/checkpoints/mini of the repository)")
@@ -142,7 +168,7 @@ def _add_model(command: argparse.ArgumentParser, longest: int, seed: str = "draw
     add("--max-new-tokens", type=int, default=longest, metavar="N", help=f"longest answer (default: {longest})")
     help_ = "let the model think before it answers, or not (default: the checkpoint's way)"
     add("--thinking", action=argparse.BooleanOptionalAction, help=help_)
-    add("--temperature", type=float, help="0 takes the most likely token (default: the checkpoint's, else 0)")
+    add("--temperature", type=float, help=f"0 takes the most likely token (default: {temperature})")
     add("--top-k", type=int, metavar="K", help="draw from the K most likely tokens; 0: all")
     add("--top-p", type=float, metavar="P", help="draw from the most likely tokens that make up probability P; 1: all")
     add("--seed", type=int, help=seed)
