@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from minikeye.evaluation.benchmarks.group_scores import CHAINS
 from minikeye.evaluation.benchmarks.question import Benchmark, Question, Reading, Row, load_rows, require_own_keys
 
 FIELDS = (
@@ -26,7 +27,6 @@ FIELDS = (
     "second_head",
     "third_head",
 )
-STRUCTURES = ([1, 2, 3, 4], [1, [2, 3], 4], [[1, 2], 3, 4])
 HEADS = ("level", "second_head", "third_head")
 PROMPT = (
     "These are the frames of a video. Select the best answer to the following multiple-choice question based on the "
@@ -74,9 +74,9 @@ def _read_row(row: Row, folder: Path) -> Question:
 def _structure(row: Row) -> list[Any]:
     """Which steps a chain has."""
     text = row.text("group_structure")
-    found = [one for one in STRUCTURES if json.dumps(one).replace(" ", "") == re.sub(r"\s", "", text)]
+    found = [one for one in CHAINS if json.dumps(one).replace(" ", "") == re.sub(r"\s", "", text)]
     if not found:
-        raise row.error("group_structure", f"must be one of {', '.join(map(str, STRUCTURES))}, got {text!r:.80}")
+        raise row.error("group_structure", f"must be one of {', '.join(map(str, CHAINS))}, got {text!r:.80}")
     return found[0]
 
 
