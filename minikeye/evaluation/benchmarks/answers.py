@@ -67,9 +67,9 @@ def option(text: str, letters: str) -> str | None:
     stands alone. A letter beyond the options is an answer, a wrong one: no other is looked for.
 
     Our choice: only capitals that are words of their own. The harnesses take the first capital anywhere in the text, so
-    that "A man walks", "Both" and "B or C" are answers there; a score of ours is lower where a harness finds a letter in words,
-    and higher where the letter that it finds first is one that the reply rejects ("A is wrong. Answer: D"). Raises
-    ValueError unless `letters` are different capitals.
+    that "A man walks", "Both" and "B or C" are answers there. A score of ours is lower where a harness finds a letter
+    in words, and higher where the letter that it finds first is one that the reply rejects ("A is wrong. Answer: D").
+    Raises ValueError unless `letters` are different capitals.
 
     >>> option("<think>Not A.</think>The answer is (B).", "ABCD")
     'B'
