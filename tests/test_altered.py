@@ -3,12 +3,13 @@
 import torch
 from torch import nn
 
-from minikeye import KeyeConfig, KeyeVL
+from minikeye import KeyeConfig, KeyeVL, ops
 from minikeye.altered import altered, altered_decoder
 from minikeye.inference import cuda_graph
 from minikeye.inference.cuda_graph import decode_step
 from minikeye.inference.fused_step import FusedStep
 from minikeye.inference.static_step import StaticStep
+from minikeye.model.step import Step
 
 
 class Adapter(nn.Module):
@@ -69,3 +70,19 @@ def test_moving_between_devices_alters_nothing():
     linear = nn.Linear(2, 2)
     linear.forward, linear._hf_hook = linear.forward, object()
     assert altered(linear) == ""
+
+
+def test_a_prompt_does_not_pass_by_norms_and_indexer_with_hooks(monkeypatch):
+    """Where one kernel could do what they do, modules are called as soon as somebody listens to them."""
+    monkeypatch.setattr(ops, "fused", lambda backend, *tensors: True)
+    model = KeyeVL(KeyeConfig.nano())
+    attention, positions = model.model.layers[0].self_attn, torch.arange(2).expand(3, 1, 2)
+    step = Step.of(model.config, positions, mode="dense", backend="auto", observer=None, offset=0, start=None)
+    x = torch.zeros(1, 2, 64)
+    assert attention.in_place(x, step)
+    for module in (attention.q_norm, attention.k_norm, attention.sa_indexer, attention.sa_indexer.k_norm):
+        handle = module.register_forward_hook(lambda *_: None)
+        assert not attention.in_place(x, step), type(module)
+        handle.remove()
+    attention.o_proj.register_forward_hook(lambda *_: None)  # a module that is called anyway
+    assert attention.in_place(x, step)
