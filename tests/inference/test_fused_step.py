@@ -144,9 +144,10 @@ def test_200_greedy_tokens_are_those_of_the_unfused_step(mini, rows, padding, le
             truth = exact[row, same - 1]
             noise = max((logits[row, same - 1] - truth).abs().max() for logits in (plain, fused))
             assert (truth[a] - truth[b]).abs() <= 2 * noise, (row, same, truth[a], truth[b], noise)
-    of_plain, of_fused = (torch.stack(errors[name]).median() for name in ("plain", "fused"))
-    if rows == 16:  # of a single row one token that chooses another expert moves the mean threefold, in any rounding
-        assert of_fused <= 1.2 * of_plain, (of_plain, of_fused)
+    # Red on an H200 for dense attention of one and three rows (fused 1.5 to 3 times plain), not yet explained there.
+    # One token that chooses another expert moves such a mean threefold; if that is all, more prompts must show it.
+    of_plain, of_fused = (torch.stack(errors[name]).mean() for name in ("plain", "fused"))
+    assert of_fused <= 1.2 * of_plain, (of_plain, of_fused)
     assert sum(equal) >= 0.1 * steps * rows, equal
 
 
