@@ -11,8 +11,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from minikeye.evaluation.benchmarks.answers import interval, option, without_thoughts
+from minikeye.evaluation.benchmarks.choice_scores import accuracy, bootstrap, mean_over
+from minikeye.evaluation.benchmarks.group_scores import expected_score, group_score, non_linear
 from minikeye.evaluation.benchmarks.question import Question, Reading
 from minikeye.evaluation.benchmarks.run import BENCHMARKS, Answer
+from minikeye.evaluation.benchmarks.timelens_scores import iou, recalls
 from minikeye.files import write_whole
 
 SEED = 0  # of the intervals
@@ -37,8 +41,6 @@ class Score:
 
 def readings_of(questions: Sequence[Question], answers: Sequence[Answer]) -> list[Reading]:
     """What each answer says once its thought is taken away."""
-    from minikeye.evaluation.benchmarks.answers import interval, option, without_thoughts
-
     readings = []
     for question, answer in zip(questions, answers, strict=True):
         words = without_thoughts(answer.text)
@@ -101,8 +103,6 @@ def scores_of(readings: Sequence[Reading]) -> list[Score]:
 
 def _timelens(readings: Sequence[Reading]) -> list[Score]:
     """Mean IoU and recalls of each set, never pooled."""
-    from minikeye.evaluation.benchmarks.timelens_scores import iou, recalls
-
     scores = []
     for split, part in _by(readings, "set").items():
         ious = [iou(one.said, one.question.truth) for one in part]
@@ -128,8 +128,6 @@ def _mlvu(readings: Sequence[Reading]) -> list[Score]:
     For the interval each question says how far it moves that mean away from where it is: a question of a small task by
     more than one of a large task (our choice; drawing tasks anew would need questions of every task in every draw).
     """
-    from minikeye.evaluation.benchmarks.choice_scores import mean_over
-
     tasks = _by(readings, "task")
     value = mean_over({task: [one.right for one in part] for task, part in tasks.items()})
     values = []
@@ -155,8 +153,6 @@ def _video_mme(readings: Sequence[Reading]) -> list[Score]:
 
 
 def _non_linear(split: str, groups: Sequence[Sequence[Reading]]) -> Score:
-    from minikeye.evaluation.benchmarks.group_scores import expected_score, group_score, non_linear
-
     values, chances = [], []
     for group in groups:
         facts = group[0].question.details["structure"], group[0].question.details["kind"]
@@ -175,15 +171,11 @@ def _score(
     name: str, split: str, readings: Sequence[Reading], value: float, values: Sequence[float], chance: float
 ) -> Score:
     """values: in percent, one for each reading; their mean is the value."""
-    from minikeye.evaluation.benchmarks.choice_scores import bootstrap
-
     low, high = bootstrap(values, [one.question.clip for one in readings], SEED)
     return Score(name, split, len(readings), value, low, high, chance, sum(one.said is None for one in readings))
 
 
 def _accuracy(split: str, readings: Sequence[Reading]) -> Score:
-    from minikeye.evaluation.benchmarks.choice_scores import accuracy
-
     right = [one.right for one in readings]
     return _score("accuracy", split, readings, accuracy(right), [100.0 * hit for hit in right], _guess(readings))
 
@@ -195,8 +187,6 @@ def _guess(readings: Sequence[Reading]) -> float:
 
 def _constant(readings: Sequence[Reading]) -> dict[str, float]:
     """For each score by itself the best that the same shares of every duration reach."""
-    from minikeye.evaluation.benchmarks.timelens_scores import iou, recalls
-
     best: dict[str, float] = {}
     asked = [(one.question.details["duration"] / PARTS, one.question.truth) for one in readings]
     for stop in range(1, PARTS + 1):

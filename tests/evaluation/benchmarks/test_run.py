@@ -217,12 +217,10 @@ def test_report_of_mlvu_is_a_mean_over_tasks(tmp_path):
 
 def test_intervals_are_of_the_scores_and_by_video(tmp_path, questions, monkeypatch):
     """What is drawn has the score as its mean, and is named after its video."""
-    from minikeye.evaluation.benchmarks import choice_scores
+    from minikeye.evaluation.benchmarks import report as reporting
 
     drawn = []
-    monkeypatch.setattr(
-        choice_scores, "bootstrap", lambda values, clips, seed: drawn.append((values, clips)) or (0.0, 0.0)
-    )
+    monkeypatch.setattr(reporting, "bootstrap", lambda values, clips, seed: drawn.append((values, clips)) or (0.0, 0.0))
     write(tmp_path / "1_plotQA.json", mlvu_rows("plotQA", 1))
     write(tmp_path / "3_ego.json", mlvu_rows("ego"))
     write(tmp_path / "test.json", video_mme_rows())
@@ -239,10 +237,10 @@ def test_intervals_are_of_the_scores_and_by_video(tmp_path, questions, monkeypat
 def test_what_the_interval_of_a_mean_over_tasks_draws(tmp_path, monkeypatch):
     """Tasks of one and three questions, one right in each: the mean is 66.7. A question of the three moves it
     by a sixth, times four as it is one of four values: 66.7 + 66.7 * (1 - 1/3) where it is right."""
-    from minikeye.evaluation.benchmarks import choice_scores
+    from minikeye.evaluation.benchmarks import report as reporting
 
     drawn = []
-    monkeypatch.setattr(choice_scores, "bootstrap", lambda values, clips, seed: drawn.append(values) or (0.0, 0.0))
+    monkeypatch.setattr(reporting, "bootstrap", lambda values, clips, seed: drawn.append(values) or (0.0, 0.0))
     write(tmp_path / "1_plotQA.json", mlvu_rows("plotQA", 1))
     write(tmp_path / "3_ego.json", mlvu_rows("ego"))
     asked = mlvu.read(tmp_path)
