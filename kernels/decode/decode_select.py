@@ -55,7 +55,7 @@ FILTER = {  # scores in a block
 # Scores in a block of the radix select: not 4096, the released CAPACITY. Tensors of one shape would get the layout that
 # suits the radix select, and the lists go through shared memory.
 FINISH = {
-    "sm_90": {"BLOCK": 2048, "num_warps": 8},
+    "sm_90": {"BLOCK": 512, "num_warps": 16},
     "sm_80": {"BLOCK": 2048, "num_warps": 8},
     "interpreter": {"BLOCK": 32},
 }

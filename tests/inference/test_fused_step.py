@@ -97,20 +97,38 @@ def mini() -> KeyeVL:
     return KeyeVL.from_pretrained(CHECKPOINT, device="cuda", dtype=torch.bfloat16)
 
 
-def greedy(model: KeyeVL, inputs: dict, attention: str, steps: int) -> tuple[type, torch.Tensor, torch.Tensor]:
+def prompts(rows: int, padding: int, length: int, seed: int) -> dict:
+    """Bytes only: a placeholder of pixels could not be read again."""
+    ids = torch.randint(0, 256, (rows, length), generator=torch.Generator().manual_seed(seed)).cuda()
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[-1, :padding] = False
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def decoded(
+    model: KeyeVL, inputs: dict, attention: str, steps: int, follow: torch.Tensor | None = None
+) -> tuple[type, torch.Tensor, torch.Tensor]:
     """Kind of step, tokens [b n], and the logits [b n v] after each of them, by a replayed graph.
 
-    Bytes only: a placeholder of pixels could not be read again.
+    The tokens are greedy where there is nothing to follow.
     """
-    length = inputs["input_ids"].shape[1]
-    cache = model.new_cache(length + steps)
+    cache = model.new_cache(inputs["input_ids"].shape[1] + steps)
     logits = model(inputs, cache, attention=attention, last=1).logits[:, -1]
     decode, tokens, found = GraphedDecoder(model, cache, attention=attention), [], []
-    for _ in range(steps):
-        tokens.append(logits[:, :256].argmax(-1))
+    for n in range(steps):
+        tokens.append(logits[:, :256].argmax(-1) if follow is None else follow[:, n])
         logits = decode(tokens[-1]).logits[:, -1].clone()
         found.append(logits)
     return type(decode.step), torch.stack(tokens, 1), torch.stack(found, 1)
+
+
+def exact_logits(model: KeyeVL, inputs: dict, tokens: torch.Tensor, attention: str) -> torch.Tensor:
+    """Logits [b n v] after each of the tokens [b n], by a float32 `model` that reads all at once."""
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    steps = tokens.shape[1]
+    seen = {"input_ids": torch.cat([ids, tokens], dim=1)}
+    seen["attention_mask"] = torch.nn.functional.pad(mask, (0, steps), value=True)
+    return model(seen, attention=attention, last=steps).logits
 
 
 @pytest.mark.gpu
@@ -120,43 +138,58 @@ def greedy(model: KeyeVL, inputs: dict, attention: str, steps: int) -> tuple[typ
 def test_200_greedy_tokens_are_those_of_the_unfused_step(mini, rows, padding, length, attention, monkeypatch):
     """Where the two first differ, their two tokens must be as near to each other as rounding moves logits.
 
-    How far rounding moves them is read off the unfused step: by the distance of its logits from float32's.
+    How far rounding moves them is read off both steps: by the distance of their logits from float32's.
     """
-    ids = torch.randint(0, 256, (rows, length), generator=torch.Generator().manual_seed(1)).cuda()
-    mask = torch.ones_like(ids, dtype=torch.bool)
-    mask[-1, :padding] = False
-    inputs, steps = {"input_ids": ids, "attention_mask": mask}, 200
-    kind, tokens, fused = greedy(mini, inputs, attention, steps)
-    assert kind is FusedStep
-    monkeypatch.setattr(cuda_graph, "choose_step", lambda *_: ("unfused", ""))
-    kind, wanted, plain = greedy(mini, inputs, attention, steps)
-    assert kind is StaticStep
-    whole = torch.cat([ids, wanted], dim=1)
-    seen = {"input_ids": whole, "attention_mask": torch.nn.functional.pad(mask, (0, steps), value=True)}
-    exact = copy.deepcopy(mini).float()(seen, attention=attention, last=steps).logits
-    errors, equal = {"plain": [], "fused": []}, (tokens == wanted).long().cumprod(dim=1).sum(dim=1).tolist()
-    for row, same in enumerate(equal):
-        alike = slice(0, same)  # so many tokens of both are one prefix, and so many logits speak of the same
-        for name, logits in (("plain", plain), ("fused", fused)):
-            errors[name].append((logits[row, alike] - exact[row, alike]).abs().mean())
-        if same < steps and same > 0:
-            a, b = tokens[row, same], wanted[row, same]
-            truth = exact[row, same - 1]
-            noise = max((logits[row, same - 1] - truth).abs().max() for logits in (plain, fused))
-            assert (truth[a] - truth[b]).abs() <= 2 * noise, (row, same, truth[a], truth[b], noise)
-    # Red on an H200 for dense attention of one and three rows (fused 1.5 to 3 times plain), not yet explained there.
-    # One token that chooses another expert moves such a mean threefold; if that is all, more prompts must show it.
-    of_plain, of_fused = (torch.stack(errors[name]).mean() for name in ("plain", "fused"))
-    assert of_fused <= 1.2 * of_plain, (of_plain, of_fused)
-    assert sum(equal) >= 0.1 * steps * rows, equal
+    float32, steps, alike = copy.deepcopy(mini).float(), 200, []
+    for seed in range(1, 5):
+        inputs = prompts(rows, padding, length, seed)
+        kind, tokens, fused = decoded(mini, inputs, attention, steps)
+        assert kind is FusedStep
+        with monkeypatch.context() as unfused:
+            unfused.setattr(cuda_graph, "choose_step", lambda *_: ("unfused", ""))
+            kind, wanted, plain = decoded(mini, inputs, attention, steps)
+        assert kind is StaticStep
+        exact = exact_logits(float32, inputs, wanted, attention)
+        equal = (tokens == wanted).long().cumprod(dim=1).sum(dim=1).tolist()
+        for row, same in enumerate(equal):
+            if 0 < same < steps:
+                a, b = tokens[row, same], wanted[row, same]
+                truth = exact[row, same - 1]
+                noise = max((logits[row, same - 1] - truth).abs().max() for logits in (plain, fused))
+                assert (truth[a] - truth[b]).abs() <= 2 * noise, (seed, row, same, truth[a], truth[b], noise)
+        alike += equal
+    assert sum(alike) >= 0.1 * steps * len(alike), alike  # so that much was compared
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("attention", ["sparse", "dense"])
+@torch.no_grad()
+def test_no_further_from_float32_than_the_unfused_step(mini, attention, monkeypatch):
+    """The mean distance of logits from float32's, over 24 prompts whose 200 tokens both steps are given.
+
+    One prompt says little. A token that chooses another expert moves all that follow, so the quotient of one prompt lay
+    between 0.5 and 2 on an H200, either way, and the one that this test once looked at was among the bad; over eight
+    prompts of one kind it lay between 0.63 and 1.21, over all of them between 0.9 and 1.05.
+    """
+    float32, steps, sums = copy.deepcopy(mini).float(), 200, {"fused": 0.0, "unfused": 0.0}
+    for rows, padding, length in ((1, 0, 700), (3, 90, 700), (1, 0, 30)):
+        for seed in range(1, 9):
+            inputs = prompts(rows, padding, length, seed)
+            with monkeypatch.context() as unfused:
+                unfused.setattr(cuda_graph, "choose_step", lambda *_: ("unfused", ""))
+                _, tokens, plain = decoded(mini, inputs, attention, steps)
+            exact = exact_logits(float32, inputs, tokens, attention)
+            _, _, fused = decoded(mini, inputs, attention, steps, follow=tokens)
+            for name, logits in (("fused", fused), ("unfused", plain)):
+                sums[name] += float((logits - exact).abs().mean())
+    assert sums["fused"] <= 1.2 * sums["unfused"], sums
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("attention", ["sparse", "dense"])
 @torch.no_grad()
 def test_the_same_bits_at_every_run(mini, attention):
-    ids = torch.randint(0, 256, (4, 500), generator=torch.Generator().manual_seed(2)).cuda()
-    first, again = (greedy(mini, {"input_ids": ids}, attention, 60) for _ in range(2))
+    first, again = (decoded(mini, prompts(4, 0, 500, seed=2), attention, 60) for _ in range(2))
     assert torch.equal(first[1], again[1]) and torch.equal(first[2], again[2])
 
 

@@ -31,7 +31,7 @@ from minikeye.kernels.launch import architecture, launch
 from minikeye.kernels.selection.index_scores import start_strides
 
 CHOSEN = {  # keys gathered at once
-    "sm_90": {"BLOCK_S": 32, "num_warps": 2, "num_stages": 3},
+    "sm_90": {"BLOCK_S": 64, "num_warps": 8, "num_stages": 2},
     "sm_80": {"BLOCK_S": 32, "num_warps": 2, "num_stages": 3},
     "interpreter": {"BLOCK_S": 8},
 }

@@ -27,13 +27,13 @@ from minikeye.kernels.decode.step.products import ROWS, tile, token_rows
 from minikeye.kernels.launch import launch
 
 GATE_UP = {
-    "sm_90": {"BLOCK_M": 64, "BLOCK_K": 256, "num_warps": 4, "num_stages": 3},
+    "sm_90": {"BLOCK_M": 128, "BLOCK_K": 128, "num_warps": 8, "num_stages": 2},
     "sm_80": {"BLOCK_M": 64, "BLOCK_K": 128, "num_warps": 4, "num_stages": 3},
     "interpreter": {"BLOCK_M": 32, "BLOCK_K": 32},
 }
 SPLITS = 4  # of the sum over d
 DOWN = {
-    "sm_90": {"BLOCK_D": 64, "BLOCK_K": 128, "num_warps": 4, "num_stages": 4},
+    "sm_90": {"BLOCK_D": 128, "BLOCK_K": 128, "num_warps": 4, "num_stages": 4},
     "sm_80": {"BLOCK_D": 64, "BLOCK_K": 128, "num_warps": 4, "num_stages": 4},
     "interpreter": {"BLOCK_D": 32, "BLOCK_K": 32},
 }

@@ -23,7 +23,7 @@ from minikeye.kernels.launch import launch
 
 ROWS = tl.constexpr(16)  # of a product: the batch, padded
 ONE = {  # BLOCK_N output channels a program, BLOCK_K input channels at a time; for one token
-    "sm_90": {"BLOCK_N": 32, "BLOCK_K": 256, "num_warps": 4, "num_stages": 4},
+    "sm_90": {"BLOCK_N": 16, "BLOCK_K": 256, "num_warps": 2, "num_stages": 4},
     "sm_80": {"BLOCK_N": 32, "BLOCK_K": 256, "num_warps": 4, "num_stages": 4},
     "interpreter": {"BLOCK_N": 32, "BLOCK_K": 64},
 }
