@@ -28,9 +28,8 @@ CEILING = {
     "sparse_union, compact": {90: (112, 1_024), 80: (80, 1_024)},
     "sparse_union": {90: (128, 50_176), 80: (168, 40_960)},
     "sparse_union, running maximum": {90: (128, 50_176), 80: (168, 40_960)},
-    "sparse_backward, dq": {90: (144, 22_528), 80: (144, 22_528)},
-    "sparse_backward, dkv": {90: (168, 45_056), 80: (168, 45_056)},
-    "sparse_backward_atomic": {90: (240, 112_640), 80: (200, 65_536)},
+    "sparse_backward": {90: (255, 114_688 + 1_024), 80: (208, 65_536)},  # two programs a multiprocessor of sm_90
+    "sparse_backward, one query": {90: (216, 45_056), 80: (144, 28_672)},
     "selected_loss": {90: (128, 40_960), 80: (128, 16_384)},  # four programs of 128 threads a multiprocessor
     "selected_backward": {90: (128, 16_384), 80: (128, 16_384)},
     "warmup_lse, heads": {90: (128, 50_176), 80: (128, 45_056)},
