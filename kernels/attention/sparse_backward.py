@@ -18,7 +18,7 @@ cut off to a multiple of a unit and added as int64. The units are powers of two,
 row and KV head, so that no sum can leave int64. As p <= 1 (which the kernel makes sure of), a query row adds at most
 
     |dv[s, e]| <= max_e |dout[t, h]|
-    |dk[s, e]| <= scale ||dout[t, h]|| (max_s ||v[s]|| + ||out[t, h]||) max_e |q[t, h]|
+    |dk[s, e]| <= scale sum_e |dout[t, h]| (max_s,e |v[s]| + max_e |out[t, h]|) max_e |q[t, h]|
 
 to a key, and B, the sum over all rows of b and g, bounds every sum. unit = 2^-62 B, B rounded up to a power of two;
 int64's other factor of two is for the rounding of p, dl, products and B (2^-7 at most). Precision: n tiles that add are
@@ -142,13 +142,12 @@ def bounds(q: Tensor, v: Tensor, out: Tensor, dout: Tensor, scale: float) -> Ten
     Keys and values that no query selected may hold anything, so a row of v that is not finite counts nothing here:
     where it was selected, out is not finite.
     """
-    g = v.shape[2]
-    sizes = [torch.linalg.vector_norm(x, dim=-1, dtype=torch.float64) for x in (dout, out, v)]
-    dout_norm, out_norm = (x.unflatten(2, (g, -1)) for x in sizes[:2])  # [b t g r]
-    v_norm = torch.where(sizes[2].isfinite(), sizes[2], 0.0).amax(dim=1)[:, None, :, None]
-    q_most, dout_most = (largest(x, -1).double().unflatten(2, (g, -1)) for x in (q, dout))
-    dk_most = abs(scale) * dout_norm * (v_norm + out_norm) * q_most
-    return torch.stack([x.sum(dim=(1, 3)) for x in (dk_most, dout_most)])
+    of_v = largest(v, -1).double()  # [b s g]
+    of_v = torch.where(of_v.isfinite(), of_v, 0.0).amax(dim=1)[:, None, :, None]
+    rows = torch.linalg.vector_norm(dout, 1, dim=-1, dtype=torch.float32), *(largest(x, -1) for x in (dout, out, q))
+    total, most, of_out, of_q = (x.double().unflatten(2, (v.shape[2], -1)) for x in rows)  # [b t g r]
+    dk = abs(scale) * total * (of_v + of_out) * of_q
+    return torch.stack([x.sum(dim=(1, 3)) for x in (dk, most)])
 
 
 def largest(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:

@@ -461,7 +461,7 @@ def test_the_largest_gradients_of_keys(monkeypatch):
     exact = 64 * 0.25 / 2 * (16 * 1e12 * 1e10) * 1000 * torch.tensor([1.0, -1.0]).double()  # rows scale p dp q
     assert_close(dk[0, :2].double(), exact[:, None, None].expand(2, 2, 16), rtol=1e-6, atol=0)
     sums = made[0].sums[0].abs()
-    assert 2**58 <= sums.max() <= 2**62
+    assert 2**59 <= sums.max() <= 2**61  # p is 1/2
 
 
 def test_the_bounds_as_a_loop():
@@ -471,14 +471,14 @@ def test_the_bounds_as_a_loop():
     got = sparse_backward.bounds(q, v, out, dout, 0.3)
     for b in range(2):
         for g in range(2):
-            most = max(float(row.double().norm()) for row in v[b, :, g] if row.isfinite().all())
+            most = max(float(row.abs().max()) for row in v[b, :, g] if row.isfinite().all())
             dk = dv = 0.0
             for t in range(3):
                 for h in (2 * g, 2 * g + 1):
                     do, o = dout[b, t, h].double(), out[b, t, h].double()
-                    dk += 0.3 * float(do.norm()) * (most + float(o.norm())) * float(q[b, t, h].abs().max())
+                    dk += 0.3 * float(do.abs().sum()) * (most + float(o.abs().max())) * float(q[b, t, h].abs().max())
                     dv += float(do.abs().max())
-            assert got[:, b, g].tolist() == pytest.approx([dk, dv], rel=1e-12)
+            assert got[:, b, g].tolist() == pytest.approx([dk, dv], rel=1e-6)
 
 
 def test_units_are_powers_of_two():
