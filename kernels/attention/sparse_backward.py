@@ -92,7 +92,7 @@ def sparse_backward_kernel(
 
     acc = tl.zeros([QUERIES * BLOCK_R, E], tl.float32)
     # A hint, so that a warp's lanes add side by side: with two integers a lane, an addition half fills its sectors.
-    place = tl.max_contiguous(tl.arange(0, E), 1)
+    place = tl.multiple_of(tl.arange(0, E), 1)
     for first in range(0, size, BLOCK_S):
         at = first + tl.arange(0, BLOCK_S)
         entry = tl.load(entries + at)  # behind the end: the last key, without members
@@ -108,11 +108,11 @@ def sparse_backward_kernel(
         dp = tl.dot(do, tl.trans(values), input_precision="ieee")
         dl = (tl.where(selected, p * (dp - delta[:, None]), 0.0) * scale).to(keys.dtype)
         acc = tl.dot(dl, keys, acc, input_precision="ieee")
-        at_key = s[:, None] * (G * E) + place[None, :]
-        inside = (at < size)[:, None]
-        dv_part = tl.dot(tl.trans(p.to(do.dtype)), do, input_precision="ieee") * dv_steps
+        at_key = s[None, :] * (G * E) + place[:, None]
+        inside = (at < size)[None, :]
+        dv_part = tl.dot(tl.trans(do), p.to(do.dtype), input_precision="ieee") * dv_steps
         tl.atomic_add(dv + at_key, dv_part.to(dv.dtype.element_ty), inside, sem="relaxed")
-        dk_part = tl.dot(tl.trans(dl), query, input_precision="ieee") * dk_steps
+        dk_part = tl.dot(tl.trans(query), dl, input_precision="ieee") * dk_steps
         tl.atomic_add(dk + at_key, dk_part.to(dk.dtype.element_ty), inside, sem="relaxed")
     tl.store(dq + tile + at_row, acc, mask=real[:, None])
 
