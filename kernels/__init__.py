@@ -7,7 +7,7 @@ specification that every kernel is compared with; `minikeye.evaluation.kernels` 
       sparse_forward, online_softmax, gather     one query and one KV head a program: attention over a gathered set
       union_lists, sparse_union                  eight neighbouring queries as one tile over the union of their sets
       sparse_attention                           the door: which of the two answers, slab by slab, and gradients
-      sparse_backward, sparse_backward_atomic    gradients, the same bits at every repeat, or faster
+      sparse_backward                            gradients over unions, by sums of integers: the same bits in any order
     selection/
       index_scores                               the lightning indexer's scores, a slab of queries at a time
       select_topk, select_fast, ordered_bits     exact top-k by radix, and with a sampled bound

@@ -2,8 +2,8 @@
 
 Axes: b batch, t query position, s key position, h query head, g KV head, e head width, k selected keys.
 Report, section 2.3. Which kernel answers a query is decided on the device, tile by tile of eight neighbouring queries:
-sparse_union.py where the union of their sets pays, sparse_forward.py elsewhere. Gradients: sparse_backward.py, the same
-bits at every repeat, or sparse_backward_atomic.py where the caller gives that up for speed.
+sparse_union.py where the union of their sets pays, sparse_forward.py elsewhere. Gradients: sparse_backward.py, over
+unions wherever there is one.
 """
 
 import math
@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from minikeye.kernels.attention.sparse_backward import sparse_backward
-from minikeye.kernels.attention.sparse_backward_atomic import sparse_backward_atomic
+from minikeye.kernels.attention.sparse_backward import KeyGradients, add_tiles, single_lists
 from minikeye.kernels.attention.sparse_forward import sparse_forward
 from minikeye.kernels.attention.sparse_union import sparse_union
 from minikeye.kernels.attention.union_lists import PAYS, build_unions, tile_queries
@@ -35,8 +34,7 @@ def sparse_attention(
     listed twice counts twice, a query without keys gives zeros and lse -inf. scale: default e^-1/2. Gradients flow to
     q, k and v, not through lse. Raises ValueError for shapes, dtypes, strides or devices that do not fit.
 
-    deterministic=False: the backward pass adds up dk and dv with atomics. It takes strictly ascending rows only, padded
-    with -1 at their end, as selections are; for others it raises ValueError, and to know that, the CPU waits once.
+    Gradients are the same bits at every repeat; deterministic=False adds up dk and dv as floats, in any order.
     """
     check_attention(q, k, v, indices)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -60,10 +58,8 @@ class _SparseAttention(torch.autograd.Function):
         q, k, v, indices, out, lse = ctx.saved_tensors
         if not q.numel() or not indices.numel() or not k.numel():
             gradients = tuple(torch.zeros_like(x) for x in (q, k, v))
-        elif ctx.deterministic:
-            gradients = sparse_backward(q, k, v, indices, out, lse, dout.contiguous(), ctx.scale)
         else:
-            gradients = _backward_atomic(q, k, v, indices, out, lse, dout.contiguous(), ctx.scale)
+            gradients = _backward(q, k, v, indices, out, lse, dout.contiguous(), ctx.scale, ctx.deterministic)
         return *gradients, None, None, None
 
 
@@ -83,22 +79,18 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, indices: Tensor, scale: float) -> 
     return out, lse
 
 
-def _backward_atomic(
-    q: Tensor, k: Tensor, v: Tensor, indices: Tensor, out: Tensor, lse: Tensor, dout: Tensor, scale: float
+def _backward(
+    q: Tensor, k: Tensor, v: Tensor, indices: Tensor, out: Tensor, lse: Tensor, dout: Tensor, scale: float, exact: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    dq = torch.empty_like(out)
-    dk, dv = torch.zeros(2, *k.shape, dtype=torch.float32, device=k.device)
+    dq, keys = torch.empty_like(out), KeyGradients(q, k, v, out, dout, scale, exact)
     queries = tile_queries(q.shape[2] // k.shape[2])
-    ordered = torch.ones((), dtype=torch.bool, device=q.device)
     for part in _slabs(k, indices, queries):
+        rows = out[:, part], lse[:, part], dout[:, part]
         unions = build_unions(indices[:, part], k.shape[1], queries, math.inf)
-        ordered &= (unions[1] >= 0).all()
-        sparse_backward_atomic(
-            q[:, part], k, v, unions, out[:, part], lse[:, part], dout[:, part], scale, queries, dq[:, part], dk, dv
-        )
-    if not ordered:
-        raise ValueError("deterministic=False needs strictly ascending indices, then -1; sort them, or leave it True")
-    return dq, dk.to(k.dtype), dv.to(v.dtype)
+        add_tiles(q[:, part], k, v, unions, *rows, scale, queries, dq[:, part], keys)
+        single = single_lists(indices[:, part], unions[1], queries)
+        add_tiles(q[:, part], k, v, single, *rows, scale, 1, dq[:, part], keys)
+    return dq, *keys.finish(dq, k.dtype)
 
 
 def _slabs(k: Tensor, indices: Tensor, queries: int) -> Iterator[slice]:

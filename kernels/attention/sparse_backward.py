@@ -1,189 +1,209 @@
-"""Gradients of sparse attention, without atomics: the same bits at every repeat.
+"""Gradients of sparse attention over union tiles: dk and dv by integer addition, the same bits in any order.
 
 Axes: b batch, t query position, s key position, h query head, g KV head, r query heads per group, e head width,
-k selected keys. With the weights p[t, h, s] = exp(scale * q . k - lse) of the forward pass and dout = gradient of out:
+k selected keys, n tile of QUERIES neighbouring queries. With the weights p[t, h, s] = exp(scale * q . k - lse) of the
+forward pass and dout = gradient of out:
 
-    dp = dout . v        delta = dout . out        dl = p * (dp - delta)
-    dq[t, h] = scale * sum_{s in S[t]} dl k[s]
-    dk[s] = scale * sum_{t: s in S[t]} sum_h dl q[t, h]        dv[s] = sum_{t: s in S[t]} sum_h p dout[t, h]
+    dp = dout . v        delta = dout . out        dl = p * (dp - delta) * scale
+    dq[t, h] = sum_{s in S[t]} dl k[s]
+    dk[s] = sum_{t: s in S[t]} sum_h dl q[t, h]        dv[s] = sum_{t: s in S[t]} sum_h p dout[t, h]
 
-dq: one program for one query and one KV head gathers K and V as the forward pass does, and leaves delta behind.
-dk, dv: the sum runs over the queries that selected a key, so the index lists are turned round first. KEYS = 16
-neighbouring keys form a block; its list has every query that selected one of them, ascending, with 16 bits that say
-which. One program for one block and one KV head walks through its list: gathers the query rows and adds
+One program takes the QUERIES * r query rows of a tile and walks through the union of their sets (union_lists.py). For
+every block of gathered keys it has p and dl of all rows at once, so one pass over K and V gives the three sums: dq
+stays in registers, the tile's part of dk and dv is added to memory, once a tile and not once a query. Queries of a tile
+that has no union (a key listed twice, no order) are tiles of their own, and their lists the entries.
 
-    dk[16, e] += dl[rows, 16]^T q[rows, e]        dv[16, e] += p[rows, 16]^T dout[rows, e]
+Programs add in any order, and float32 sums depend on it. Integers do not: a tile's part, whose own order is fixed, is
+cut off to a multiple of a unit and added as int64. The units are powers of two, one for dk and one for dv of each batch
+row and KV head, so that no sum can leave int64. As p <= 1 (which the kernel makes sure of), a query row adds at most
 
-where p is zero outside the membership. (The rows of K and V of a block are read whole, its unselected keys too.) Lists
-are made for a slab of queries at a time, since sorting takes some 70 bytes a pair; the sums go from slab to slab in
-float32. Slabs, lists and loops have one order, hence the same bits.
+    |dv[s, e]| <= max_e |dout[t, h]|
+    |dk[s, e]| <= scale sum_e |dout[t, h]| (max_s,e |v[s]| + max_e |out[t, h]|) max_e |q[t, h]|
+
+to a key, and B, the sum over all rows of b and g, bounds every sum. unit = 2^-62 B, B rounded up to a power of two;
+int64's other factor of two is for the rounding of p, dl, products and B (2^-7 at most). Precision: n tiles that add are
+off by n units in all, so a sum is off by less than n 2^-61 B; float32 addition by up to n 2^-24 A, A being what reaches
+that key in absolute values. Integers are the worse of the two only for keys with A < 2^-37 B. (A key that a query lists
+m times gets m p <= 1, up to the rounding of lse: for such lists alone the bound wants logits below 2^20.)
+
+Where dout, out, q, B or a dq is not finite, dk and dv of that batch row and KV head are nan: no integer stands for it.
 """
+
+import math
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from minikeye.kernels.attention.gather import gather
 from minikeye.kernels.attention.online_softmax import LOG2E
+from minikeye.kernels.attention.union_lists import FILL
 from minikeye.kernels.launch import launch, upcast
 
-KEYS = 16  # keys a block: the smallest side of a matrix instruction, and one bit each in a membership
-PAIRS = 2**23  # (query, key) pairs sorted at once: 4096 queries of 2048 keys, some 600 MB
-DQ = {
-    "sm_80": {"BLOCK_S": 32, "num_warps": 2, "num_stages": 2},
-    "sm_90": {"BLOCK_S": 32, "num_warps": 2, "num_stages": 3},
+LAUNCH = {
+    "sm_80": {"BLOCK_S": 32, "num_warps": 8, "num_stages": 1},
+    "sm_90": {"BLOCK_S": 32, "num_warps": 4, "num_stages": 2},
     "interpreter": {"BLOCK_S": 16},
-}
-DKV = {
-    "sm_80": {"ROWS": 64, "num_warps": 4, "num_stages": 2},
-    "sm_90": {"ROWS": 64, "num_warps": 4, "num_stages": 2},
-    "interpreter": {"ROWS": 16},
 }
 
 
 @triton.jit
-def sparse_dq_kernel(
-    q, k, v, indices, out, dout, lse, dq, delta, scale,
-    q_b, q_t, q_h, k_b, k_s, k_g, v_b, v_s, v_g, i_b, i_t,
-    T, TOPK, G, R,
-    E: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_S: tl.constexpr, UPCAST: tl.constexpr,
+def sparse_backward_kernel(
+    q, k, v, entries, sizes, out, dout, lse, dq, dk, dv, dk_unit, dv_unit, scale,
+    q_b, q_t, q_h, k_b, k_s, k_g, v_b, v_s, v_g, o_b, o_t, l_b, l_t,
+    T, S, TILES, ROOM, G, R,
+    E: tl.constexpr, QUERIES: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Grid (t, b * g). out, dout, dq [b t h e] and lse, delta [b t h] are contiguous."""
-    t = tl.program_id(0).to(tl.int64)
+    """Grid (tiles, b * g). out, dout and dq have the strides o, dk and dv are int64 [b s g e], contiguous.
+
+    dk_unit, dv_unit float32 [b g]: what one of an integer means. float32 dk and dv get sums of floats: a rival to time.
+    """
+    n = tl.program_id(0)
     b = (tl.program_id(1) // G).to(tl.int64)
     g = tl.program_id(1) % G
-    head = tl.arange(0, BLOCK_R)
+    size = tl.load(sizes + b * TILES + n)
+    if size < 0:
+        return
+    entries += (b * TILES + n) * ROOM
+    row = tl.arange(0, QUERIES * BLOCK_R)
     width = tl.arange(0, E)
-    slot = tl.arange(0, BLOCK_K)
-    row = indices + b * i_b + t * i_t
-    selected = tl.load(row + slot, mask=slot < TOPK, other=-1)
-    count = tl.max(tl.where(selected >= 0, slot + 1, 0), axis=0)
+    member = row // BLOCK_R  # which query of the tile
+    head = row % BLOCK_R
+    t = (n * QUERIES).to(tl.int64)
+    real = (member < T - n * QUERIES) & (head < R)
 
-    real = head < R
-    h = (b * T + t) * G * R + g * R + head
-    at_h = h[:, None] * E + width[None, :]
     q += b * q_b + t * q_t + g * R * q_h
-    query = tl.load(q + head[:, None] * q_h + width[None, :], mask=real[:, None], other=0.0)
-    do = tl.load(dout + at_h, mask=real[:, None], other=0.0)
-    o = tl.load(out + at_h, mask=real[:, None], other=0.0)
-    d = tl.sum(do.to(tl.float32) * o.to(tl.float32), axis=1)
-    tl.store(delta + h, d, mask=real)
-    log_sum_exp = tl.load(lse + h, mask=real, other=0.0) * LOG2E
+    query = tl.load(q + (member * q_t + head * q_h)[:, None] + width[None, :], mask=real[:, None], other=0.0)
+    at_row = (member * o_t + head * E)[:, None] + width[None, :]
+    tile = b * o_b + t * o_t + g * R * E
+    do = tl.load(dout + tile + at_row, mask=real[:, None], other=0.0)
+    o = tl.load(out + tile + at_row, mask=real[:, None], other=0.0)
+    delta = tl.sum(do.to(tl.float32) * o.to(tl.float32), axis=1)
+    lse += b * l_b + t * l_t + g * R
+    log_sum_exp = tl.load(lse + member * l_t + head, mask=real, other=0.0) * LOG2E
     k += b * k_b + g * k_g
     v += b * v_b + g * v_g
+    dk += (b * S * G + g) * E
+    dv += (b * S * G + g) * E
+    dk_steps = 1.0 / tl.load(dk_unit + tl.program_id(1))  # exact: powers of two
+    dv_steps = 1.0 / tl.load(dv_unit + tl.program_id(1))
     if UPCAST:
         query, do = query.to(tl.float32), do.to(tl.float32)
 
-    acc = tl.zeros([BLOCK_R, E], tl.float32)
-    for first in range(0, count, BLOCK_S):
+    acc = tl.zeros([QUERIES * BLOCK_R, E], tl.float32)
+    # A hint, so that a warp's lanes add side by side: with two integers a lane, an addition half fills its sectors.
+    place = tl.multiple_of(tl.arange(0, E), 1)
+    for first in range(0, size, BLOCK_S):
         at = first + tl.arange(0, BLOCK_S)
-        is_key, keys, values = gather(k, v, row, at, count, k_s, v_s, width, UPCAST)
-        logits = tl.dot(query, tl.trans(keys), input_precision="ieee") * (scale * LOG2E)
-        p = tl.exp2(tl.where(is_key[None, :], logits - log_sum_exp[:, None], float("-inf")))
-        dp = tl.dot(do, tl.trans(values), input_precision="ieee")
-        dl = p * (dp - d[:, None]) * scale
-        acc = tl.dot(dl.to(keys.dtype), keys, acc, input_precision="ieee")
-    tl.store(dq + at_h, acc, mask=real[:, None])
-
-
-@triton.jit
-def sparse_dkv_kernel(
-    q, k, v, dout, lse, delta, queries, members, begins, dk, dv, scale,
-    q_b, q_t, q_h, k_b, k_s, k_g, v_b, v_s, v_g, d_b, d_t, l_b, l_t,
-    S, BLOCKS, G, R,
-    E: tl.constexpr, BLOCK_R: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
-    """Grid (key blocks, b * g). Adds one slab's part to dk and dv, float32 [b s g e], contiguous."""
-    b = (tl.program_id(1) // G).to(tl.int64)
-    g = tl.program_id(1) % G
-    begin = tl.load(begins + b * BLOCKS + tl.program_id(0))
-    end = tl.load(begins + b * BLOCKS + tl.program_id(0) + 1)
-    if begin == end:
-        return
-    row = tl.arange(0, ROWS)
-    width = tl.arange(0, E)
-    column = tl.arange(0, KEYS)
-    entry = row // BLOCK_R  # which query of the ROWS // BLOCK_R that are gathered at once
-    h = g * R + row % BLOCK_R
-
-    s = tl.program_id(0) * KEYS + column
-    in_range = (s < S)[:, None]
-    keys = tl.load(k + b * k_b + g * k_g + s[:, None] * k_s + width[None, :], mask=in_range, other=0.0)
-    values = tl.load(v + b * v_b + g * v_g + s[:, None] * v_s + width[None, :], mask=in_range, other=0.0)
-    if UPCAST:
-        keys, values = keys.to(tl.float32), values.to(tl.float32)
-    q += b * q_b
-    dout += b * d_b
-    lse += b * l_b
-    delta += b * l_b
-    dk_sum = tl.zeros([KEYS, E], tl.float32)
-    dv_sum = tl.zeros([KEYS, E], tl.float32)
-    for first in range(begin, end, ROWS // BLOCK_R):
-        real = (first + entry < end) & (row % BLOCK_R < R)
-        t = tl.load(queries + first + entry, mask=real, other=0).to(tl.int64)
-        member = tl.load(members + first + entry, mask=real, other=0)
-        query = tl.load(q + (t * q_t + h * q_h)[:, None] + width[None, :], mask=real[:, None], other=0.0)
-        do = tl.load(dout + (t * d_t + h * E)[:, None] + width[None, :], mask=real[:, None], other=0.0)
-        log_sum_exp = tl.load(lse + t * l_t + h, mask=real, other=0.0) * LOG2E
-        d = tl.load(delta + t * l_t + h, mask=real, other=0.0)
+        entry = tl.load(entries + at)  # behind the end: the last key, without members
+        s = entry >> 8
+        keys = tl.load(k + s[:, None] * k_s + width[None, :])
+        values = tl.load(v + s[:, None] * v_s + width[None, :])
         if UPCAST:
-            query, do = query.to(tl.float32), do.to(tl.float32)
-        logits = tl.dot(query, tl.trans(keys), input_precision="ieee") * (scale * LOG2E)
-        selected = ((member[:, None] >> column[None, :]) & 1) != 0
-        p = tl.exp2(tl.where(selected, logits - log_sum_exp[:, None], float("-inf")))
+            keys, values = keys.to(tl.float32), values.to(tl.float32)
+        selected = ((entry[None, :] >> member[:, None]) & 1) != 0
+        logits = tl.dot(query, tl.trans(keys), input_precision="ieee") * (scale * LOG2E) - log_sum_exp[:, None]
+        logits = tl.minimum(logits, 0.0, propagate_nan=tl.PropagateNan.ALL)  # rounding may leave p above 1
+        p = tl.exp2(tl.where(selected, logits, float("-inf")))
         dp = tl.dot(do, tl.trans(values), input_precision="ieee")
-        dl = tl.where(selected, p * (dp - d[:, None]) * scale, 0.0)
-        dv_sum = tl.dot(tl.trans(p.to(do.dtype)), do, dv_sum, input_precision="ieee")
-        dk_sum = tl.dot(tl.trans(dl.to(query.dtype)), query, dk_sum, input_precision="ieee")
-    at = ((b * S + s) * G + g)[:, None] * E + width[None, :]
-    tl.store(dk + at, tl.load(dk + at, mask=in_range) + dk_sum, mask=in_range)
-    tl.store(dv + at, tl.load(dv + at, mask=in_range) + dv_sum, mask=in_range)
+        dl = (tl.where(selected, p * (dp - delta[:, None]), 0.0) * scale).to(keys.dtype)
+        acc = tl.dot(dl, keys, acc, input_precision="ieee")
+        at_key = s[None, :] * (G * E) + place[:, None]
+        inside = (at < size)[None, :]
+        dv_part = tl.dot(tl.trans(do), p.to(do.dtype), input_precision="ieee") * dv_steps
+        tl.atomic_add(dv + at_key, dv_part.to(dv.dtype.element_ty), inside, sem="relaxed")
+        dk_part = tl.dot(tl.trans(query), dl, input_precision="ieee") * dk_steps
+        tl.atomic_add(dk + at_key, dk_part.to(dk.dtype.element_ty), inside, sem="relaxed")
+    tl.store(dq + tile + at_row, acc, mask=real[:, None])
 
 
-def transpose_lists(indices: Tensor, s: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Which queries selected a key of a block: queries, members int32 [b * t * k], begins int32 [b * blocks + 1].
+class KeyGradients:
+    """dk and dv while they are sums, and what one of an integer means."""
 
-    Entries begins[n] .. begins[n + 1] belong to block n % blocks of row n // blocks, ascending in the query. Bit c of
-    a member: the query selected key c of the block. A key listed twice makes a second entry, so that it counts twice.
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, dout: Tensor, scale: float, integers: bool = True):
+        most = bounds(q, v, out, dout, scale)
+        self.finite = most < 2.0**126  # neither where nan
+        exponent = torch.where(self.finite, most, 1.0).frexp().exponent.clamp(min=-64)  # most < 2^exponent
+        self.units = power_of_two(exponent - 62) if integers else torch.ones_like(most, dtype=torch.float32)
+        kind = torch.int64 if integers else torch.float32
+        self.sums = torch.zeros(2, *k.shape, dtype=kind, device=k.device)
+
+    def finish(self, dq: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """dk and dv [b s g e], nan for a batch row and KV head with anything that is not finite."""
+        finite = self.finite & largest(dq.unflatten(2, (self.units.shape[2], -1)), (1, 3, 4)).isfinite()
+        units = torch.where(finite, self.units, torch.nan)[:, :, None, :, None]
+        dk, dv = (sums.float().mul_(unit).to(dtype) for sums, unit in zip(self.sums, units, strict=True))
+        return dk, dv
+
+
+def bounds(q: Tensor, v: Tensor, out: Tensor, dout: Tensor, scale: float) -> Tensor:
+    """B of dk and of dv: float64 [2 b g]; nan or infinite where q, out or dout is.
+
+    Keys and values that no query selected may hold anything, so a row of v that is not finite counts nothing here:
+    where it was selected, out is not finite.
     """
-    b, t, topk = indices.shape
-    blocks = triton.cdiv(s, KEYS)
-    flat = indices.reshape(-1).int()
-    row = torch.arange(b, dtype=torch.int32, device=flat.device).repeat_interleave(t * topk)
-    block = torch.where(flat < 0, b * blocks, row * blocks + flat // KEYS)  # -1 goes behind the last block
-    block, pair = block.sort(stable=True)  # inside a block: by query, then by slot
-    query, column = (pair // topk).int(), flat[pair] % KEYS
-    same = (block[1:] == block[:-1]) & (query[1:] == query[:-1]) & (column[1:] > column[:-1])
-    entry = torch.nn.functional.pad(~same, (1, 0), value=True).cumsum(0) - 1  # pairs of one entry have one number
-    queries = torch.empty_like(query).scatter_(0, entry, query % t)
-    members = torch.zeros_like(query).scatter_add_(0, entry, torch.ones_like(column) << column)
-    edges = torch.arange(b * blocks + 1, dtype=block.dtype, device=flat.device)
-    ends = torch.cat([entry, entry[-1:] + 1])
-    return queries, members, ends[torch.searchsorted(block, edges)].int()
+    of_v = largest(v, -1).double()  # [b s g]
+    of_v = torch.where(of_v.isfinite(), of_v, 0.0).amax(dim=1)[:, None, :, None]
+    rows = torch.linalg.vector_norm(dout, 1, dim=-1, dtype=torch.float32), *(largest(x, -1) for x in (dout, out, q))
+    total, most, of_out, of_q = (x.double().unflatten(2, (v.shape[2], -1)) for x in rows)  # [b t g r]
+    dk = abs(scale) * total * (of_v + of_out) * of_q
+    return torch.stack([x.sum(dim=(1, 3)) for x in (dk, most)])
 
 
-def sparse_backward(
-    q: Tensor, k: Tensor, v: Tensor, indices: Tensor, out: Tensor, lse: Tensor, dout: Tensor, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """dq, dk, dv in the dtypes of q, k, v. out, lse, dout: contiguous. Deterministic."""
-    (b, t, h, e), (s, g), topk = q.shape, k.shape[1:3], indices.shape[2]
-    dq, delta = torch.empty(q.shape, dtype=q.dtype, device=q.device), torch.empty_like(lse)
-    shape = {"E": e, "BLOCK_R": triton.next_power_of_2(h // g), "UPCAST": upcast(q.dtype)}
-    strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
-    sparse_dq_kernel[(t, b * g)](
-        q, k, v, indices, out, dout, lse, dq, delta, scale, *strides, *indices.stride()[:2], t, topk, g, h // g,
-        BLOCK_K=triton.next_power_of_2(topk), **shape, **launch(DQ, q.device),
+def largest(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
+    """The largest absolute value along dim; nan if there is one."""
+    return torch.linalg.vector_norm(x, math.inf, dim=dim)
+
+
+def power_of_two(exponent: Tensor) -> Tensor:
+    """2^exponent, exactly, from its bits: float32 of integers -126 to 127."""
+    return ((exponent + 127) << 23).int().view(torch.float32)
+
+
+def single_lists(indices: Tensor, sizes: Tensor, queries: int) -> tuple[Tensor, Tensor]:
+    """Lists of single queries of indices [b t k], in the form of union lists, with the size -1 where a union is used.
+
+    sizes [b tiles]: of the unions of `queries` queries. A query's last key stands in for no key, as behind unions.
+    """
+    t, topk = indices.shape[1:]
+    last = indices.amax(dim=-1, keepdim=True).int()
+    entries = torch.where(indices < 0, last * 256, indices.int() * 256 + 1)
+    entries = torch.cat([entries, (last * 256).expand(*last.shape[:2], FILL)], dim=-1)
+    alone = sizes.repeat_interleave(queries, dim=1, output_size=sizes.shape[1] * queries)[:, :t] < 0
+    return entries, torch.where(alone, topk * (last[..., 0] >= 0), -1).int()
+
+
+def padded_heads(r: int, queries: int) -> int:
+    """Rows a query takes: dk and dv add up over the rows of a tile, and a matrix instruction adds up at least 16."""
+    return max(16 // queries, triton.next_power_of_2(r))
+
+
+def add_tiles(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lists: tuple[Tensor, Tensor],
+    out: Tensor,
+    lse: Tensor,
+    dout: Tensor,
+    scale: float,
+    queries: int,
+    dq: Tensor,
+    into: KeyGradients,
+) -> None:
+    """Fills dq [b t h e] for the tiles whose size is not -1 and adds their part of dk and dv.
+
+    lists: entries int32 [b tiles room] and sizes [b tiles] of tiles of `queries` queries. out, dout and dq must have
+    the same strides.
+    """
+    b, t, h, e = q.shape
+    s, g = k.shape[1:3]
+    entries, sizes = lists
+    tiles, room = entries.shape[1:]
+    sparse_backward_kernel[(tiles, b * g)](
+        q, k, v, entries, sizes, out, dout, lse, dq, *into.sums, *into.units, scale,
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:2], *lse.stride()[:2],
+        t, s, tiles, room, g, h // g,
+        E=e, QUERIES=queries, BLOCK_R=padded_heads(h // g, queries), UPCAST=upcast(q.dtype),
+        **launch(LAUNCH, q.device),
     )  # fmt: skip
-    dk, dv = torch.zeros(2, b, s, g, e, dtype=torch.float32, device=q.device)
-    slab = max(1, PAIRS // (b * topk))
-    for first in range(0, t, slab):
-        part = slice(first, min(first + slab, t))
-        lists = transpose_lists(indices[:, part], s)
-        blocks = triton.cdiv(s, KEYS)
-        sparse_dkv_kernel[(blocks, b * g)](
-            q[:, part], k, v, dout[:, part], lse[:, part], delta[:, part], *lists, dk, dv, scale,
-            *strides, *dout.stride()[:2], *lse.stride()[:2], s, blocks, g, h // g,
-            KEYS=KEYS, **shape, **launch(DKV, q.device),
-        )  # fmt: skip
-    return dq, dk.to(k.dtype), dv.to(v.dtype)

@@ -13,7 +13,8 @@ the row of its one key, and adds
     dk[16, i] += dz[16, columns] index_q[columns, i]
 
 A query that selected several keys of a block stands there as often; then its rows come out of the nearest cache.
-As in sparse_backward.py, a slab of queries is sorted at a time, and slabs, lists and loops have one order.
+Lists are made for a slab of queries at a time, since sorting takes some 70 bytes a pair; the sums go from slab to slab
+in float32. Slabs, lists and loops have one order, hence the same bits.
 """
 
 import torch
@@ -21,10 +22,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minikeye.kernels.attention.sparse_backward import KEYS, PAIRS
 from minikeye.kernels.launch import launch, upcast
 from minikeye.kernels.losses.loss_tiles import index_tile, load_index_keys, load_queries, precision, through_relu
 
+KEYS = 16  # keys a block: the smallest side of a matrix instruction
+PAIRS = 2**23  # (query, key) pairs sorted at once: 4096 queries of 2048 keys, some 600 MB
 COLUMNS = 64  # index heads of pairs, side by side. Not timed yet: 120 registers on sm_90
 DK = {
     "sm_80": {"num_warps": 4, "num_stages": 2},

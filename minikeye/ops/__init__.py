@@ -5,7 +5,7 @@ torch_attention.py and torch_losses.py are the backend "torch", which runs every
 decode_step.py is the door to the decode step as a whole.
 """
 
-from minikeye.ops.backend import choose_backend, fused
+from minikeye.ops.backend import choose_backend, fused, learning_mode
 from minikeye.ops.decode_step import LayerWeights, Rows, choose_step, decode_head, decode_layer, step_sizes
 from minikeye.ops.door import (
     index_scores,
@@ -29,7 +29,8 @@ from minikeye.ops.torch_selection import readable, slab_rows, topk_positions, va
 
 __all__ = [
     "LayerWeights", "Norms", "Projected", "Rows", "choose_backend", "choose_experts", "choose_step", "count_rows",
-    "decode_head", "decode_layer", "dense_attention", "fused", "gather_rows", "index_scores", "masked_attention",
-    "place_heads", "readable", "select_decode", "select_topk", "selected_loss", "slab_rows", "sparse_attention",
-    "step_sizes", "swiglu", "topk_positions", "valid_keys", "warmup_loss", "weighted_sum", "wide_product", "widen",
+    "decode_head", "decode_layer", "dense_attention", "fused", "gather_rows", "index_scores", "learning_mode",
+    "masked_attention", "place_heads", "readable", "select_decode", "select_topk", "selected_loss", "slab_rows",
+    "sparse_attention", "step_sizes", "swiglu", "topk_positions", "valid_keys", "warmup_loss", "weighted_sum",
+    "wide_product", "widen",
 ]  # fmt: skip

@@ -6,9 +6,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from minikeye.config import KeyeConfig
 from minikeye.ops.torch_attention import counting
 
 BACKENDS = ("auto", "torch", "triton")
+BEYOND_HEADS = "heads must be 16, 32, 64 or 128 wide, at most 16 a group"
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -51,6 +53,19 @@ def _triton_obstacle(*tensors: Tensor | torch.device | str) -> str:
     return "rows are being counted (`count_rows`), which only torch can do" if counting() else ""
 
 
+def learning_mode(attention: str, config: KeyeConfig, tokens: int, device: torch.device | str) -> str:
+    """In which mode the model computes this attention while it learns: "sparse" becomes "masked" where that is faster.
+
+    "masked" has the numbers of "sparse" by one dense product. It is faster wherever the kernels cannot run, since torch
+    gathers a set per query.
+    """
+    if attention != "sparse":
+        return attention
+    text = config.text
+    chosen, _ = choose_backend("auto", device, unless=beyond_heads(text.head_width, text.group_heads))
+    return "sparse" if chosen == "triton" else "masked"
+
+
 def fused(backend: str, *tensors: Tensor) -> bool:
     """Whether kernels that do several small steps of a layer at once may answer for these tensors.
 
@@ -90,10 +105,15 @@ def _triton_installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+def beyond_heads(width: int, group_heads: int) -> str:
+    """The same of heads alone."""
+    return "" if width in (16, 32, 64, 128) and group_heads <= 16 else BEYOND_HEADS
+
+
 def beyond_kernels(q: Tensor, k: Tensor, index_q: Tensor | None = None) -> str:
     """What about these shapes the attention and loss kernels cannot do."""
-    if q.shape[-1] not in (16, 32, 64, 128) or q.shape[2] // k.shape[2] > 16:
-        return "heads must be 16, 32, 64 or 128 wide, at most 16 a group"
+    if beyond := beyond_heads(q.shape[-1], q.shape[2] // k.shape[2]):
+        return beyond
     return "" if index_q is None else beyond_index_kernels(index_q, most=8192)
 
 

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from minikeye import ops
 from minikeye.config import KeyeConfig
 from minikeye.keye import KeyeVL
 from minikeye.minivid.lessons import Size
@@ -43,22 +44,28 @@ class Stage:
     name: str
     number: int  # its place in the order; each stage sees videos of its own
     learns: Callable[[str], bool]  # which parameters, by name
-    attention: Mode  # while learning; "masked" computes what "sparse" does, faster at these lengths
+    attention: Mode  # while learning
     answers: bool  # whether it learns from answers, with the experts' balance loss
     indexer: bool  # whether it learns from the indexer's KL loss
 
     def loss(
-        self, model: KeyeVL, inputs: dict[str, Tensor], weights: LossWeights = LossWeights()
+        self,
+        model: KeyeVL,
+        inputs: dict[str, Tensor],
+        weights: LossWeights = LossWeights(),
+        mode: Mode | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss on one batch, and numbers for the log.
 
+        mode: of the attention; None: the stage's own, and "sparse" as `ops.learning_mode` says.
         inputs: of a pass, with answer bool [b t], the tokens to learn; where the indexer is taught, rows [n], the query
         positions it is taught from; where several documents lie in a row, start [b t] (`packing.pack`).
         """
-        start = inputs.get("start")
-        rows, dense = inputs["rows"] if self.indexer else None, self.attention == "dense"
-        teacher = IndexerTeacher(rows, start if dense else None)
-        with autocast(model.device), apart(model, start, self.attention) as mode:
+        start, tokens = inputs.get("start"), inputs["input_ids"].shape[1]
+        mode = ops.learning_mode(self.attention, model.config, tokens, model.device) if mode is None else mode
+        rows = inputs["rows"] if self.indexer else None
+        teacher = IndexerTeacher(rows, start if mode == "dense" else None)
+        with autocast(model.device), apart(model, start, mode) as mode:
             logits = model(inputs, attention=mode, observer=teacher).logits
             kl = teacher.indexer_loss() if self.indexer else torch.zeros((), device=model.device)
         if not self.answers:
@@ -77,7 +84,7 @@ def _is_indexer(name: str) -> bool:
 NAMING = Stage("naming", 1, lambda name: not _is_indexer(name), "dense", answers=True, indexer=False)
 DENSE = replace(NAMING, name="dense", number=2)
 WARMUP = Stage("warmup", 3, _is_indexer, "dense", answers=False, indexer=True)  # L_warmup
-SPARSE = Stage("sparse", 4, lambda name: True, "masked", answers=True, indexer=True)  # L_NTP + lambda L_sparse
+SPARSE = Stage("sparse", 4, lambda name: True, "sparse", answers=True, indexer=True)  # L_NTP + lambda L_sparse
 STAGES = {stage.name: stage for stage in (NAMING, DENSE, WARMUP, SPARSE)}
 
 

@@ -5,7 +5,7 @@ nan: see `poison`.
 """
 
 import math
-from itertools import pairwise
+import warnings
 
 import numpy as np
 import pytest
@@ -108,7 +108,7 @@ def test_selection_semantics(case, dtype):
     indices = selection(**CASES[case])
     if case == "a start a row":
         assert (indices[1, :4] == -1).all() and (indices[1, 4, 0] == 9)
-    # float32 is gathered query by query, float16 in unions where they pay; the backward pass knows no difference.
+    # float32 is gathered query by query, float16 in unions where they pay; backward, all go through unions.
     assert_near_float64(inputs(dtype=dtype, **sizes), indices, gradients=dtype == torch.float32)
 
 
@@ -205,17 +205,12 @@ def test_views():
 
 
 def test_slabs_equal_whole(monkeypatch):
-    """float16, since a forward pass in float32 has no slabs."""
+    """float16, since a forward pass in float32 has no slabs. Sums of integers are the same, slab by slab or at once."""
     qkv, indices = inputs(b=2, dtype=torch.float16), selection(b=2)
     weight = torch.randn_like(qkv[0])
     whole = run(sparse_attention, qkv, indices, weight)
-    bounds = attention(*(x.detach() for x in qkv), indices, None, weight)
     monkeypatch.setattr(door, "SLAB", 1)  # a tile at a time
-    monkeypatch.setattr(sparse_backward, "PAIRS", 2 * 20 * 5)  # five queries at a time
-    parts = run(sparse_attention, qkv, indices, weight)
-    assert_close(parts[:3], whole[:3], atol=0, rtol=0)
-    for n in (3, 4):  # dk and dv are summed in another order
-        assert_within(parts[n], whole[n].double(), 2 * bounds[n].error, NAMES[n])
+    assert_close(run(sparse_attention, qkv, indices, weight), whole, atol=0, rtol=0)
 
 
 def test_no_gradient_through_lse():
@@ -374,42 +369,165 @@ def test_a_tile_without_keys_is_done_again_and_float16_never_has_a_fixed_referen
 # ---------------------------------------------------------------------------------------------------- backward
 
 
-@pytest.mark.parametrize("s", [40, 37])
-def test_transposed_lists(s):
-    """Replayed as a loop: who selected which key, with multiplicity; queries ascend inside a block."""
-    indices = selection(b=2, s=s, topk=9)
-    indices[0, 4, :3] = torch.tensor([5, 5, 2])
-    indices[1, 1] = -1
-    queries, members, begins = sparse_backward.transpose_lists(indices, s)
-    blocks = -(-s // sparse_backward.KEYS)
-    assert len(begins) == 2 * blocks + 1 and begins[0] == 0
-    got = []
-    for n, (begin, end) in enumerate(pairwise(begins.tolist())):
-        assert queries[begin:end].tolist() == sorted(queries[begin:end].tolist())
-        for query, member in zip(queries[begin:end].tolist(), members[begin:end].tolist(), strict=True):
-            keys = [n % blocks * 16 + bit for bit in range(16) if member >> bit & 1]
-            got += [(n // blocks, query, key) for key in keys]
-    expected = [(b, t, key) for b in range(2) for t in range(9) for key in indices[b, t].tolist() if key >= 0]
-    assert sorted(got) == sorted(expected)
-    assert begins[-1] < len(expected)  # a query stands once for all its keys of a block
-
-
-@pytest.mark.parametrize(("h", "g"), GROUPS)
-def test_atomic_gradients(h, g):
+@pytest.mark.parametrize(("h", "g"), [(4, 2), (16, 1)])
+def test_gradients_as_sums_of_floats(h, g):
     assert_near_float64(inputs(h=h, g=g), selection(), deterministic=False)
 
 
-def test_atomic_gradients_of_short_rows_and_slabs(monkeypatch):
-    monkeypatch.setattr(door, "SLAB", 1)
-    assert_near_float64(inputs(b=2), selection(b=2, offset=5, start=torch.tensor([0, 9])), deterministic=False)
+@pytest.mark.parametrize("topk", [1, 9])
+def test_lists_of_single_queries(topk):
+    """As a loop: the keys of a query in their order, its last key without a member where there is none, and behind."""
+    indices = selection(b=2, t=11, topk=topk).long()
+    indices[0, 3, 0] = indices[1, 4] = -1
+    sizes = torch.tensor(
+        [[-1, 5], [7, -1]], dtype=torch.int32
+    )  # queries 0 to 7 of the first row, 8 to 10 of the second
+    entries, counts = sparse_backward.single_lists(indices, sizes, 8)
+    assert entries.dtype == counts.dtype == torch.int32 and entries.shape == (2, 11, topk + union_lists.FILL)
+    for b in range(2):
+        for t in range(11):
+            row = indices[b, t].tolist()
+            alone = (b == 0) == (t < 8)
+            assert counts[b, t] == (-1 if not alone else topk if max(row) >= 0 else 0)
+            wanted = [key * 256 + 1 if key >= 0 else max(row) * 256 for key in row] + [
+                max(row) * 256
+            ] * union_lists.FILL
+            assert entries[b, t].tolist() == wanted
 
 
-def test_atomic_gradients_refuse_rows_out_of_order():
-    indices = selection()
-    indices[0, 3, 1] = indices[0, 3, 0]
-    out, _ = sparse_attention(*inputs(), indices, deterministic=False)
-    with pytest.raises(ValueError, match="strictly ascending"):
-        out.sum().backward()
+def tile_by_tile(order):
+    """In the place of the door's slabs: one tile after another, in that order."""
+    return lambda k, indices, queries: (slice(n * queries, (n + 1) * queries) for n in order)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_same_bits_in_any_order_of_tiles(dtype, monkeypatch):
+    """Whatever runs first on a GPU. Sums of floats are another number in some of these orders."""
+    qkv, indices = inputs(t=64, dtype=dtype), selection(t=64)
+    indices[0, 20, :2] = indices[0, 20, 0]  # a tile of single queries among the others
+    weight = torch.randn_like(qkv[0])
+    found = {True: [], False: []}
+    for n in range(4):
+        order = torch.randperm(8, generator=torch.Generator().manual_seed(n)).tolist()
+        monkeypatch.setattr(door, "_slabs", tile_by_tile(order))
+        for deterministic, results in found.items():
+            out, _ = sparse_attention(*qkv, indices, deterministic=deterministic)
+            results.append(torch.autograd.grad((out * weight).sum(), qkv))
+    first, *others = found[True]
+    assert all(x.equal(y) for other in others for x, y in zip(first, other, strict=True))
+    if dtype == torch.float32:
+        first, *others = found[False]
+        assert not all(x.equal(y) for other in others for x, y in zip(first, other, strict=True))
+
+
+def spied_sums(monkeypatch):
+    """Collects the KeyGradients that the backward pass makes."""
+    made = []
+
+    class Spied(sparse_backward.KeyGradients):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            made.append(self)
+
+    monkeypatch.setattr(door, "KeyGradients", Spied)
+    return made
+
+
+@pytest.mark.parametrize("size", [2.0**-110, 1.0, 2.0**-15, 2.0**100])
+def test_sums_that_reach_their_bound(size, monkeypatch):
+    """Every query puts all its weight on key 0, every dout is alike: dv of key 0 is 16 * 4 dout, which is B of dv."""
+    q, k, v = inputs(t=16, h=8, g=2)
+    indices = torch.zeros(1, 16, 1, dtype=torch.int32)
+    made = spied_sums(monkeypatch)
+    out, _ = sparse_attention(q, k, v, indices)
+    weight = torch.full_like(out, size)
+    dv = torch.autograd.grad(out, v, weight)[0]
+    assert dv[0, 0].equal(64 * weight[0, 0, :2]) and dv[0, 1:].eq(0).all()
+    (sums,) = made[0].sums[1:].abs()
+    assert sums.max() <= 2**62
+    assert sums[0, 0].min() >= (2**61 if size > 1e-20 else 2**21), "a bound that is twice too large loses a bit"
+
+
+def test_the_largest_gradients_of_keys(monkeypatch):
+    """Two keys of weight 1/2 whose values are opposite, so that out is 0: dl is half of scale dout . v, everywhere."""
+    q, k, v = (torch.ones_like(x) for x in inputs(t=16, h=8, g=2))
+    v[:, 1] = -1.0
+    k[:, 1] = k[:, 0]
+    q, k, v = (x.requires_grad_() for x in (1000 * q, k, 1e12 * v))
+    indices = torch.tensor([0, 1], dtype=torch.int32).expand(1, 16, 2).contiguous()
+    made = spied_sums(monkeypatch)
+    out, _ = sparse_attention(q, k, v, indices)
+    dk = torch.autograd.grad(out, k, torch.full_like(out, 1e10))[0]
+    exact = 64 * 0.25 / 2 * (16 * 1e12 * 1e10) * 1000 * torch.tensor([1.0, -1.0]).double()  # rows scale p dp q
+    assert_close(dk[0, :2].double(), exact[:, None, None].expand(2, 2, 16), rtol=1e-6, atol=0)
+    sums = made[0].sums[0].abs()
+    assert 2**59 <= sums.max() <= 2**61  # p is 1/2
+
+
+def test_the_bounds_as_a_loop():
+    q, _, v = (x.detach() for x in inputs(b=2, t=3, s=5))
+    out, dout = torch.randn_like(q), torch.randn_like(q)
+    v[0, 2, 1, 3] = torch.nan  # a row that nobody selected, or out would tell
+    got = sparse_backward.bounds(q, v, out, dout, 0.3)
+    for b in range(2):
+        for g in range(2):
+            most = max(float(row.abs().max()) for row in v[b, :, g] if row.isfinite().all())
+            dk = dv = 0.0
+            for t in range(3):
+                for h in (2 * g, 2 * g + 1):
+                    do, o = dout[b, t, h].double(), out[b, t, h].double()
+                    dk += 0.3 * float(do.abs().sum()) * (most + float(o.abs().max())) * float(q[b, t, h].abs().max())
+                    dv += float(do.abs().max())
+            assert got[:, b, g].tolist() == pytest.approx([dk, dv], rel=1e-6)
+
+
+def test_units_are_powers_of_two():
+    q, k, v = (x.detach() for x in inputs(b=2))
+    dout = torch.randn_like(q)
+    keys = sparse_backward.KeyGradients(q, k, v, q, dout, 0.25)
+    most = sparse_backward.bounds(q, v, q, dout, 0.25)
+    assert keys.units.frexp().mantissa.eq(0.5).all() and keys.finite.all()
+    assert (most < 2.0**62 * keys.units).all() and (most >= 2.0**61 * keys.units).all()
+    exponents = torch.arange(-126, 128)
+    assert sparse_backward.power_of_two(exponents).double().equal(2.0 ** exponents.double())
+
+
+BAD = {  # what is not finite, and where
+    "dout": (torch.nan, lambda q, k, v, dout: dout[1, 4, 3]),
+    "an infinite dout": (torch.inf, lambda q, k, v, dout: dout[1, 4, 3, :1]),
+    "q": (torch.nan, lambda q, k, v, dout: q[1, 4, 3, :1]),
+    "an infinite q": (-torch.inf, lambda q, k, v, dout: q[1, 4, 3, :1]),
+    "a selected key": (torch.nan, lambda q, k, v, dout: k[1, 7, 1, :1]),
+    "an infinite key": (torch.inf, lambda q, k, v, dout: k[1, 7, 1]),
+    "a selected value": (torch.nan, lambda q, k, v, dout: v[1, 7, 1, :1]),
+    "an infinite value": (torch.inf, lambda q, k, v, dout: v[1, 7, 1, :1]),
+    "sums beyond float32": (3e38, lambda q, k, v, dout: dout[1, 4, 3]),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_is_not_finite_is_told(case):
+    """dk and dv of that batch row and KV head are nan, as torch has nan somewhere; the others are what they were."""
+    qkv, indices = [x.detach() for x in inputs(b=2)], selection(b=2)
+    indices[1, 4] = torch.arange(20)  # key 7 is selected
+    dout = torch.randn_like(qkv[0])
+    fine = torch.autograd.grad(sparse_attention(*(x.requires_grad_() for x in qkv), indices)[0], qkv, dout)
+    bad, where = BAD[case]
+    with torch.no_grad():
+        where(*qkv, dout).fill_(bad)
+    with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
+        got = torch.autograd.grad(sparse_attention(*qkv, indices)[0], qkv, dout)
+    for x, y in zip(got[1:], fine[1:], strict=True):
+        assert x[1, :, 1].isnan().all() and x[0].equal(y[0]) and x[1, :, 0].equal(y[1, :, 0])
+    if case != "sums beyond float32":
+        truth = torch.autograd.grad(ops.sparse_attention(*qkv, indices, backend="torch")[0], qkv, dout)
+        assert not all(x.isfinite().all() for x in truth)
+
+
+def test_no_gradient_at_all():
+    qkv = inputs()
+    out, _ = sparse_attention(*qkv, selection())
+    assert all(x.eq(0).all() for x in torch.autograd.grad(out, qkv, torch.zeros_like(out)))
 
 
 # ---------------------------------------------------------------------------------------------------- the door

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -635,6 +636,18 @@ def test_fused_where_nothing_stands_in_the_way(monkeypatch):
     monkeypatch.setattr(backend, "_triton_obstacle", lambda *tensors: "")
     x = torch.zeros(2, 4, dtype=torch.bfloat16)
     assert ops.fused("auto", x, x) and ops.fused("triton", x) and not ops.fused("torch", x)
+
+
+def test_sparse_attention_is_learnt_by_kernels_or_under_a_mask(monkeypatch):
+    """Masks where no kernel can run; another mode than sparse is what it is."""
+    config = KeyeConfig.mini()
+    assert ops.learning_mode("sparse", config, 4096, "cpu") == "masked"
+    assert ops.learning_mode("dense", config, 4096, "cpu") == "dense"
+    monkeypatch.setattr(backend, "_triton_obstacle", lambda *tensors: "")
+    assert ops.learning_mode("sparse", config, 4096, "cuda") == "sparse"
+    assert ops.learning_mode("masked", config, 4096, "cuda") == "masked"
+    odd = replace(config, text=replace(config.text, heads=34, kv_heads=2))  # 17 heads a group
+    assert ops.learning_mode("sparse", odd, 4096, "cuda") == "masked"
 
 
 def test_the_routers_product_is_float32_whatever_goes_in():

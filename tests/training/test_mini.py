@@ -71,6 +71,16 @@ def test_the_loss_is_the_sum_of_its_parts(stage):
         assert (parts["kl"] > 0) == (stage == "sparse") and 4.0 < parts["answer"] < 9.0 and 0.0 <= parts["right"] < 0.2
 
 
+def test_the_sparse_stage_is_masked_where_no_kernel_runs():
+    """On a CPU: to the bit what the mask gives, and but for rounding what the gather gives."""
+    model, inputs, found = KeyeVL(CONFIG), batch(Size(4, 2)), {}
+    with torch.no_grad():
+        for mode in (None, "masked", "sparse"):
+            found[mode] = TAUGHT["sparse"].loss(model, inputs, mode=mode)[0]
+    assert found[None].equal(found["masked"])
+    torch.testing.assert_close(found["sparse"], found["masked"], rtol=1e-5, atol=0)
+
+
 def test_the_losses_do_not_mix():
     """In the sparse stage a tenfold lambda gives the indexer tenfold gradients and leaves all others bit for bit."""
     model, inputs = KeyeVL(CONFIG), batch(Size(4, 2))

@@ -174,7 +174,7 @@ def test_what_the_report_says_of_its_stages():
     assert all(ORDER[name].phases[0][1].text_only > 0 for name in ("general", "multitask", "long"))
     rooms = [ORDER[name].room for name in ("projector", "general", "multitask", "long")]
     assert rooms == sorted(set(rooms))
-    assert [course.stage.attention for course in COURSES] == ["dense"] * 5 + ["masked"] * 2
+    assert [course.stage.attention for course in COURSES] == ["dense"] * 5 + ["sparse"] * 2
     numbers = [course.stage.number for course in COURSES] + [stage.number for stage in STAGES.values()]
     assert len(set(numbers)) == len(numbers)  # each stage sees videos of its own
 

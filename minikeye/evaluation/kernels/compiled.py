@@ -19,7 +19,6 @@ from triton.compiler import ASTSource
 from minikeye.evaluation.kernels.workload import RELEASED, Shape
 from minikeye.kernels.attention import (
     sparse_backward,
-    sparse_backward_atomic,
     sparse_forward,
     sparse_union,
     union_lists,
@@ -147,12 +146,14 @@ def attention_cases(sm: int, shape: Shape = RELEASED) -> dict[str, Case]:
     rows = triton.next_power_of_2(r)
     sizes = {
         "E": shape.width, "BLOCK_R": rows, "BLOCK_K": triton.next_power_of_2(shape.topk), "PARTS": 4,
-        "QUERIES": union_lists.tile_queries(r), "KEYS": sparse_backward.KEYS, "FILL": union_lists.FILL,
+        "QUERIES": union_lists.tile_queries(r), "FILL": union_lists.FILL,
     }  # fmt: skip
-    wide = sizes | {"BLOCK_R": sparse_backward_atomic.padded_heads(r)}
     stride = shape.kv_heads * shape.width
     known = sizes | {"K_S": stride, "V_S": stride, "G": shape.kv_heads, "R": r, "SAFE": sparse_union.SAFE}
-    sums = {"dk": "fp32", "dv": "fp32"}
+    sums = {"dk": "i64", "dv": "i64", "dk_unit": "fp32", "dv_unit": "fp32"}
+    tile, single = (
+        sizes | {"QUERIES": n, "BLOCK_R": sparse_backward.padded_heads(r, n)} for n in (sizes["QUERIES"], 1)
+    )
     return {
         "sparse_forward": Case(sparse_forward.sparse_forward_kernel, sizes, sparse_forward.LAUNCH[row], {}),
         "sparse_union, mark": Case(union_lists.mark_kernel, sizes, union_lists.MARK[row], {}),
@@ -163,10 +164,9 @@ def attention_cases(sm: int, shape: Shape = RELEASED) -> dict[str, Case]:
         "sparse_union, running maximum": Case(
             sparse_union.sparse_union_kernel, known | {"FIXED": False}, sparse_union.RUNNING[row], {"again": "i32"}
         ),
-        "sparse_backward, dq": Case(sparse_backward.sparse_dq_kernel, sizes, sparse_backward.DQ[row], {}),
-        "sparse_backward, dkv": Case(sparse_backward.sparse_dkv_kernel, sizes, sparse_backward.DKV[row], sums),
-        "sparse_backward_atomic": Case(
-            sparse_backward_atomic.sparse_backward_atomic_kernel, wide, sparse_backward_atomic.LAUNCH[row], sums
+        "sparse_backward": Case(sparse_backward.sparse_backward_kernel, tile, sparse_backward.LAUNCH[row], sums),
+        "sparse_backward, one query": Case(
+            sparse_backward.sparse_backward_kernel, single, sparse_backward.LAUNCH[row], sums
         ),
     }
 

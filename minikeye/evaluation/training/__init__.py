@@ -1,0 +1,1 @@
+"""Scripts that time training and measure its memory."""
