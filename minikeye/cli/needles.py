@@ -32,7 +32,8 @@ LENGTHS, DEPTHS, COUNT = (32, 64, 128), (0.0, 0.2, 0.4, 0.6, 0.8, 1.0), 64
 def evaluate_needles(arguments: argparse.Namespace, out: Path) -> None:
     """Ask for every needle, go on where an earlier call stopped; print the map, write report.json and niah.png."""
     film = arguments.video or FILM
-    lengths, depths, count = arguments.lengths or LENGTHS, arguments.depths or DEPTHS, arguments.needles or COUNT
+    lengths, depths = arguments.lengths or LENGTHS, arguments.depths or DEPTHS
+    count = COUNT if arguments.needles is None else arguments.needles
     require_grid(lengths, depths, count, arguments)
     if not film.is_file():
         raise FileNotFoundError(f"no video {film}: name the film to hide needles in, --video FILE")

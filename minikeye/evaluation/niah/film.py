@@ -80,7 +80,8 @@ def questions(
     out = []
     for frames, clock in sorted(clocks.items()):
         for depth in depths:
-            jitter = torch.rand(count, generator=generator("niah film", frames, depth), dtype=torch.float64).tolist()
+            random = generator("niah film", frames, str(depth))
+            jitter = torch.rand(count, generator=random, dtype=torch.float64).tolist()
             for n in range(count):
                 at = min(1.0, max(0.0, depth + JITTER * (2 * jitter[n] - 1)))
                 where = {"frames": frames, "depth": depth, "frame": round(at * (frames - 1))}

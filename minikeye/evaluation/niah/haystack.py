@@ -95,7 +95,7 @@ def cases(
     for n in range(count):
         kind = list(KINDS_OF_VIDEO)[n % 2]
         groups[kind if cell.haystack == "generator" else tuple(clips[n % len(clips)].frames.shape[-2:])].append(n)
-    random = generator("niah", cell.needle, cell.haystack, cell.frames, cell.depth)
+    random = generator("niah", cell.needle, cell.haystack, cell.frames, str(cell.depth))
     jitter = (2 * torch.rand(count, generator=random, dtype=torch.float64) - 1).tolist()
     for group, numbers in groups.items():
         parts = -(-len(numbers) // most)  # equally long ones
