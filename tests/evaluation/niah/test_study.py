@@ -86,15 +86,15 @@ def test_a_model_that_sees_the_first_half(model, monkeypatch):
 
 
 def test_a_model_that_guesses(model, monkeypatch):
-    """A digit of ten and a frame of all: what `chance` says, within what 400 draws differ by."""
+    """A digit of ten and a frame of all: what `chance` says, within what 150 draws differ by."""
     rng = random.Random(3)
     answering(monkeypatch, lambda truth, attention: f"{rng.randrange(10)} at {0.5 * rng.randrange(FRAMES):.1f} s")
     cells = [Cell("card", "real", FRAMES, depth) for depth in study.DEPTHS]
-    rows = [row for cell in cells for row in study.measure(model, cell, 400, CLIPS, ("sparse",))]
+    rows = [row for cell in cells for row in study.measure(model, cell, 150, CLIPS, ("sparse",))]
     for row in rows:
         low, high = row["generated_95"]
         assert low - 1 <= row["chance"] <= high + 1 and 1.5 < row["chance"] < 3.1
-    assert abs(study.summarise(rows)["mean_sparse"] - sum(row["chance"] for row in rows) / 6) < 1
+    assert abs(study.summarise(rows)["mean_sparse"] - sum(row["chance"] for row in rows) / 6) < 2
 
 
 def test_saying_it_in_other_words_counts_only_where_it_is_written(model, monkeypatch):
