@@ -11,6 +11,7 @@ from minikeye.evaluation.benchmarks.question import Benchmark, Question
 from minikeye.evaluation.benchmarks.run import BENCHMARKS, answers_in, ask_all, digest
 from minikeye.files import write_whole
 
+NEEDLES, NEEDLE_OPTIONS = "niah", ("video", "lengths", "depths", "needles", "needles-json")  # asked in a way of its own
 EVALUATIONS = Path("minikeye-evaluations")  # a folder for each benchmark, where none is named
 
 
@@ -19,7 +20,13 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from minikeye.cli.opening import Opened, remark
     from minikeye.evaluation.benchmarks.report import export, report
 
-    benchmark, out = BENCHMARKS[arguments.name], arguments.out or EVALUATIONS / arguments.name
+    out = arguments.out or EVALUATIONS / arguments.name
+    if arguments.name == NEEDLES:
+        from minikeye.cli.needles import evaluate_needles
+
+        return evaluate_needles(arguments, out)
+    require_data(arguments)
+    benchmark = BENCHMARKS[arguments.name]
     fps, frames = chosen(arguments, benchmark)
     questions = benchmark.read(arguments.data)
     asked = questions[: arguments.limit]
@@ -44,6 +51,15 @@ def evaluate(arguments: argparse.Namespace) -> None:
     files = [] if arguments.blind else export(asked, answers, out)
     print(format_report(found, benchmark))
     print("\n".join(f"wrote     {path}" for path in [out / name, *files]))
+
+
+def require_data(arguments: argparse.Namespace) -> None:
+    """Raise ValueError where no data folder is named, and for what only needles have."""
+    given = {name: getattr(arguments, name.replace("-", "_")) for name in NEEDLE_OPTIONS}
+    if strange := [f"--{name}" for name, value in given.items() if value is not None]:
+        raise ValueError(f"{', '.join(strange)} is for niah alone, got {arguments.name}")
+    if arguments.data is None:
+        raise ValueError(f"{arguments.name} needs --data FOLDER, the folder that the benchmark unpacks to")
 
 
 def chosen(arguments: argparse.Namespace, benchmark: Benchmark) -> tuple[float | None, int | None]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import minikeye
 from minikeye.cli import commands
 from minikeye.cli.commands import PRESETS
-from minikeye.cli.evaluating import EVALUATIONS, evaluate
+from minikeye.cli.evaluating import EVALUATIONS, NEEDLES, evaluate
 from minikeye.evaluation.benchmarks.run import BENCHMARKS
 
 QUESTION = '"Which digit is on the card, and at which second?"'
@@ -111,18 +111,31 @@ def _add_evaluating(group) -> None:
     """The command that asks a benchmark's questions."""
     summary = "ask the questions of a published benchmark, score the answers, go on where a run was stopped"
     one = _command(group, evaluate, summary, "timelens --data TimeLens-Bench --checkpoint FOLDER --device cuda")
-    one.add_argument("name", metavar="NAME", choices=BENCHMARKS, help=", ".join(BENCHMARKS))
-    help_ = "the folder that the benchmark unpacks to; nothing is downloaded"
-    one.add_argument("--data", type=Path, metavar="FOLDER", required=True, help=help_)
+    names = [*BENCHMARKS, NEEDLES]
+    one.add_argument("name", metavar="NAME", choices=names, help=", ".join(names))
+    help_ = "the folder that the benchmark unpacks to; nothing is downloaded (niah needs none)"
+    one.add_argument("--data", type=Path, metavar="FOLDER", help=help_)
     how = one.add_mutually_exclusive_group()
     how.add_argument("--frames", type=int, metavar="N", help="frames of every video, evenly spread")
     how.add_argument("--fps", type=float, metavar="F", help="frames per second (default of both: the benchmark's)")
     one.add_argument("--limit", type=int, metavar="N", help="ask the first N questions only")
     one.add_argument("--blind", action="store_true", help="ask without the videos, to see what the words alone give")
+    _add_needles(one)
     help_ = f"for answers, report and official files (default: {EVALUATIONS}/NAME)"
     one.add_argument("--out", type=Path, metavar="FOLDER", help=help_)
     _add_model(one, longest=1024, temperature="0")
     one.set_defaults(temperature=0.0)
+
+
+def _add_needles(command: argparse.ArgumentParser) -> None:
+    """What niah alone has."""
+    add = command.add_argument_group("niah: needles in a film, by length and depth").add_argument
+    add("--video", type=Path, metavar="FILE", help="the film (default: the repository's clip, of 132 frames)")
+    add("--lengths", type=int, nargs="+", metavar="N", help="frames to show of it (default: 32 64 128)")
+    add("--depths", type=float, nargs="+", metavar="D", help="0 first frame, 1 last (default: 0 0.2 0.4 0.6 0.8 1)")
+    add("--needles", type=int, metavar="N", help="needles at each length and depth (default: 64)")
+    help_ = 'pictures to hide instead of cards: a JSON list of {"path", "prompt", "answer"}, as LongVA has it'
+    add("--needles-json", type=Path, metavar="FILE", help=help_)
 
 
 def _command(group, run, summary: str, example: str) -> argparse.ArgumentParser:

@@ -15,7 +15,7 @@ import io
 import json
 import sys
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -61,6 +61,10 @@ class Footage:
         else:
             chosen = frame_indices(count, length)
         return Footage(self.name, self.frames[chosen], tuple(STEP * n for n in range(length)))
+
+    def on(self, device: torch.device | str) -> "Footage":
+        """The same with its frames on `device`."""
+        return replace(self, frames=self.frames.to(device))
 
 
 def decode(folder: Path, config: KeyeConfig, **sampling: float | int) -> list[Footage]:
@@ -120,13 +124,13 @@ def cards(name: str, length: int, count: int) -> list[Card]:
     return [Card(int((n + x) * length / count), n % 10, n) for n, x in enumerate(draws)]
 
 
-def prompt_of(config: KeyeConfig, clip: Footage) -> Prompt:
-    """The needle question about a clip."""
+def prompt_of(config: KeyeConfig, clip: Footage, question: str = NEEDLE_QUESTION) -> Prompt:
+    """A question about a clip, the needle question by default, up to where the answer begins."""
     grid = (1, *(side // config.vision.patch_size for side in clip.frames.shape[-2:]))
     prompt = Prompt(load_tokenizer(config), config.vision.merge)
     prompt.begin("user")
     prompt.video(list(clip.seconds), grid)
-    prompt.text(NEEDLE_QUESTION)
+    prompt.text(question)
     prompt.end()
     prompt.begin("assistant")
     return prompt

@@ -38,6 +38,7 @@ class Answer:
     frame_tokens: int = 0  # visual tokens of each
     prompt_tokens: int = 0
     reply_tokens: int = 0
+    forced: bool | None = None  # whether each token of the true answer is the most likely one; None: not asked
 
 
 Ask = Callable[[Question], Answer]
