@@ -24,6 +24,7 @@ specification that every kernel is compared with; `minikeye.evaluation.kernels` 
       dependent                                  kernels that start before the one before has ended
     prefill/
       heads, router, experts                     what surrounds attention: heads to their places, experts and their rows
+    integer_sums                                 atomic sums that are the same bits in any order
     launch                                       which row of a launch table fits a card, and what the interpreter needs
 
 What was tried on an H100 and not kept, because it was slower or brought next to nothing: a second, upper bound in the

@@ -13,23 +13,16 @@ every block of gathered keys it has p and dl of all rows at once, so one pass ov
 stays in registers, the tile's part of dk and dv is added to memory, once a tile and not once a query. Queries of a tile
 that has no union (a key listed twice, no order) are tiles of their own, and their lists the entries.
 
-Programs add in any order, and float32 sums depend on it. Integers do not: a tile's part, whose own order is fixed, is
-cut off to a multiple of a unit and added as int64. The units are powers of two, one for dk and one for dv of each batch
-row and KV head, so that no sum can leave int64. As p <= 1 (which the kernel makes sure of), a query row adds at most
+Programs add in any order, so a tile's part, whose own order is fixed, is added as integers (integer_sums.py). Their
+bound: as p <= 1, which the kernel makes sure of, a query row adds to a key at most
 
     |dv[s, e]| <= max_e |dout[t, h]|
     |dk[s, e]| <= scale sum_e |dout[t, h]| (max_s,e |v[s]| + max_e |out[t, h]|) max_e |q[t, h]|
 
-to a key, and B, the sum over all rows of b and g, bounds every sum. unit = 2^-62 B, B rounded up to a power of two;
-int64's other factor of two is for the rounding of p, dl, products and B (2^-7 at most). Precision: n tiles that add are
-off by n units in all, so a sum is off by less than n 2^-61 B; float32 addition by up to n 2^-24 A, A being what reaches
-that key in absolute values. Integers are the worse of the two only for keys with A < 2^-37 B. (A key that a query lists
-m times gets m p <= 1, up to the rounding of lse: for such lists alone the bound wants logits below 2^20.)
-
-Where dout, out, q, B or a dq is not finite, dk and dv of that batch row and KV head are nan: no integer stands for it.
+and B is the sum over all rows of b and g. Rounding of p, dl, products and B adds 2^-7 of it at most, where a factor of
+two is left. (A key that a query lists m times gets m p <= 1, up to the rounding of lse: for such lists alone the bound
+wants logits below 2^20.) Where dout, out, q, B or a dq is not finite, dk and dv of that batch row and KV head are nan.
 """
-
-import math
 
 import torch
 import triton
@@ -38,6 +31,7 @@ from torch import Tensor
 
 from minikeye.kernels.attention.online_softmax import LOG2E
 from minikeye.kernels.attention.union_lists import FILL
+from minikeye.kernels.integer_sums import IntegerSums, largest
 from minikeye.kernels.launch import launch, upcast
 
 LAUNCH = {
@@ -118,26 +112,20 @@ def sparse_backward_kernel(
 
 
 class KeyGradients:
-    """dk and dv while they are sums, and what one of an integer means."""
+    """dk and dv while they are sums."""
 
     def __init__(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, dout: Tensor, scale: float, integers: bool = True):
         most = bounds(q, v, out, dout, scale)
-        self.finite = most < 2.0**126  # neither where nan
-        exponent = torch.where(self.finite, most, 1.0).frexp().exponent.clamp(min=-64)  # most < 2^exponent
-        self.units = power_of_two(exponent - 62) if integers else torch.ones_like(most, dtype=torch.float32)
-        kind = torch.int64 if integers else torch.float32
-        self.sums = torch.zeros(2, *k.shape, dtype=kind, device=k.device)
+        self.dk, self.dv = (IntegerSums(x, k.shape[1], k.shape[3], integers) for x in most)
 
     def finish(self, dq: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """dk and dv [b s g e], nan for a batch row and KV head with anything that is not finite."""
-        finite = self.finite & largest(dq.unflatten(2, (self.units.shape[2], -1)), (1, 3, 4)).isfinite()
-        units = torch.where(finite, self.units, torch.nan)[:, :, None, :, None]
-        dk, dv = (sums.float().mul_(unit).to(dtype) for sums, unit in zip(self.sums, units, strict=True))
-        return dk, dv
+        """dk and dv [b s g e]. A weight that is not finite, whatever made it so, is seen in dq."""
+        finite = largest(dq.unflatten(2, (self.dk.unit.shape[1], -1)), (1, 3, 4)).isfinite()
+        return self.dk.finish(dtype, finite), self.dv.finish(dtype, finite)
 
 
-def bounds(q: Tensor, v: Tensor, out: Tensor, dout: Tensor, scale: float) -> Tensor:
-    """B of dk and of dv: float64 [2 b g]; nan or infinite where q, out or dout is.
+def bounds(q: Tensor, v: Tensor, out: Tensor, dout: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """B of dk and of dv: float64 [b g] each; nan or infinite where q, out or dout is.
 
     Keys and values that no query selected may hold anything, so a row of v that is not finite counts nothing here:
     where it was selected, out is not finite.
@@ -147,17 +135,7 @@ def bounds(q: Tensor, v: Tensor, out: Tensor, dout: Tensor, scale: float) -> Ten
     rows = torch.linalg.vector_norm(dout, 1, dim=-1, dtype=torch.float32), *(largest(x, -1) for x in (dout, out, q))
     total, most, of_out, of_q = (x.double().unflatten(2, (v.shape[2], -1)) for x in rows)  # [b t g r]
     dk = abs(scale) * total * (of_v + of_out) * of_q
-    return torch.stack([x.sum(dim=(1, 3)) for x in (dk, most)])
-
-
-def largest(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
-    """The largest absolute value along dim; nan if there is one."""
-    return torch.linalg.vector_norm(x, math.inf, dim=dim)
-
-
-def power_of_two(exponent: Tensor) -> Tensor:
-    """2^exponent, exactly, from its bits: float32 of integers -126 to 127."""
-    return ((exponent + 127) << 23).int().view(torch.float32)
+    return dk.sum(dim=(1, 3)), most.sum(dim=(1, 3))
 
 
 def single_lists(indices: Tensor, sizes: Tensor, queries: int) -> tuple[Tensor, Tensor]:
@@ -196,12 +174,11 @@ def add_tiles(
     lists: entries int32 [b tiles room] and sizes [b tiles] of tiles of `queries` queries. out, dout and dq must have
     the same strides.
     """
-    b, t, h, e = q.shape
-    s, g = k.shape[1:3]
+    (b, t, h, e), (s, g), dk, dv = q.shape, k.shape[1:3], into.dk, into.dv
     entries, sizes = lists
     tiles, room = entries.shape[1:]
     sparse_backward_kernel[(tiles, b * g)](
-        q, k, v, entries, sizes, out, dout, lse, dq, *into.sums, *into.units, scale,
+        q, k, v, entries, sizes, out, dout, lse, dq, dk.sums, dv.sums, dk.unit, dv.unit, scale,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:2], *lse.stride()[:2],
         t, s, tiles, room, g, h // g,
         E=e, QUERIES=queries, BLOCK_R=padded_heads(h // g, queries), UPCAST=upcast(q.dtype),

@@ -21,8 +21,7 @@ No c changes the first term, G times the Jensen-Shannon divergence of the groups
 
 Forward: one program for one query. It goes through its keys twice, first for the log-sum-exp of I, then for p, loss
 and dI. Incoming gradients only scale a row of dI, so the sums over s are taken at once, where the keys are at hand
-(loss_tiles.py). Backward: dindex_k, which sums over queries, in selected_backward.py. No atomics: the same bits at
-every repeat.
+(loss_tiles.py). Backward: dindex_k, which sums over queries, in selected_backward.py. The same bits at every repeat.
 """
 
 import math

@@ -14,6 +14,7 @@ from error_bounds import assert_within, attention
 from torch.testing import assert_close
 
 from minikeye import ops
+from minikeye.kernels import integer_sums
 from minikeye.kernels.attention import sparse_attention as door
 from minikeye.kernels.attention import sparse_backward, sparse_forward, sparse_union, union_lists
 from minikeye.kernels.attention.sparse_attention import sparse_attention
@@ -443,7 +444,7 @@ def test_sums_that_reach_their_bound(size, monkeypatch):
     weight = torch.full_like(out, size)
     dv = torch.autograd.grad(out, v, weight)[0]
     assert dv[0, 0].equal(64 * weight[0, 0, :2]) and dv[0, 1:].eq(0).all()
-    (sums,) = made[0].sums[1:].abs()
+    sums = made[0].dv.sums[0].abs()
     assert sums.max() <= 2**62
     assert sums[0, 0].min() >= (2**61 if size > 1e-20 else 2**21), "a bound that is twice too large loses a bit"
 
@@ -460,7 +461,7 @@ def test_the_largest_gradients_of_keys(monkeypatch):
     dk = torch.autograd.grad(out, k, torch.full_like(out, 1e10))[0]
     exact = 64 * 0.25 / 2 * (16 * 1e12 * 1e10) * 1000 * torch.tensor([1.0, -1.0]).double()  # rows scale p dp q
     assert_close(dk[0, :2].double(), exact[:, None, None].expand(2, 2, 16), rtol=1e-6, atol=0)
-    sums = made[0].sums[0].abs()
+    sums = made[0].dk.sums.abs()
     assert 2**59 <= sums.max() <= 2**61  # p is 1/2
 
 
@@ -478,18 +479,29 @@ def test_the_bounds_as_a_loop():
                     do, o = dout[b, t, h].double(), out[b, t, h].double()
                     dk += 0.3 * float(do.abs().sum()) * (most + float(o.abs().max())) * float(q[b, t, h].abs().max())
                     dv += float(do.abs().max())
-            assert got[:, b, g].tolist() == pytest.approx([dk, dv], rel=1e-6)
+            assert [float(x[b, g]) for x in got] == pytest.approx([dk, dv], rel=1e-6)
 
 
 def test_units_are_powers_of_two():
     q, k, v = (x.detach() for x in inputs(b=2))
     dout = torch.randn_like(q)
     keys = sparse_backward.KeyGradients(q, k, v, q, dout, 0.25)
-    most = sparse_backward.bounds(q, v, q, dout, 0.25)
-    assert keys.units.frexp().mantissa.eq(0.5).all() and keys.finite.all()
-    assert (most < 2.0**62 * keys.units).all() and (most >= 2.0**61 * keys.units).all()
+    for most, sums in zip(sparse_backward.bounds(q, v, q, dout, 0.25), (keys.dk, keys.dv), strict=True):
+        assert sums.unit.frexp().mantissa.eq(0.5).all() and sums.finite.all()
+        assert (most < 2.0**62 * sums.unit).all() and (most >= 2.0**61 * sums.unit).all()
     exponents = torch.arange(-126, 128)
-    assert sparse_backward.power_of_two(exponents).double().equal(2.0 ** exponents.double())
+    assert integer_sums.power_of_two(exponents).double().equal(2.0 ** exponents.double())
+
+
+def test_weights_do_not_exceed_1():
+    """Even where lse is too small, by which p of the one key would be e: the bound relies on it."""
+    q, k, v = (x.detach() for x in inputs(t=8, h=2, g=1))
+    indices = torch.zeros(1, 8, 1, dtype=torch.int32)
+    out, lse = sparse_attention(q, k, v, indices)
+    keys = sparse_backward.KeyGradients(q, k, v, out, torch.ones_like(q), 0.25)
+    unions = union_lists.build_unions(indices, 40, 8, math.inf)
+    sparse_backward.add_tiles(q, k, v, unions, out, lse - 1, torch.ones_like(q), 0.25, 8, torch.empty_like(q), keys)
+    assert keys.dv.finish(torch.float32)[0, 0].eq(16).all()
 
 
 BAD = {  # what is not finite, and where

@@ -31,7 +31,7 @@ CEILING = {
     "sparse_backward": {90: (255, 81_920), 80: (255, 90_112)},  # two programs a multiprocessor of sm_90
     "sparse_backward, one query": {90: (240, 45_056), 80: (255, 36_864)},
     "selected_loss": {90: (128, 40_960), 80: (128, 16_384)},  # four programs of 128 threads a multiprocessor
-    "selected_backward": {90: (128, 16_384), 80: (128, 16_384)},
+    "selected_backward": {90: (96, 20_480), 80: (96, 20_480)},
     "warmup_lse, heads": {90: (128, 50_176), 80: (128, 45_056)},
     "warmup_lse, rows": {90: (128, 36_864), 80: (136, 28_672)},
     "warmup_loss": {90: (240, 90_112), 80: (255, 28_672)},

@@ -69,6 +69,55 @@ def test_as_near_to_float64_as_arithmetic_allows(deterministic):
 
 
 @pytest.mark.gpu
+def test_gradients_where_one_tile_is_out_of_order():
+    """Queries 800 to 807 go through lists of their own, beside the unions of the others."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    qkv, indices, weight = on_gpu(1024, 128)
+    indices[:, 803] = indices[:, 803].flip(-1)
+    indices[:, 805, :7] = indices[:, 805, 7:8]  # one key eight times
+    q, k, v = (x.detach() for x in qkv)
+    wide = [x.double().requires_grad_() for x in (q, k, v)]
+    truth = torch.autograd.grad(ops.sparse_attention(*wide, indices, backend="torch")[0], wide, weight.double())
+    bounds = slab_by_slab((q, k, v), indices, weight)[2:]
+    runs = [torch.autograd.grad(door.sparse_attention(*qkv, indices)[0], qkv, weight) for _ in range(5)]
+    for name, x, bound, *got in zip(("dq", "dk", "dv"), truth, bounds, *runs, strict=True):
+        assert_within(got[0], x, bound.error, name)
+        assert all(y.equal(got[0]) for y in got), name
+
+
+@pytest.mark.gpu
+def test_gradients_in_a_graph():
+    """Nothing in them waits for the CPU; a replay gives the bits of the eager run."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    qkv, indices, weight = on_gpu(1024, 128)
+
+    def run():
+        return torch.autograd.grad(door.sparse_attention(*qkv, indices)[0], qkv, weight)
+
+    expected, graph = run(), torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        got = run()
+    for _ in range(3):
+        graph.replay()
+        assert all(map(torch.equal, got, expected))
+
+
+@pytest.mark.gpu
+def test_a_gradient_that_is_not_finite_is_told():
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    qkv, indices, weight = on_gpu(1024, 128)
+    fine = torch.autograd.grad(door.sparse_attention(*qkv, indices)[0], qkv, weight)
+    weight[0, 77, 9] = torch.nan  # of KV head 1
+    got = torch.autograd.grad(door.sparse_attention(*qkv, indices)[0], qkv, weight)
+    for x, y in zip(got[1:], fine[1:], strict=True):
+        assert x[:, :, 1].isnan().all() and x[:, :, [0, 2, 3]].equal(y[:, :, [0, 2, 3]])
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize(
     ("keys", "more"), [((0, 32), 140.0), ((0, 32), -140.0), ((700, 1024), 140.0), ((9, 10), 250.0)]
 )

@@ -646,6 +646,7 @@ def test_sparse_attention_is_learnt_by_kernels_or_under_a_mask(monkeypatch):
     monkeypatch.setattr(backend, "_triton_obstacle", lambda *tensors: "")
     assert ops.learning_mode("sparse", config, 4096, "cuda") == "sparse"
     assert ops.learning_mode("masked", config, 4096, "cuda") == "masked"
+    assert ops.learning_mode("sparse", config, backend.KERNELS_FROM - 1, "cuda") == "masked"
     odd = replace(config, text=replace(config.text, heads=34, kv_heads=2))  # 17 heads a group
     assert ops.learning_mode("sparse", odd, 4096, "cuda") == "masked"
 

@@ -34,7 +34,7 @@ FLOATS = {"scale", "scale_log2", "pays", "eps", "index_eps"}
 NOT_SIXTEENTHS = ("T", "S", "G", "R", "TILES", "BLOCKS", "t_count", "offset", "start_b", "start_t")  # integers
 POINTERS = {
     **dict.fromkeys(("scores", "sample", "bound", "lse", "delta", "index_w", "loss"), "fp32"),
-    **dict.fromkeys(("dscore", "pulled", "row_lse", "parts"), "fp32"),
+    **dict.fromkeys(("dscore", "pulled", "row_lse", "parts", "unit", "dk_unit", "dv_unit"), "fp32"),
     **dict.fromkeys(("start", "only", "bitmap", "candidates", "passed", "indices", "union_sizes", "marks"), "i32"),
     **dict.fromkeys(("words", "counts", "ends", "entries", "sizes", "queries", "members", "begins"), "i32"),
     **dict.fromkeys(("pairs", "order", "firsts", "lasts"), "i32"),
@@ -150,7 +150,7 @@ def attention_cases(sm: int, shape: Shape = RELEASED) -> dict[str, Case]:
     }  # fmt: skip
     stride = shape.kv_heads * shape.width
     known = sizes | {"K_S": stride, "V_S": stride, "G": shape.kv_heads, "R": r, "SAFE": sparse_union.SAFE}
-    sums = {"dk": "i64", "dv": "i64", "dk_unit": "fp32", "dv_unit": "fp32"}
+    sums = {"dk": "i64", "dv": "i64"}
     tile, single = (
         sizes | {"QUERIES": n, "BLOCK_R": sparse_backward.padded_heads(r, n)} for n in (sizes["QUERIES"], 1)
     )
@@ -181,14 +181,16 @@ def loss_cases(sm: int, shape: Shape = RELEASED, dtype: str = "bf16", gradients:
         "BLOCK_K": triton.next_power_of_2(shape.topk), "PRECISION": "ieee" if dtype == "fp32" else "tf32",
     }  # fmt: skip
     rows = constants | {"QUERIES": min(8, max(1, warmup_lse.COLUMNS[row] // heads))}
-    pairs = constants | {"QUERIES": max(1, selected_backward.COLUMNS // heads), "KEYS": selected_backward.KEYS}
+    gathered = constants | {"HEADS": max(16, heads)}
     none = {} if gradients else {"dscore": None, "pulled": None}
     pointers = dict.fromkeys(("dk", "dloss"), "fp32")
     return {
         "selected_loss": Case(
             selected_loss.selected_loss_kernel, constants | none, selected_loss.FORWARD[row], pointers
         ),
-        "selected_backward": Case(selected_backward.selected_dk_kernel, pairs, selected_backward.DK[row], pointers),
+        "selected_backward": Case(
+            selected_backward.selected_dk_kernel, gathered, selected_backward.DK[row], {"dk": "i64", "dloss": "fp32"}
+        ),
         "warmup_lse, heads": Case(warmup_lse.heads_kernel, rows, warmup_lse.HEADS_LAUNCH[row], pointers),
         "warmup_lse, rows": Case(warmup_lse.rows_kernel, rows, warmup_lse.ROWS_LAUNCH[row], pointers),
         "warmup_loss": Case(warmup_loss.loss_kernel, rows | none, warmup_loss.LAUNCH[row], pointers),
