@@ -1,9 +1,11 @@
 """What is installed, under which name, and how little of it a light import loads."""
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+import venv
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,57 @@ def test_ranges_hold_what_is_tested():
     assert set(lowest) - set(pins) == {"pyarrow"}
     assert {name for name, low in lowest.items() if parts(pins.get(name, low)) < parts(low)} == set()
     assert parts(lowest["av"]) >= (18,) and parts(lowest["jinja2"]) >= (3, 1, 6)
+
+
+@pytest.mark.slow
+def test_the_wheel_works_without_the_repository(tmp_path):
+    """Built from a copy and installed into an environment of its own, which sees the other packages and nothing else.
+
+    From an empty folder `minikeye check` says its version and that there is no checkpoint; help of every command and
+    the kernels are there; every file that a module reads beside itself came along, as one pass of `fake-checkpoint`
+    and `info` shows.
+    """
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("minikeye", "kernels"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "LICENSE", "README.md"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    build = ["wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index", "-w", tmp_path / "wheels", source]
+    subprocess.run([*pip, *build], check=True, cwd=tmp_path)
+    [wheel] = (tmp_path / "wheels").iterdir()
+    assert wheel.name == f"minikeye-{minikeye.__version__}-py3-none-any.whl"
+    shutil.rmtree(source)
+
+    venv.create(tmp_path / "env", with_pip=False)
+    its = tmp_path / "env" / "bin" / "python"
+    site = subprocess.run(
+        [its, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"], capture_output=True, text=True
+    ).stdout.strip()
+    others = "\n".join(path for path in sys.path if Path(path).name == "site-packages")
+    Path(site, "others.pth").write_text(others)  # the packages there, not the .pth files: the editable minikeye is one
+    missing = subprocess.run([its, "-c", "import minikeye"], capture_output=True, text=True, cwd=tmp_path)
+    assert "No module named 'minikeye'" in missing.stderr
+    install = ["--python", its, "install", "-q", "--no-deps", "--no-index", wheel]
+    subprocess.run([*pip, *install], check=True, cwd=tmp_path)
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+
+    def run(*command: str) -> str:
+        done = subprocess.run([its.parent / "minikeye", *command], cwd=empty, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    said = run("check")
+    assert re.search(rf"^minikeye +{re.escape(minikeye.__version__)}$", said, re.M) and "backend auto takes" in said
+    assert re.search(rf"^default +none at {re.escape(site)}", said, re.M) and str(ROOT) not in said
+    assert "--needles-json" in run("evaluate", "--help")
+    run("fake-checkpoint", "made", "--small", "--layers", "2")
+    assert "2 layers" in run("info", "--config", "made")
+    code = "import minikeye.kernels.launch as m; print(m.__file__)"
+    assert subprocess.run([its, "-c", code], cwd=empty, capture_output=True, text=True).stdout.startswith(site)
 
 
 @pytest.mark.slow
