@@ -170,8 +170,8 @@ def step(frames: int, device: torch.device, smoke: bool) -> Iterator[dict]:
 def model_of(kind: str, layers: int, sizes: Sizes) -> KeyeConfig:
     """mini, or so many decoder layers of released size with the released vocabulary and mini's tower."""
     config = KeyeConfig.mini()
-    if kind == "mini":
-        return config
+    if kind == "mini":  # with room for more tokens than it was taught
+        return replace(config, text=replace(config.text, max_positions=sizes.released.text.max_positions))
     text = replace(sizes.released.text, layers=layers)
     return replace(config, text=text, indexer=sizes.released.indexer, image_token_id=0, video_token_id=1)
 
