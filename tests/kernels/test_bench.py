@@ -8,7 +8,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from minikeye.evaluation.kernels import bench, counters
+from minikeye.evaluation.kernels import bench, counters, proof_model
 from minikeye.evaluation.kernels.workload import Shape, index_inputs, process, union_factor
 
 RESULTS = Path(__file__).resolve().parents[2] / "assets" / "results"
@@ -90,3 +90,10 @@ def test_counters_are_read_from_ncus_csv(tmp_path):
     (tmp_path / "empty.csv").write_text("==PROF== nothing\n")
     with pytest.raises(ValueError, match="expected the CSV that ncu writes"):
         counters.read(tmp_path / "empty.csv")
+
+
+def test_keys_that_two_selections_share_are_counted_wherever_they_stand():
+    """One key more in front moves all others by a place, and is still one key."""
+    a, b = torch.tensor([[[1, 3, 5, 7], [2, 4, -1, -1]]]), torch.tensor([[[0, 1, 3, 5], [2, 4, 6, -1]]])
+    assert proof_model.share_in_both(a, b) == pytest.approx(5 / 6)
+    assert proof_model.share_in_both(b, a) == pytest.approx(5 / 7)

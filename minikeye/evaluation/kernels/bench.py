@@ -215,7 +215,7 @@ def summarise(rows: list[dict]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("assets/results/kernels_h100.json"))
+    parser.add_argument("--out", type=Path, default=Path("assets/results/kernels_h200.json"))
     parser.add_argument("--only", nargs="*", help="parts of the benchmark; default: all")
     options = parser.parse_args()
     rows: list[dict] = []
