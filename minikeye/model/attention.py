@@ -1,7 +1,7 @@
 """Grouped-query attention, dense or over the indexer's selection: the same weights, switched per call.
 
 Three modes. "dense" reads every key. "sparse" gathers the selected keys and reads nothing else. "masked" computes what
-"sparse" computes by a dense kernel under a mask: it reads everything and saves nothing, but in training without Triton
+"sparse" computes by a dense kernel under a mask: it reads everything and saves nothing, but in training without kernels
 one big matrix product beats gathering a set per query (`ops.learning_mode`). The model never chooses it for you.
 
 Axes: b batch, t query position, s key position, d width, h query head, g KV head, e head width, j indexer head,

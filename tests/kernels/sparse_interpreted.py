@@ -536,6 +536,17 @@ def test_what_is_not_finite_is_told(case):
         assert not all(x.isfinite().all() for x in truth)
 
 
+def test_weights_that_are_nan_are_told():
+    """All logits are -inf, and so is lse, though q, k and out are finite: exp(-inf + inf)."""
+    q, k, v = (x.detach() for x in inputs(t=8, h=2, g=1))
+    q, k = (torch.full_like(q, -1e25).requires_grad_(), torch.full_like(k, 1e25).requires_grad_())
+    v.requires_grad_()
+    with np.errstate(all="ignore"):
+        out, lse = sparse_attention(q, k, v, torch.zeros(1, 8, 1, dtype=torch.int32))
+        got = torch.autograd.grad(out.sum(), (q, k, v))
+    assert out.isfinite().all() and lse.isneginf().all() and all(x.isnan().all() for x in got)
+
+
 def test_no_gradient_at_all():
     qkv = inputs()
     out, _ = sparse_attention(*qkv, selection())
