@@ -119,7 +119,7 @@ def test_check_needs_no_checkpoint(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(commands, "CHECKPOINT", tmp_path / "absent")
     status, out, err = run(capsys, "check")
     assert (status, err) == (0, "")
-    assert row(out, "torch")[1] == torch.__version__
+    assert row(out, "torch")[1].split("+")[0] == torch.__version__.split("+")[0]  # which may name a build, too
     assert "backend auto takes torch: " in out
     assert f"none at {tmp_path / 'absent'}" in out
 

@@ -8,7 +8,8 @@ coloured thing ("thing": from when to when?), the two things that `mini` was tau
     real        clips that somebody filmed, slowed to the length: whoever made the questions did not make these
 
 Handwriting, backgrounds and clips are none that the checkpoint was taught. The frame lies within JITTER of the depth:
-at exactly one frame a whole cell would share its second, and a lucky guess would fill it. The needle takes the place of
+at exactly one frame a whole cell would share its second, and a lucky guess would fill it. The cards are the same in all
+cells: what differs is where they are. The needle takes the place of
 its frame, so that a haystack of N frames has N frames (LongVA puts the needle's in addition to them).
 """
 
@@ -61,6 +62,7 @@ class Cell:
 class Case:
     """One needle in one haystack, with its question."""
 
+    number: int  # of the needle in its cell; a card of one number is the same card in every cell
     clip: Footage  # without the needle
     needle: Needle
     frame: int  # that shows it
@@ -137,7 +139,7 @@ def _case(cell: Cell, number: int, depth: float, clip: Footage, there: Sequence[
     end = clip.seconds[min(frame + 1, length - 1)]
     event = Event(cell.needle, hidden.name, frame, frame + 1, clip.seconds[frame], end)
     problem = needle(event) if cell.needle == "card" else grounding(event)
-    return Case(clip, hidden, frame, problem, _levels(cell.needle, hidden, clip))
+    return Case(number, clip, hidden, frame, problem, _levels(cell.needle, hidden, clip))
 
 
 def _levels(kind: str, hidden: Needle, clip: Footage) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """The heat maps as a picture: python -m minikeye.evaluation.niah.heat_map --result FILE --out PICTURE
 
 Length to the right, depth downwards; every square says its percentage and below it the 95 % interval, so that nobody
-needs to read colours. Printed is the paragraph for the README: the picture with its words, and a table.
+needs to read colours. Printed are the picture's words and a table, as the README has them, and all levels of all
+factors.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from minikeye.evaluation.benchmarks.choice_scores import niah_mean
-from minikeye.evaluation.niah.study import ATTENTIONS, HAYSTACKS, WAYS, cells_of, chosen, whole_lengths
+from minikeye.evaluation.niah.study import ATTENTIONS, HAYSTACKS, WAYS, by_level, cells_of, chosen, whole_lengths
 from minikeye.explore.figures import STYLE
 from minikeye.files import whole_file
 from minikeye.scores import Estimate
@@ -121,6 +122,17 @@ def table(summary: Mapping[str, float]) -> str:
     return "\n".join(["| needles | % | key in niah.json |", "| --- | --- | --- |", *rows])
 
 
+def splits(rows: Sequence[dict], needle: str, attention: str = "sparse") -> str:
+    """A line for each haystack and factor: percent found, written, of every level, the worst first."""
+    lines = []
+    for haystack in HAYSTACKS:
+        for factor, levels in by_level(chosen(rows, needle=needle, haystack=haystack, attention=attention)).items():
+            shares = sorted((100 * right / asked, level, asked) for level, (asked, right, _) in levels.items())
+            said = ", ".join(f"{level} {share:.1f} % of {asked:,}" for share, level, asked in shares)
+            lines.append(f"{SAID[haystack]}, {factor}: {said}")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--result", type=Path, default=Path("assets/results/niah.json"), help="what the study wrote")
@@ -131,7 +143,7 @@ def main() -> None:
     lines = of_study(result["rows"], options.needle)
     save(options.out, lines)
     alt = words([one for line in lines for one in line])
-    print(f"![{alt}]({options.out})\n\n{table(result['summary'])}")
+    print(f"![{alt}]({options.out})\n\n{table(result['summary'])}\n\n{splits(result['rows'], options.needle)}")
 
 
 if __name__ == "__main__":

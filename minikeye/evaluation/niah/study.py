@@ -62,7 +62,9 @@ def measure(
         for attention, scores in answer(model, some, attentions, cell.control == "blank").items():
             found[attention] += scores
     seconds = (time.monotonic() - begun) / len(attentions)
-    return [_row(cell, attention, asked, found[attention], seconds) for attention in attentions]
+    order = sorted(range(len(asked)), key=lambda n: asked[n].number)
+    asked = [asked[n] for n in order]
+    return [_row(cell, a, asked, [found[a][n] for n in order], seconds) for a in attentions]
 
 
 def answer(
@@ -176,22 +178,29 @@ def summarise(rows: Sequence[dict]) -> dict[str, float]:
     return out
 
 
-def lost(rows: Sequence[dict]) -> dict[str, float]:
-    """Dense minus sparse on the same needles, points, with 95 % intervals."""
+def intervals(rows: Sequence[dict]) -> dict[str, float]:
+    """95 % intervals of the means, and of dense minus sparse on the same needles, in percent and points.
+
+    Needles are drawn, not answers: a card that is hard to read is so in every cell.
+    """
     out: dict[str, float] = {}
-    rows = whole_lengths(rows)
     for needle, haystack in product(NEEDLES, HAYSTACKS):
-        pairs = []
-        for row in chosen(rows, needle=needle, haystack=haystack, attention="sparse"):
-            twins = chosen(rows, needle=needle, haystack=haystack, attention="dense")
-            for twin in (t for t in twins if (t["frames"], t["depth"]) == (row["frames"], row["depth"])):
-                both = zip(twin["each_generated"], row["each_generated"], strict=True)
-                pairs += [100.0 * (int(a) - int(b)) for a, b in both]
-        if pairs:
-            low, high = bootstrap(pairs, [str(n) for n in range(len(pairs))])
+        each: dict[str, list[float]] = {}
+        for attention in ATTENTIONS:
+            some = chosen(whole_lengths(rows), needle=needle, haystack=haystack, attention=attention)
+            some = sorted(some, key=lambda row: (row["frames"], row["depth"]))
+            if some:
+                each[attention] = [100.0 * int(one) for row in some for one in row["each_generated"]]
+                numbers = [str(n) for row in some for n in range(row["n"])]
+                low, high = bootstrap(each[attention], numbers)
+                name = f"niah_{needle}_{haystack}_{attention}_generated"
+                out |= {f"{name}_low": round(low, 2), f"{name}_high": round(high, 2)}
+        if len(each) == 2 and len(each["dense"]) == len(each["sparse"]):
+            apart = [dense - sparse for dense, sparse in zip(each["dense"], each["sparse"], strict=True)]
+            low, high = bootstrap(apart, numbers)
             name = f"niah_{needle}_{haystack}_dense_minus_sparse"
             out |= {
-                name: round(sum(pairs) / len(pairs), 2),
+                name: round(sum(apart) / len(apart), 2),
                 f"{name}_low": round(low, 2),
                 f"{name}_high": round(high, 2),
             }
@@ -232,7 +241,7 @@ def main() -> None:
         if time.monotonic() - written > EVERY:
             report(options.out, rows, summarise(rows))
             written = time.monotonic()
-    report(options.out, rows, summarise(rows) | lost(rows))
+    report(options.out, rows, summarise(rows) | intervals(rows))
 
 
 def report(path: Path, rows: list[dict], summary: dict[str, float]) -> None:

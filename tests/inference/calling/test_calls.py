@@ -92,7 +92,7 @@ CASES = {
     "beyond every float": (call('{"name": "pay", "arguments": {"amount": 1e999}}'), [BAD_JSON]),
     "NaN in text": (looks('"{\\"start\\": NaN}"'), [BAD_JSON]),
     "5,000 digits": (looks('{"start": ' + "9" * 5000 + "}"), [BAD_JSON]),
-    "deep": (looks("[" * 9000 + "]" * 9000), [BAD_JSON]),
+    "deep": (looks("[" * 9000 + "]" * 9000), ["expected "]),  # too deep for Python up to 3.12; no object for 3.13
     "10 MB in one call": (
         looks('"' + "a" * 10**7 + '"'),
         ["expected a call of at most 20000 characters, got 10000033"],
