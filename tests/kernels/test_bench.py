@@ -48,18 +48,18 @@ def test_sinks_are_wanted_by_every_query():
 
 def test_the_summary_is_of_these_rows():
     """Ratios beside dense attention of the same run, nothing left out, and every check that held."""
-    result = json.loads((RESULTS / "kernels_h100.json").read_text())
+    result = json.loads((RESULTS / "kernels_h200.json").read_text())
     assert bench.summarise(result["rows"]) == result["summary"] and len(result["summary"]) == 15
     parts = [name for name, _ in bench.plan()]
     assert {row["part"] for row in result["rows"]} == set(parts)
     checks = [row["what"] for row in result["rows"] if row["part"] == "proof"]
     assert checks.count("selection equal to torch") == 3 and len(checks) >= 20
-    assert "H100" in result["hardware"] and result["versions"]["triton"] != "not installed"
+    assert "H200" in result["hardware"] and result["versions"]["triton"] != "not installed"
 
 
 def test_rates_follow_from_times():
     """TFLOP/s and TB/s are recomputed from the milliseconds and the shapes, by hand."""
-    for row in json.loads((RESULTS / "kernels_h100.json").read_text())["rows"]:
+    for row in json.loads((RESULTS / "kernels_h200.json").read_text())["rows"]:
         if row["part"] != "parts":
             continue
         length, queries, seconds = row["length"], row["queries"], row["ms"] / 1000

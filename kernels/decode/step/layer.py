@@ -5,7 +5,7 @@ v vocabulary. Report, section 2. The specification is the model itself, a pass o
 
 Eleven launches a layer where PyTorch makes about a hundred short ones, whose sum is 90 % of a step. A prototype on an
 H200 took 78 us a layer for 300 at batch 1 and 128K, where the bytes need 33; what these kernels take is in
-assets/results/full_size_fused.json. Eight launches with dense attention; either way one more from two rows on, which
+assets/results/full_size.json. Eight launches with dense attention; either way one more from two rows on, which
 lists the experts that are awake.
 Tried there and not kept: the projections of attention in a parallel branch of the graph, while keys are selected: fork
 and join cost 4 to 8 us more than they hide.

@@ -38,6 +38,9 @@ RHO = 0.9925  # of the smooth prompts: neighbours then share about what the repo
 # Tokens that a pass reads: experts are fed 32K at a time; cuDNN's causal kernel is fastest on the whole prompt at once.
 CHUNK = {"sparse": 32_768, "dense": None}
 LENGTHS = (8192, 32_768, 131_072, 262_144)
+PROFILED = 4  # layers
+# In the names of the kernels of attention and of what selects for it.
+OF_ATTENTION = ("index_scores", "threshold", "filter", "list_k", "pick", "mark", "compact", "sparse_", "sdpa", "flash")
 FRAMES, ROWS, COLUMNS = 504, 24, 42  # 127,008 visual tokens: 504 frames of 16:9, as 252 s become at 2 frames/s
 
 
@@ -145,7 +148,7 @@ def profile(run: Callable[[], object], device: torch.device, **about: object) ->
 def profiles(model: KeyeVL, length: int, device: torch.device) -> Iterator[dict]:
     """Reading a prompt by four layers, of both kinds of attention and data; one decode step of all layers."""
     for attention, data in (("sparse", "random"), ("dense", "random"), ("sparse", "smooth")):
-        with reading(model, data, length, 4), fastest_dense(device):
+        with reading(model, data, length, PROFILED), fastest_dense(device):
             run = prompt(model, length, attention, Cache.empty(len(model.model.layers), length), None, device)
             yield from profile(run, device, part="prefill", attention=attention, data=data, length=length)
     cache = filled(model, length, 1, device)
@@ -163,6 +166,19 @@ def plan(
     yield "decode", partial(decoding, model, lengths, device)
     yield "vision", partial(see, model, *((FRAMES, ROWS, COLUMNS) if device.type == "cuda" else (2, 4, 4)), device)
     yield "profile", partial(profiles, model, sorted(lengths)[len(lengths) // 2], device)
+
+
+def layer_ms(rows: list[dict], attention: str, data: str) -> tuple[float, float]:
+    """Of a layer that reads 128K tokens, by the profile: ms of attention with its selection, and of all the rest.
+
+    The shortest kernels of attention have no row, and count as rest.
+    """
+    about = {"what": "profile", "part": "prefill", "attention": attention, "data": data, "length": 131_072}
+    found = [r for r in rows if about.items() <= r.items()]
+    if not found:
+        return float("nan"), float("nan")
+    own = sum(r["ms"] for r in found if any(word in r["kernel"] for word in OF_ATTENTION))
+    return own / PROFILED, (found[0]["ms"] / found[0]["share"] - own) / PROFILED
 
 
 def summarise(rows: list[dict]) -> dict[str, float]:
@@ -184,6 +200,8 @@ def summarise(rows: list[dict]) -> dict[str, float]:
             tail = tail if batch > 1 else ""  # as these two were always called
             out[f"decode_{name}_ratio{tail}"] = sparse / dense
             out[f"decode_{name}_tokens_s{tail}"] = 1000 * batch / sparse
+    (sparse, rest), (dense, _) = layer_ms(rows, "sparse", "smooth"), layer_ms(rows, "dense", "random")
+    out |= {"layer_128k_attention_ratio_smooth": sparse / dense, "layer_128k_rest_ms_smooth": rest}
     out["peak_gib_256k"] = find("peak_gib", what="prefill", attention="sparse", data="random", length=262_144)
     out["u16_128k"] = find("u16", what="prefill", data="random", length=131_072)
     out["u16_128k_smooth"] = find("u16", what="prefill", data="smooth", length=131_072)
