@@ -1,5 +1,9 @@
 """A small model that was watched while it answered, and a record small enough to count by hand."""
 
+import importlib.util
+import os
+import shutil
+
 import pytest
 import torch
 
@@ -9,6 +13,22 @@ from minikeye.explore.widget.sources import Probed
 from minikeye.inputs.processor import Clip
 from minikeye.inputs.prompt import FrameSpan
 from minikeye.model.record import LayerRecord, Record
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The distribution's Chromium. Skips where it or playwright is missing.
+
+    MINIKEYE_REQUIRE_BROWSER=1 makes that a failure, as CI does.
+    """
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    packages = ("playwright", "axe_playwright_python")
+    missing = [f"the Python package {name}" for name in packages if not importlib.util.find_spec(name)]
+    missing += ["Chromium (Debian: apt-get install chromium)"] * (path is None)
+    if missing:
+        required = os.environ.get("MINIKEYE_REQUIRE_BROWSER", "0") not in ("", "0")
+        (pytest.fail if required else pytest.skip)(f"needs {' and '.join(missing)}; pip install -r requirements.txt")
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -191,5 +191,5 @@ function offerQueries(s, choose) {
   });
 }
 
+// Without it, as without JavaScript, the page stays what Python wrote, and says so.
 if ("DecompressionStream" in window) start(await unpack($("numbers").textContent));
-else $("trouble").hidden = false;
