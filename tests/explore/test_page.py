@@ -22,6 +22,7 @@ from minikeye.explore.strip import GAMMA
 from minikeye.explore.widget import panels, view
 from minikeye.explore.words import percent
 
+ROOT = Path(__file__).resolve().parents[2]
 MB = 1_000_000
 QUESTION = "Which digit is on the card, and at which second?"
 HOSTILE = """</script><script>document.title='taken'</script><!-- <img src=x onerror="alert('taken')"> '"&amp;$style"""
@@ -142,6 +143,15 @@ def test_an_interrupted_page_leaves_the_old_one(selection, tmp_path, monkeypatch
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [before]
 
 
+@pytest.mark.parametrize("name", ["card", "thing"])
+def test_shipped_pages_are_made_by_this_code(name):
+    """After a change of the page: python assets/make_explorer.py."""
+    text = (ROOT / "assets" / "explorer" / f"{name}.html").read_text(encoding="utf-8")
+    assert len(text.encode()) <= 1.5 * MB
+    for part in Path(standalone.__file__).parent.glob("*.[cj]s*"):
+        assert part.read_text(encoding="utf-8") in text, part.name
+
+
 def test_without_pictures(selection):
     assert "<img" not in document(replace(selection, thumbnails=None))
 
@@ -202,6 +212,8 @@ def check(page, s: FrameSelection, layer: int, query: int, first: int = 0, last:
     assert [frame["amount"] for frame in frames] == ([percent(m) for m in mass] if one.reads_all else texts)
     inside = [first <= n <= last for n in range(len(counts))]
     assert [not frame["out"] for frame in frames] == inside
+    best = max(range(len(counts)), key=lambda n: (share[layer, n].item(), mass[n]))
+    assert [frame["most"] for frame in frames] == [n == best and share[layer, n] > 0 for n in range(len(counts))]
     assert [frame["pressed"] == "true" for frame in frames] == [there and not all(inside) for there in inside]
     if s.thumbnails is not None:
         pale = zip((0.25 + 0.75 * shades[layer]).tolist(), inside, strict=True)
@@ -214,7 +226,7 @@ def check(page, s: FrameSelection, layer: int, query: int, first: int = 0, last:
 
 FRAMES = """buttons => buttons.map(b => ({
     shade: Number(getComputedStyle(b).getPropertyValue("--shade")), amount: b.querySelector(".amount").textContent,
-    out: b.classList.contains("out"), pressed: b.getAttribute("aria-pressed"),
+    out: b.classList.contains("out"), most: b.classList.contains("most"), pressed: b.getAttribute("aria-pressed"),
     opacity: b.querySelector("img") && getComputedStyle(b.querySelector("img")).opacity,
     stripe: getComputedStyle(b.querySelector(".stripe")).backgroundColor}))"""
 

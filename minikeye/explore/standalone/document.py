@@ -140,7 +140,8 @@ def _film(s: FrameCounts, layer: int, query: int, room: int) -> str:
         amount = percent(one.mass[layer, 0, n].item()) if one.reads_all else f"{keys or 'no'} key{'s' * (keys != 1)}"
         style = f"--shade:{shade:.4g};--colour:{palette[round(shade * (len(palette) - 1))]}"
         picture = f'<img alt="" src="{code}">' if code else ""
-        truth = f'<span class="tag"><bdi>{escape(_subject(s))}</bdi></span>' if n in s.truth else ""
+        told = "quiet" if n - 1 in s.truth else "tag"  # in a run of truth the first frame says so for all, to the eye
+        truth = f'<span class="{told}"><bdi>{escape(_subject(s))}</bdi></span>' if n in s.truth else ""
         words = f'<b>{when(s, n)}</b> <span class="amount">{amount}</span> {truth}'
         button = f'<button type="button" disabled{" class=truth" * bool(truth)} style="{style}">'
         items.append(f'<li>{button}{picture}<span class="stripe"></span>{words}</button></li>')

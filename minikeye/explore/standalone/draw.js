@@ -88,9 +88,9 @@ function drawTruth(pen, s, place) {
   const high = place.row * place.layers;
   for (const frame of s.truth) {
     const begin = Math.floor(frame / place.step) * place.step;
-    const wide = Math.max(4, place.edge(begin + place.step) - place.edge(begin));
-    pen.fillRect(place.edge(begin), TOP - 5, wide, 4);
-    pen.fillRect(place.edge(begin), TOP + high + 2, wide, 4);
+    const [x, end] = [place.edge(begin), place.edge(begin + place.step)].map(place.whole);
+    pen.fillRect(x, TOP - 5, Math.max(4, end - x), 4);
+    pen.fillRect(x, TOP + high + 2, Math.max(4, end - x), 4);
   }
 }
 
@@ -110,8 +110,8 @@ function drawBars(pen, s, view, place) {
     const most = values[largest(values)];
     columns(values, step).forEach((value, n) => {
       if (!value) return;
-      const x = place.edge(n * step), wide = place.edge((n + 1) * step) - x;
-      const gap = wide > 5 ? 0.15 * wide : 0, long = ((BAR - 4) * value) / most;
+      const [x, end] = [place.edge(n * step), place.edge((n + 1) * step)].map(place.whole);
+      const wide = end - x, gap = wide > 5 ? 0.15 * wide : 0, long = ((BAR - 4) * value) / most;
       const box = [x + gap / 2, sign < 0 ? bars - long : bars + 1, Math.max(0.7, wide - gap), long];
       pen.fillStyle = real.has(n) ? s.accent : colour;
       pen.fillRect(...box);

@@ -19,6 +19,7 @@ from minikeye.explore.selection import FrameCounts
 PLANES = 3  # bytes a number: no prompt selects 2 ** 24 keys, and a share has 1,000,000 millionths
 SIZES = (192, 160, 128, 96, 80, 64, 48)  # pixels of a picture's longest side, tried in this order
 QUALITY = 72  # of WebP, of 100
+SAMPLE = 32  # frames by which a size is judged before all are written
 
 
 def pack(header: dict[str, Any], selection: FrameCounts) -> str:
@@ -42,21 +43,25 @@ def _planes(values: Int64[np.ndarray, "l t f"]) -> bytes:
 def pictures(thumbnails: UInt8[Tensor, "f 3 height width"], room: int) -> list[str]:
     """A data URI a frame, together at most `room` characters: in the largest of SIZES that fits, else the smallest."""
     frames = [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in thumbnails]
+    some = frames[:: -(-len(frames) // SAMPLE)]
     *larger, smallest = sorted({min(size, max(frames[0].size)) for size in SIZES}, reverse=True)
     for size in larger:
-        if len(codes := _encoded(frames, size, room)) == len(frames):
+        likely = _long(_encoded(some, size)) * len(frames) <= room * len(some)
+        if likely and _long(codes := _encoded(frames, size)) <= room:
             return codes
-    return _encoded(frames, smallest, None)
+    return _encoded(frames, smallest)
 
 
-def _encoded(frames: list[Image.Image], size: int, room: int | None) -> list[str]:
-    """The frames as WebP, `size` pixels wide or high; fewer of them where they take more than `room` characters."""
-    codes: list[str] = []
+def _long(codes: list[str]) -> int:
+    return sum(map(len, codes))
+
+
+def _encoded(frames: list[Image.Image], size: int) -> list[str]:
+    """The frames as WebP, `size` pixels wide or high."""
+    codes = []
     for frame in frames:
         scale, file = size / max(frame.size), io.BytesIO()
         smaller = frame.resize([max(1, round(side * scale)) for side in frame.size], Image.Resampling.LANCZOS)
         smaller.save(file, "WEBP", quality=QUALITY, method=4)
         codes.append(f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode('ascii')}")
-        if room is not None and (room := room - len(codes[-1])) < 0:
-            return codes[:-1]
     return codes

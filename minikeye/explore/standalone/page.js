@@ -58,13 +58,13 @@ function start(s) {
 
   function showFilm() {
     const shown = s.shown(view.layer, view.query), most = s.most(view.query), part = view.last - view.first + 1 < frames;
-    const peak = largest(shown);
+    const { top } = strongest(shown, s.mass(view.layer, view.query));
     film.forEach((button, n) => {
       const shade = shadeOf(s, shown[n], most), inside = view.first <= n && n <= view.last;
       button.style.setProperty("--shade", shade);
       button.style.setProperty("--colour", colourOf(s, shade));
       button.classList.toggle("out", !inside);
-      button.classList.toggle("most", n === peak && shown[n] > 0);
+      button.classList.toggle("most", n === top && shown[n] > 0);
       button.setAttribute("aria-pressed", inside && part);
       button.querySelector(".amount").textContent = amount(s, view, n);
     });

@@ -26,6 +26,13 @@ function largest(values) {
   return best;
 }
 
+// The frames with most keys, and the one of them that gets most attention; the first of equals.
+function strongest(counts, mass) {
+  const most = counts[largest(counts)];
+  const tied = [...counts.keys()].filter((n) => counts[n] === most);
+  return { most, tied, top: tied[largest(tied.map((n) => mass[n]))] };
+}
+
 // What a layer and a query read of the frames first..last.
 function reads(s, { layer, query, first, last }) {
   const counts = s.counts(layer, query).subarray(first, last + 1);
@@ -44,9 +51,7 @@ function reads(s, { layer, query, first, last }) {
     return `${sum}: ${every}. The frame at ${s.times[first + most]} gets most attention: ${percent(mass[most])}.`;
   }
   if (counts.length === 1) return `${sum}, with ${percent(mass[0])} of the attention.`;
-  const most = counts[largest(counts)];
-  const tied = [...counts.keys()].filter((n) => counts[n] === most);
-  const top = tied[largest(tied.map((n) => mass[n]))];
+  const { most, tied, top } = strongest(counts, mass);
   const where = frame(first + top);
   const attention = percent(mass[top]);
   if (tied.length === 1) return `${sum}, most in ${where}: ${most} with ${attention} of the attention.`;
