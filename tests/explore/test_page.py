@@ -106,6 +106,24 @@ def test_numbers_come_back_from_their_planes(selection):
             assert number / unit == pytest.approx(value, abs=0 if unit == 1 else 5.1e-7)
 
 
+@pytest.mark.parametrize("truth", [(), (2, 3)])
+def test_it_begins_where_most_is_read(selection, truth):
+    """At the layer that the finding names, and the query with most of the truth's keys, or of one frame's."""
+    upside_down = {name: getattr(selection, name).flip(0) for name in ("counts", "keys", "mass", "kept")}
+    s = replace(selection, truth=truth, **upside_down)  # else it is the first layer, by chance
+    code = document(s).split('id="numbers">')[1].split("<")[0]
+    data = zlib.decompress(base64.b64decode(code))
+    start = json.loads(data[4 : 4 + int.from_bytes(data[:4], "little")])["start"]
+    assert start["layer"] > 0 and f"Layer {s.layers[start['layer']]} " in s.sentence()
+    best = []
+    for counts, keys, mass in zip(
+        s.counts[start["layer"]], s.keys[start["layer"]], s.mass[start["layer"]], strict=True
+    ):
+        read = [sum(x[n].item() for n in truth) if truth else x.max().item() for x in (counts, mass)]
+        best.append((read[0] / keys.item(), read[1]))
+    assert start["query"] == best.index(max(best)) and len(set(best)) == 3
+
+
 def test_pictures_get_smaller_until_they_fit():
     thumbnails = made(20, side=96).thumbnails
     sizes = [sum(map(len, pictures(thumbnails, room))) for room in (10**9, 200_000, 60_000)]
