@@ -15,20 +15,29 @@ from minikeye.inputs.prompt import FrameSpan
 from minikeye.model.record import LayerRecord, Record
 
 
+def skip_without(**there: object) -> None:
+    """Skip the test where one of these is not there. MINIKEYE_REQUIRE_BROWSER=1 makes that a failure, as CI does."""
+    if missing := [name for name, found in there.items() if not found]:
+        required = os.environ.get("MINIKEYE_REQUIRE_BROWSER", "0") not in ("", "0")
+        how = "pip install -r requirements.txt; Debian: apt-get install chromium"
+        (pytest.fail if required else pytest.skip)(f"needs {' and '.join(missing)} ({how})")
+
+
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    """The distribution's Chromium. Skips where it or playwright is missing.
-
-    MINIKEYE_REQUIRE_BROWSER=1 makes that a failure, as CI does.
-    """
+    """Path of the distribution's Chromium."""
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    packages = ("playwright", "axe_playwright_python")
-    missing = [f"the Python package {name}" for name in packages if not importlib.util.find_spec(name)]
-    missing += ["Chromium (Debian: apt-get install chromium)"] * (path is None)
-    if missing:
-        required = os.environ.get("MINIKEYE_REQUIRE_BROWSER", "0") not in ("", "0")
-        (pytest.fail if required else pytest.skip)(f"needs {' and '.join(missing)}; pip install -r requirements.txt")
+    skip_without(playwright=importlib.util.find_spec("playwright"), chromium=path)
     return path
+
+
+@pytest.fixture(scope="session")
+def axe():
+    """Looks for what keeps people from using a page."""
+    skip_without(axe_playwright_python=importlib.util.find_spec("axe_playwright_python"))
+    from axe_playwright_python.sync_playwright import Axe
+
+    return Axe()
 
 
 @pytest.fixture(scope="session")

@@ -457,13 +457,11 @@ def test_hostile_text_in_the_browser(show, text):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "height"), [(1280, 900), (390, 844)])
-def test_nobody_is_kept_out(show, selection, width, height):
+def test_nobody_is_kept_out(show, axe, selection, width, height):
     """axe finds nothing serious; nothing lies beyond the right edge; what has the focus is framed."""
-    from axe_playwright_python.sync_playwright import Axe
-
     page = show(selection, width, height)
     for n in range(2):
-        found = Axe().run(page).response["violations"]
+        found = axe.run(page).response["violations"]
         assert [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")] == []
         page.locator("#film button").nth(4 + n).click()  # once more, with frames that are not chosen
     assert page.evaluate("document.documentElement.scrollWidth") <= width
