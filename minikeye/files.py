@@ -31,8 +31,23 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """A neighbouring file to write to, which takes the name `path` when the block ends: nobody ever sees half a file.
 
     After an error in the block it is removed; what a kill leaves goes at the next writing. A link stays a link to the
-    new file. Raises NotADirectoryError or IsADirectoryError where `path` cannot be a file, FileExistsError for what is
-    no file (a pipe, a device), FileNotFoundError for a link to nowhere, other OSErrors of the disk.
+    new file. Raises as `place_of_file`, and other OSErrors of the disk.
+    """
+    path = place_of_file(path)
+    part = _beside(path)
+    with open(part, "xb") as held, _locked(held.fileno()):  # whoever cannot lock it knows that its writer lives
+        try:
+            yield part
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def place_of_file(path: str | Path) -> Path:
+    """Where a file called `path` is written: there, or where a link leads.
+
+    Raises NotADirectoryError or IsADirectoryError where `path` cannot be a file, FileExistsError for what is no file (a
+    pipe, a device), FileNotFoundError for a link to nowhere.
     """
     if (path := Path(path)).is_dir():
         raise IsADirectoryError(f"expected the name of a file, got the folder {path}")
@@ -41,13 +56,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     path = _target(path)
     if not path.parent.is_dir():
         raise NotADirectoryError(f"expected a file in an existing folder, got {path}: make {path.parent} first")
-    part = _beside(path)
-    with open(part, "xb") as held, _locked(held.fileno()):  # whoever cannot lock it knows that its writer lives
-        try:
-            yield part
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+    return path
 
 
 @contextmanager

@@ -29,6 +29,16 @@ def test_every_package_is_listed():
     assert sorted(listed) == sorted(f"minikeye.{name}" if name.startswith("kernels") else name for name in names)
 
 
+def test_files_that_are_no_modules_are_listed():
+    """The explorer's page needs its script: a wheel holds only what is named."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["package-data"]
+    folders = {name: ROOT / name.replace(".", "/") for name in listed}
+    covered = {path for name, folder in folders.items() for pattern in listed[name] for path in folder.glob(pattern)}
+    files = {path for folder in ("minikeye", "kernels") for path in (ROOT / folder).rglob("*") if path.is_file()}
+    others = {path for path in files if path.suffix != ".py" and "__pycache__" not in path.parts}
+    assert covered == others and len(others) >= 5
+
+
 def test_ranges_hold_what_is_tested():
     """Every range has a lowest version, which the pinned one of requirements.txt is not below; known faults are.
 

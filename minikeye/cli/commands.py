@@ -14,7 +14,7 @@ from pathlib import Path
 
 import minikeye
 from minikeye.config import KeyeConfig
-from minikeye.files import CHECKPOINT
+from minikeye.files import CHECKPOINT, place_of_file
 
 PRESETS = {
     "keye_vl_2_30b_a3b": KeyeConfig.keye_vl_2_30b_a3b,
@@ -170,6 +170,8 @@ def frames(arguments: argparse.Namespace) -> None:
     if not planned:
         raise ValueError(f"{arguments.video} is a picture and has no frames to choose from: use `minikeye answer`")
     try_folder(arguments.out)
+    if arguments.html is not None:
+        try_page(arguments.html)
     model = opened.load()
     tell("load", time.perf_counter() - begun, arguments.checkpoint or str(CHECKPOINT))
     asked = ask(
@@ -193,6 +195,10 @@ def frames(arguments: argparse.Namespace) -> None:
     begun = time.perf_counter()
     picture = asked.save(arguments.out)
     tell("picture", time.perf_counter() - begun, str(picture))
+    if arguments.html is not None:
+        begun = time.perf_counter()
+        asked.selection.to_html(arguments.html)
+        tell("page", time.perf_counter() - begun, str(arguments.html))
 
 
 def chat(arguments: argparse.Namespace) -> None:
@@ -239,10 +245,25 @@ def try_folder(folder: Path) -> None:
         for name in ("selection.json", "selection.png"):
             if (folder / name).is_dir():
                 raise IsADirectoryError(f"{folder / name} is a folder")
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"0")
+        _try_writing(folder)
     except OSError as error:
         raise type(error)(f"--out {folder}: expected a folder to write into: {error.strerror or error}") from error
+
+
+def try_page(path: Path) -> None:
+    """Write beside the page of `--html`, as early. Raises ValueError or OSError, naming the option."""
+    from minikeye.explore.standalone.document import check_name
+
+    try:
+        check_name(path)
+        _try_writing(place_of_file(path).parent)
+    except (OSError, ValueError) as error:
+        raise type(error)(f"--html {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _try_writing(folder: Path) -> None:
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"0")
 
 
 def placed(digit: int, wanted: float, got: float) -> str:

@@ -98,6 +98,8 @@ def _add_asking(group) -> None:
     frames.add_argument("--insert-card", type=parse_card, metavar="DIGIT@SECONDS", help=help_)
     default = Path("minikeye-out")
     frames.add_argument("--out", type=Path, default=default, help=f"folder to write (default: {default})")
+    help_ = "write a web page as well, to look at it layer by layer in any browser, e.g. frames.html"
+    frames.add_argument("--html", type=Path, metavar="PATH", help=help_)
 
     summary = "talk about videos; an empty line or Ctrl-D ends it, /reset starts again"
     chat = _command(group, commands.chat, summary, "--checkpoint Keye-VL-2.0-30B-A3B --streaming clip.mp4 --tools look")

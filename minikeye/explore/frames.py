@@ -3,10 +3,12 @@
 selection = FrameSelection.from_record(out.record, inputs["frames"][0], thumbnails=clip.frames)
 print(selection.sentence())
 selection.figure().savefig("selection.png")
+selection.to_html("selection.html")
 """
 
 from minikeye.explore import strip, words
 from minikeye.explore.selection import FrameCounts
+from minikeye.explore.standalone import document
 
 
 class FrameSelection(FrameCounts):
@@ -17,3 +19,4 @@ class FrameSelection(FrameCounts):
     format_table = words.format_table
     alt = words.alt
     figure = strip.draw
+    to_html = document.write

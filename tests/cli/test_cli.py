@@ -1,6 +1,7 @@
 """Every command and every error of the command line, in process; and `ask`, which it is built on."""
 
 import dataclasses
+import html
 import json
 import os
 import re
@@ -223,6 +224,48 @@ def test_the_folder_is_tried_before_the_work(capsys, folder, video, tmp_path, mo
     status, printed, err = run(capsys, "frames", video, QUESTION, "--checkpoint", folder, "--out", place)
     assert (status, printed) == (2, "") and f"error: --out {place}: expected a folder to write into: " in err
     assert kind not in ("file", "below a file") or out.read_text() == "mine"
+
+
+def test_frames_writes_a_page_too(capsys, folder, video, tmp_path):
+    """--html beside --out: the page, and it alone, where it was asked for; what was there is replaced."""
+    page, out_folder = tmp_path / "page.html", tmp_path / "out"
+    page.write_text("old")
+    asked = (
+        "frames",
+        video,
+        QUESTION,
+        "--checkpoint",
+        folder,
+        "--max-new-tokens",
+        2,
+        "--out",
+        out_folder,
+        "--html",
+        page,
+    )
+    status, out, _ = run(capsys, *asked)
+    assert status == 0 and re.search(rf"^page +\d+\.\d\d s  {re.escape(str(page))}$", out, re.M)
+    selection = FrameSelection.from_json((out_folder / "selection.json").read_text())
+    assert html.escape(selection.sentence()) in page.read_text() and page.read_text().startswith("<!doctype html>")
+    assert {path.name for path in tmp_path.iterdir()} >= {"page.html", "out"}
+    assert [path for path in tmp_path.rglob("*") if path.name.endswith(".part")] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("page.txt", "expected the name of a web page, which ends in .html, got"),
+        ("none/page.html", "expected a file in an existing folder, got"),
+        ("folder.html", "expected the name of a file, got the folder"),
+    ],
+)
+def test_the_page_is_tried_before_the_work(capsys, folder, video, tmp_path, monkeypatch, name, told):
+    (tmp_path / "folder.html").mkdir()
+    page = tmp_path / name
+    monkeypatch.setattr(KeyeVL, "from_pretrained", None)
+    asked = "frames", video, QUESTION, "--checkpoint", folder, "--out", tmp_path / "out", "--html", page
+    status, printed, err = run(capsys, *asked)
+    assert (status, printed) == (2, "") and f"error: --html {page}: {told} " in err
 
 
 @pytest.mark.parametrize("killed_at", [0, 1])

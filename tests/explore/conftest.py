@@ -1,5 +1,9 @@
 """A small model that was watched while it answered, and a record small enough to count by hand."""
 
+import importlib.util
+import os
+import shutil
+
 import pytest
 import torch
 
@@ -9,6 +13,31 @@ from minikeye.explore.widget.sources import Probed
 from minikeye.inputs.processor import Clip
 from minikeye.inputs.prompt import FrameSpan
 from minikeye.model.record import LayerRecord, Record
+
+
+def skip_without(**there: object) -> None:
+    """Skip the test where one of these is not there. MINIKEYE_REQUIRE_BROWSER=1 makes that a failure, as CI does."""
+    if missing := [name for name, found in there.items() if not found]:
+        required = os.environ.get("MINIKEYE_REQUIRE_BROWSER", "0") not in ("", "0")
+        how = "pip install -r requirements.txt; Debian: apt-get install chromium"
+        (pytest.fail if required else pytest.skip)(f"needs {' and '.join(missing)} ({how})")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Path of the distribution's Chromium."""
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    skip_without(playwright=importlib.util.find_spec("playwright"), chromium=path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def axe():
+    """Looks for what keeps people from using a page."""
+    skip_without(axe_playwright_python=importlib.util.find_spec("axe_playwright_python"))
+    from axe_playwright_python.sync_playwright import Axe
+
+    return Axe()
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,11 @@
 """The explorer in a real browser: JupyterLab on this machine, the distribution's Chromium, keys instead of a mouse.
 
-Skipped where playwright or Chromium is missing, unless MINIKEYE_REQUIRE_BROWSER=1 makes that a failure, as CI does.
+Skipped where playwright or Chromium is missing: `chromium` in conftest.py.
 The picture in the README is made by this test, too:
 
     MINIKEYE_SCREENSHOT=assets/figures/explorer.png .venv/bin/pytest tests/explore/test_browser.py
 """
 
-import importlib.util
 import json
 import os
 import secrets
@@ -24,22 +23,9 @@ from nbformat.v4 import new_code_cell, new_notebook
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-MISSING = [
-    what
-    for what, there in (
-        ("the Python package playwright (pip install -r requirements.txt)", importlib.util.find_spec("playwright")),
-        ("Chromium (Debian: apt-get install chromium)", CHROMIUM),
-    )
-    if not there
-]
-REQUIRED = os.environ.get("MINIKEYE_REQUIRE_BROWSER", "0") not in ("", "0")
 WAIT = 180_000  # milliseconds, for the slowest step on a busy machine: a kernel that loads torch and answers a question
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(bool(MISSING) and not REQUIRED, reason=f"needs {' and '.join(MISSING)}"),
-]
+pytestmark = pytest.mark.slow
 
 HEAT_MAP_ENDS = 0.65  # of the picture's height, filmstrip and all; below it lie bars and gauges
 CLIP = "big_buck_bunny.mp4"
@@ -51,9 +37,8 @@ FrameExplorer.from_video("{CLIP}", question, insert_card=(7, 13.0))"""
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory) -> Path:
+def home(chromium, tmp_path_factory) -> Path:
     """A folder with a notebook of one cell, the clip, and settings that keep JupyterLab from asking about news."""
-    assert not MISSING, f"MINIKEYE_REQUIRE_BROWSER is set, but there is no {' and no '.join(MISSING)}"
     home = tmp_path_factory.mktemp("lab")
     notebook = new_notebook(cells=[new_code_cell(CELL)], metadata=execute.METADATA)  # with a kernel, else Lab asks
     nbformat.write(notebook, home / "explorer.ipynb")
@@ -95,14 +80,14 @@ def _url(runtime: Path, server: subprocess.Popen) -> str:
 
 
 @pytest.fixture
-def page(lab):
+def page(chromium, lab):
     """The notebook in Chromium, its cell run, the explorer shown."""
     from playwright.sync_api import expect, sync_playwright
 
     expect.set_options(timeout=WAIT)
     with sync_playwright() as playwright:
         # As root, Chromium refuses its sandbox; the only page it opens is ours.
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1380, "height": 1180}, device_scale_factor=1.25)
         page.set_default_timeout(WAIT)
         page.goto(lab)

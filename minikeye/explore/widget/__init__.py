@@ -1,1 +1,1 @@
-"""The explorer in a notebook: controls, what they choose from, and the page that is drawn (needs ipywidgets)."""
+"""The explorer in a notebook: controls, what they choose from, the page that is drawn (controls need ipywidgets)."""

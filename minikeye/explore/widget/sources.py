@@ -7,7 +7,7 @@ Axes: b batch, t token, l layer, f frame.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,7 +22,7 @@ from minikeye.explore.ask import model_and_processor, read_clip
 from minikeye.explore.frames import FrameSelection
 from minikeye.explore.probe import Probe
 from minikeye.explore.selection import shrink
-from minikeye.explore.widget.view import Query
+from minikeye.explore.widget.view import Query, as_recorded, of_query, quoted, recorded, writes
 from minikeye.inputs.processor import Inputs, Processor
 from minikeye.inputs.prompt import FrameSpan
 from minikeye.inputs.tokenizer import Tokenizer
@@ -59,19 +59,13 @@ class Recorded:
     def __init__(self, selection: FrameSelection):
         self.selection = selection
         self.topk = self.longest = max(1, int(selection.keys.max()))
-        total, sees = selection.counts.shape[1], len(selection.seconds)
-        queries = [Query(n, f"{n + 1}", f"recorded query {n + 1} of {total}", sees) for n in range(total)]
-        if selection.labels:
-            queries = [_writes(n, n, total, quoted(label), sees) for n, label in enumerate(selection.labels)]
-        self.queries = {ANSWER: queries}
+        self.queries = {ANSWER: recorded(selection)}
 
     def select(self, query: Query, head: int | None, topk: int) -> FrameSelection:
-        s, n = self.selection, slice(query.position, query.position + 1)
-        rest = {"kept": s.kept[:, n], "labels": s.labels[n], "whole": None if s.whole is None else s.whole[:, n]}
-        return replace(s, counts=s.counts[:, n], keys=s.keys[:, n], mass=s.mass[:, n], **rest)
+        return of_query(self.selection, query.position)
 
     def how(self, query: Query, layer: int, head: int | None, topk: int) -> str:
-        return f"as recorded, k = {int(self.selection.keys[layer, query.position])}"
+        return as_recorded(self.selection, layer, query.position)
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,11 +202,6 @@ class Waiting:
         self.probe.routing(layer, probabilities, chosen)
 
 
-def quoted(text: str) -> str:
-    """A token's text in quotation marks, with signs for what cannot be seen."""
-    return f"“{text.replace(chr(10), '⏎').replace(' ', '␣') or '?'}”"
-
-
 def queries_of(
     ids: list[int], text: list[int], answer: list[int], frames: list[FrameSpan], tokenizer: Tokenizer
 ) -> dict[str, list[Query]]:
@@ -222,7 +211,7 @@ def queries_of(
     written = [quoted(tokenizer.decode([n], skip_special=False)) for n in answer]
     queries: dict[str, list[Query]] = {ANSWER: [], QUESTION: [], BETWEEN: []}
     for n, token in enumerate(written):
-        queries[ANSWER].append(_writes(len(ids) - 1 + n, n, len(answer), token, len(frames)))
+        queries[ANSWER].append(writes(len(ids) - 1 + n, n, len(answer), token, len(frames)))
     among = set(text)
     for at, seen in zip(text, sees, strict=True):
         token, before, after = (
@@ -232,11 +221,6 @@ def queries_of(
         quote = f"“{before}[{token}]{after}”".replace("\n", "⏎")
         group.append(Query(at, f"{at} {quoted(token)}", f"the query at [ ] in {quote}, token {at} of the prompt", seen))
     return {name: group for name, group in queries.items() if group}
-
-
-def _writes(position: int, n: int, total: int, token: str, sees: int) -> Query:
-    place = f"the query that writes {token}, token {n + 1} of {total} of the answer"
-    return Query(position, f"{n + 1} {token}", place, sees)
 
 
 def _around(at: int, among: set[int]) -> tuple[list[int], list[int], list[int]]:

@@ -3,7 +3,7 @@
 Axes: l recorded layer, t recorded query (one here), f frame.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from minikeye.explore.selection import FrameCounts
 from minikeye.explore.words import at_times, percent, when
@@ -30,6 +30,37 @@ class View:
     how: str  # how the keys were chosen: "all 4 heads, k = 256"
 
 
+def recorded(s: FrameCounts) -> list[Query]:
+    """The queries of a selection, which stand behind all of its frames; `of_query` gives what each of them selected."""
+    total, sees = s.counts.shape[1], len(s.seconds)
+    if s.labels:
+        return [writes(n, n, total, quoted(label), sees) for n, label in enumerate(s.labels)]
+    return [Query(n, f"{n + 1}", f"recorded query {n + 1} of {total}", sees) for n in range(total)]
+
+
+def writes(position: int, n: int, total: int, token: str, sees: int) -> Query:
+    """The query at `position` that writes token `n` of the answer's `total`."""
+    place = f"the query that writes {token}, token {n + 1} of {total} of the answer"
+    return Query(position, f"{n + 1} {token}", place, sees)
+
+
+def quoted(text: str) -> str:
+    """A token's text in quotation marks, with signs for what cannot be seen."""
+    return f"“{text.replace(chr(10), '⏎').replace(' ', '␣') or '?'}”"
+
+
+def of_query(s: FrameCounts, number: int) -> FrameCounts:
+    """The selection of that one of its queries alone."""
+    n = slice(number, number + 1)
+    rest = {"kept": s.kept[:, n], "labels": s.labels[n], "whole": None if s.whole is None else s.whole[:, n]}
+    return replace(s, counts=s.counts[:, n], keys=s.keys[:, n], mass=s.mass[:, n], **rest)
+
+
+def as_recorded(s: FrameCounts, layer: int, number: int) -> str:
+    """How the keys of a record were chosen, in words."""
+    return f"as recorded, k = {int(s.keys[layer, number])}"
+
+
 def check(s: FrameCounts, v: View) -> None:
     """Raise ValueError unless the selection has one query and the view's layer and frames."""
     layers, queries, frames = s.counts.shape
@@ -48,7 +79,17 @@ def heading(s: FrameCounts, v: View) -> str:
 def sentence(s: FrameCounts, v: View) -> str:
     """The settings and what they show, with numbers. Raises ValueError where view and selection do not fit."""
     check(s, v)
-    return " ".join([*asked(s), f"{heading(s, v)}.", *_sight(s, v), _reads(s, v), *_truth(s, v), _kept(s, v)])
+    return " ".join([*asked(s), *settings(s, v), reads(s, v), *findings(s, v)])
+
+
+def settings(s: FrameCounts, v: View) -> list[str]:
+    """The sentences that say what is looked at."""
+    return [f"{heading(s, v)}.", *_sight(s, v)]
+
+
+def findings(s: FrameCounts, v: View) -> list[str]:
+    """The sentences on what a layer reads, whichever frames are shown."""
+    return [*_truth(s, v), _kept(s, v)]
 
 
 def asked(s: FrameCounts, longest: int = 200) -> list[str]:
@@ -77,7 +118,7 @@ def _sight(s: FrameCounts, v: View) -> list[str]:
     return [f"It stands before {before}."]
 
 
-def _reads(s: FrameCounts, v: View) -> str:
+def reads(s: FrameCounts, v: View) -> str:
     counts, mass = (x[v.layer, 0, v.first : v.last + 1] for x in (s.counts, s.mass))
     total, inside, most = int(s.keys[v.layer, 0]), int(counts.sum()), int(counts.max())
     place = f"the frame at {when(s, v.first)}"

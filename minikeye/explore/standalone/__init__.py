@@ -1,0 +1,1 @@
+"""The explorer as one web page of its own: what a record holds, without Python and without a network."""
