@@ -23,7 +23,7 @@ version = release = minikeye.__version__
 project_copyright = "the minikeye authors, MIT licence"
 language = "en"
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.linkcode", "formulas", "docstrings", "sources"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.linkcode", "formulas", "docstrings", "landmarks", "sources"]
 
 nb_execution_mode = "off"
 nb_merge_streams = True
@@ -45,7 +45,7 @@ html_theme = "furo"
 html_title = "minikeye"
 html_static_path = [str(HERE / "static")]
 html_css_files = ["site.css"]
-html_js_files = ["tables.js"]
+html_js_files = ["site.js"]
 html_copy_source = False
 html_show_sphinx = False
 html_permalinks_icon = "#"

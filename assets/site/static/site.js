@@ -1,5 +1,5 @@
-// Tables that sort, and boxes that scroll: both by keyboard, both told to screen readers. Without this script the pages
-// are whole, the tables in the order of their files.
+// Tables that sort, boxes that scroll, and the switches of small screens: by keyboard, and told to screen readers. Without
+// this script the pages are whole, the tables in the order of their files.
 
 function valueOf(row, column) {
   const text = row.cells[column].textContent.trim();
@@ -41,7 +41,27 @@ function focusable(box) {
   wide ? box.setAttribute("tabindex", "0") : box.removeAttribute("tabindex");
 }
 
+// The labels that show and hide the lists of pages and headings, as buttons. Escape hides them.
+function makeSwitch(label) {
+  const box = document.getElementById(label.htmlFor);
+  const tell = () => label.setAttribute("aria-expanded", box.checked);
+  const set = (checked) => {
+    box.checked = checked;
+    box.dispatchEvent(new Event("change"));
+  };
+  box.addEventListener("change", tell);
+  label.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" && event.key !== " ") return;
+    event.preventDefault();
+    set(!box.checked);
+  });
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && box.checked) set(false);
+  });
+}
+
 document.addEventListener("DOMContentLoaded", () => {
+  document.querySelectorAll("label[role=button]").forEach(makeSwitch);
   document.querySelectorAll("table.sortable").forEach(makeSortable);
   const boxes = document.querySelectorAll(".table-wrapper, pre, .formula, .sidebar-scroll, .toc-scroll");
   const look = () => boxes.forEach(focusable);
