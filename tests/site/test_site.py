@@ -6,7 +6,9 @@ It is built once, from the repository as it is; Sphinx's warnings are errors.
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from posixpath import dirname, join, normpath
 from urllib.parse import unquote, urlsplit
 
 import nbformat
@@ -14,6 +16,17 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb")) + sorted((ROOT / "notebooks" / "solutions").glob("*.ipynb"))
+
+# Looked at by axe-core, by name and by keyboard; for its width every page is, of the sources one.
+SHOWN = [
+    "index.html",
+    "find_your_way.html",
+    "notebooks/06_sparse_attention.html",
+    "notebooks/08_frame_explorer.html",
+    "api/minikeye.ops.html",
+    "results/mini.html",
+    "source/minikeye/ops/door.py.html",
+]
 
 pytestmark = pytest.mark.slow
 
@@ -30,17 +43,14 @@ def inner(pages: dict) -> Iterator[tuple[str, str, str]]:
             parts = urlsplit(link)
             if parts.scheme or parts.netloc:
                 continue
-            folder = Path("/", name).parent
-            path = (folder / unquote(parts.path)) if parts.path else Path("/", name)
-            yield name, Path(*path.parts[1:]).as_posix(), unquote(parts.fragment)
+            file = normpath(join(dirname(name), unquote(parts.path))) if parts.path else name
+            yield name, file, unquote(parts.fragment)
 
 
 def test_links_and_anchors_lead_somewhere(site, pages):
-    broken = set()
+    broken, files = set(), {path.relative_to(site).as_posix() for path in site.rglob("*") if path.is_file()}
     for name, file, anchor in inner(pages):
-        target = (site / file).resolve()
-        file = target.relative_to(site.resolve()).as_posix() if target.is_relative_to(site.resolve()) else "outside"
-        if not target.is_file() or (anchor and file in pages and anchor not in pages[file].names):
+        if file not in files or (anchor and file in pages and anchor not in pages[file].names):
             broken.add((name, file, anchor))
     assert broken == set()
     assert len(pages) > 300
@@ -122,3 +132,113 @@ def test_explorers_are_shown(site, pages):
         assert (site / "explorer" / path.name).read_bytes() == path.read_bytes()
         assert f"explorer/{path.name}" in pages["index.html"].links
         assert f"../explorer/{path.name}" in pages["notebooks/08_frame_explorer.html"].links
+
+
+@contextmanager
+def opened(browser, site: Path, width: int) -> Iterator[object]:
+    """A tab that opens pages of the site; what it asks for elsewhere, or complains of, is an error in the end."""
+    tab, wrong = browser.new_page(viewport={"width": width, "height": 900}), []
+    own = (site.as_uri(), "data:")
+    tab.on("request", lambda asked: None if asked.url.startswith(own) else wrong.append(asked.url))
+    tab.on("console", lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None)
+    tab.on("pageerror", lambda error: wrong.append(str(error)))
+    tab.open = lambda name: tab.goto(f"{site.as_uri()}/{name}")
+    yield tab
+    tab.close()
+    assert wrong == []
+
+
+@pytest.fixture(params=[1280, 390])
+def tab(browser, site, request) -> Iterator[object]:
+    """A tab of a laptop's width, and of a phone's."""
+    with opened(browser, site, request.param) as tab:
+        yield tab
+
+
+def test_no_page_is_wider_than_the_screen(browser, site, pages):
+    """Nothing but boxes of their own scrolls sideways; and all these pages fetch nothing from elsewhere."""
+    names = [name for name in pages if not name.startswith("source/")] + ["source/minikeye/ops/door.py.html"]
+    assert len(names) > 90
+    wide = set()
+    with opened(browser, site, 1280) as tab:
+        for name in names:
+            tab.open(name)
+            for width in (1440, 1280, 1100, 390):
+                tab.set_viewport_size({"width": width, "height": 900})
+                if tab.evaluate("document.documentElement.scrollWidth") > width:
+                    wide.add((name, width))
+    assert wide == set()
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_who_sees_nothing_or_has_no_mouse_finds_the_way(tab, name):
+    """axe-core finds nothing serious; one main part, one first heading, navigation with names; the first Tab stop leads
+    past the navigation."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    tab.open(name)
+    assert tab.get_by_role("main").count() == 1
+    assert tab.get_by_role("heading", level=1).count() == 1
+    names = tab.evaluate("[...document.querySelectorAll('nav, [role=navigation]')].map(e => e.ariaLabel)")
+    assert names and all(names) and len(set(names)) == len(names)
+    found = Axe().run(tab, options={"preload": False}).response  # else it fetches styles, which a file may not
+    grave = [rule for rule in found["violations"] if rule["impact"] in ("serious", "critical")]
+    assert [(rule["id"], rule["nodes"][0]["html"]) for rule in grave] == []
+    assert len(found["passes"]) > 10
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("document.activeElement.textContent").strip().startswith("Skip to")
+    tab.keyboard.press("Enter")
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("document.activeElement.closest('main, [role=main], footer') !== null")
+
+
+def test_navigation_by_keyboard(tab):
+    """The list of pages is reached by Tab, on a small screen after its button opened it; no stop is out of sight."""
+    tab.open("results/index.html")
+    focused = "(() => { const e = document.activeElement, r = e.getBoundingClientRect(); return "
+    focused += "[(e.ariaLabel || e.textContent).trim(), r.right > 0 && r.left < innerWidth && r.bottom > 0]; })()"
+    stops = []
+    while not stops or stops[-1][0] != "05 The lightning indexer":
+        assert len(stops) < 20, stops
+        tab.keyboard.press("Tab")
+        stops.append(tab.evaluate(focused))
+        if stops[-1][0] == "All pages":
+            assert tab.evaluate("document.activeElement.ariaExpanded") == "false"
+            tab.keyboard.press("Enter")
+            assert tab.evaluate("document.activeElement.ariaExpanded") == "true"
+    assert [name for name, visible in stops if not visible] == []
+    assert ("All pages" in [name for name, _ in stops]) == (tab.viewport_size["width"] == 390)
+    tab.keyboard.press("Enter")
+    tab.wait_for_url("**/05_lightning_indexer.html")
+
+
+def test_tables_sort_by_keyboard(tab):
+    """A head is a button: Enter sorts its column, numbers as numbers, again turns it round; and both are said aloud."""
+    tab.open("results/mini.html")
+    head = tab.locator("table.sortable").first.locator("th", has_text="number")
+    cells = "[...document.querySelector('table.sortable').tBodies[0].rows].map(r => r.cells[1].textContent.trim())"
+    before = tab.evaluate(cells)
+    summary = json.loads((ROOT / "assets" / "results" / "mini.json").read_text(encoding="utf-8"))["summary"]
+    assert [float(cell) for cell in before] == list(summary.values())
+    tab.locator("table.sortable").first.locator("th button").first.focus()
+    tab.keyboard.press("Tab")
+    for said, order in (("ascending", sorted(summary.values())), ("descending", sorted(summary.values())[::-1])):
+        tab.keyboard.press("Enter")
+        assert [float(cell) for cell in tab.evaluate(cells)] == order
+        assert head.get_attribute("aria-sort") == said
+
+
+def test_a_link_to_a_line_shows_it(tab):
+    """From a lesson's name of a function to the line on which it begins."""
+    tab.open("notebooks/05_lightning_indexer.html")
+    tab.locator("article a", has_text="select_topk").first.click()
+    tab.wait_for_url("**/source/minikeye/ops/door.py.html#L-*")
+    line = tab.locator(f"[id='{tab.url.split('#')[1]}']")
+    box = line.bounding_box()
+    assert 0 <= box["y"] < 900 and "def select_topk" in line.locator("xpath=following-sibling::*[1]/..").inner_text()
+
+
+def test_search_finds_a_word(tab):
+    """Without a server: the index is a script beside the pages."""
+    tab.open("search.html?q=select_topk")
+    tab.locator("#search-results li a").first.wait_for()
