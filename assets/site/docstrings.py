@@ -1,7 +1,7 @@
 """minikeye's docstrings are plain text with `code` in it: what autodoc would take for reStructuredText is escaped.
 
-Indented lines are formulas, tables or code, and stay as they are written. A field of a dataclass has no docstring; what
-its line says behind the # stands in its place.
+Indented lines are formulas, tables or code, and stay as they are written. Fields of a dataclass have no docstrings; what
+their lines say behind the # is listed below that of the class.
 """
 
 import ast
@@ -59,10 +59,10 @@ def comments(text: str) -> dict[str, str]:
 
 
 def _process(app: Sphinx, what: str, name: str, item: object, options: object, lines: list[str]) -> None:
-    if what == "attribute" and not any(lines):
-        module, owner, field = name.rsplit(".", 2)
-        if module in sys.modules:  # not so for a class within a class
-            lines[:] = [comments(inspect.getsource(sys.modules[module])).get(f"{owner}.{field}", "")]
+    if what == "class" and item.__module__ in sys.modules:
+        said = comments(inspect.getsource(sys.modules[item.__module__]))
+        fields = [(key.split(".")[1], text) for key, text in said.items() if key.split(".")[0] == item.__qualname__]
+        lines += [""] + [f"- `{field}`: {text}" for field, text in fields]
     lines[:] = marked_up(lines)
 
 

@@ -98,6 +98,12 @@ def test_signatures_carry_shapes(pages):
     assert "Int[Tensor,'btk']" in text
 
 
+def test_fields_have_their_comments(pages):
+    """What the code says of a field behind its #, units among it."""
+    text = squeezed("".join(pages["api/minikeye.cost.html"].words))
+    assert "cache:keys,valuesandindexkeysofalltokens" in text
+
+
 def test_every_module_is_in_the_reference(pages):
     names = {name for page in pages for name in pages[page].names if page.startswith("api/")}
     parts = {"minikeye": ROOT / "minikeye", "minikeye.kernels": ROOT / "kernels"}
