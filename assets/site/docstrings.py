@@ -1,7 +1,7 @@
 """minikeye's docstrings are plain text with `code` in it: what autodoc would take for reStructuredText is escaped.
 
-Indented lines are formulas, tables or code, and stay as they are written. Fields of a dataclass have no docstrings; what
-their lines say behind the # is listed below that of the class.
+Indented lines are formulas, tables or code, and stay as they are written. Fields of a dataclass have no docstrings:
+what the code says behind their # is listed below that of the class.
 """
 
 import ast
@@ -59,7 +59,7 @@ def comments(text: str) -> dict[str, str]:
 
 
 def _process(app: Sphinx, what: str, name: str, item: object, options: object, lines: list[str]) -> None:
-    if what == "class" and item.__module__ in sys.modules:
+    if isinstance(item, type) and name == f"{item.__module__}.{item.__qualname__}":
         said = comments(inspect.getsource(sys.modules[item.__module__]))
         fields = [(key.split(".")[1], text) for key, text in said.items() if key.split(".")[0] == item.__qualname__]
         lines += [""] + [f"- `{field}`: {text}" for field, text in fields]
