@@ -143,8 +143,11 @@ def test_explorers_are_shown(site, pages):
 @contextmanager
 def opened(browser, site: Path, width: int) -> Iterator[object]:
     """A tab that opens pages of the site; what it asks for elsewhere, or complains of, is an error in the end."""
-    tab, wrong = browser.new_page(viewport={"width": width, "height": 900}), []
-    own = (site.as_uri(), "data:")
+    screen = {
+        "viewport": {"width": width, "height": 900},
+        "reduced_motion": "reduce",
+    }  # nothing slides, nothing to wait for
+    tab, wrong, own = browser.new_page(**screen), [], (site.as_uri(), "data:")
     tab.on("request", lambda asked: None if asked.url.startswith(own) else wrong.append(asked.url))
     tab.on("console", lambda said: wrong.append(said.text) if said.type in ("error", "warning") else None)
     tab.on("pageerror", lambda error: wrong.append(str(error)))
