@@ -50,7 +50,7 @@ class Page(HTMLParser):
 def site(tmp_path_factory) -> Path:
     """The built site. MINIKEYE_SITE names one that is there already, to spare a minute while its tests are edited."""
     if built := os.environ.get("MINIKEYE_SITE"):
-        return Path(built)
+        return Path(built).resolve()
     folder = tmp_path_factory.mktemp("site")
     script = ROOT / "assets" / "site" / "build.py"
     command = [sys.executable, script, "--out", folder / "out", "--work", folder / "work"]
