@@ -51,6 +51,8 @@ def turned(text: str, file: str, place: str | None = None) -> str:
         path, anchor = normpath(f"{Path(file).parent}/{match[1]}"), match[2] or ""
         if not (ROOT / path).exists():
             raise ValueError(f"{file} links to {path}, which is not there: mend the link")
+        if path.startswith("assets/explorer/"):
+            return f"source:{path.removeprefix('assets/')}"
         if path.endswith(".py"):
             return f"source:{path}" + re.sub(r"#L(\d+).*", r"#L-\1", anchor)
         if (ROOT / path).is_dir():
