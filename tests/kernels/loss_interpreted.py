@@ -237,6 +237,15 @@ def test_gradients_of_index_keys_that_are_not_finite():
     assert got[2][1].isnan().all() and got[2][0].equal(fine[2][0])
 
 
+def test_gates_beyond_float32_are_no_integers():
+    """w dloss = 1e40 is infinite in float32, though index_q = 1e-20 makes the product small: nan, no number."""
+    index_q, index_k, _, q, k = inputs(b=1)
+    tensors = index_q * 1e-20, index_k, torch.full((1, 5, 3), 1e20), q, k
+    with np.errstate(all="ignore"):
+        got = run(selected_loss, tensors, selection(), weight=torch.full((1, 5), 1e20))
+    assert got[2].isnan().all()
+
+
 # ---------------------------------------------------------------------------------------------------- warm-up
 
 
