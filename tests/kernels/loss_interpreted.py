@@ -246,6 +246,21 @@ def test_gates_beyond_float32_are_no_integers():
     assert got[2].isnan().all()
 
 
+def test_a_broken_index_key_is_seen_in_the_loss():
+    """ReLU(nan) is nan: the queries that selected the key have no loss and no gradients, the others what they had."""
+    tensors, indices, weight = inputs(), selection(topk=2), torch.randn(1, 5)
+    fine = run(selected_loss, tensors, indices, weight=weight)
+    key = int(indices[0, 0, 0])
+    met = (indices[0] == key).any(dim=-1)
+    assert met.any() and not met.all()
+    tensors[1][0, key] = math.nan
+    with np.errstate(all="ignore"):
+        got = run(selected_loss, tensors, indices, weight=weight)
+    for which in (0, 1, 3):  # loss, d index_q, d index_w
+        assert got[which][0, ~met].equal(fine[which][0, ~met])
+    assert got[0][0, met].isnan().all() and got[2].isnan().all()
+
+
 # ---------------------------------------------------------------------------------------------------- warm-up
 
 
