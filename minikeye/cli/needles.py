@@ -50,6 +50,7 @@ def evaluate_needles(arguments: argparse.Namespace, out: Path) -> None:
         "lengths": list(lengths),
         "depths": list(depths),
         "needles": count,
+        "pictures": [[one.path.name, one.path.stat().st_size] for one in pictures] or None,
         "blind": arguments.blind,
         "questions": digest(asked),
         **of_model(opened),

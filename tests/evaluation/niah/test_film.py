@@ -81,8 +81,11 @@ def test_pictures_in_longvas_form(tmp_path):
         ([row, {"path": "a.png", "prompt": "x"}], ValueError, "row 1, field 'answer' is missing"),
         ([{**row, "more": 1}], ValueError, "field 'more' is unknown"),
         ([{**row, "path": "../a.png"}], ValueError, "must name a file in"),
+        ([row, {**row, "path": "torn.png"}], ValueError, "row 1, field 'path' names no picture: .*torn.png is not"),
+        ([{**row, "answer": "?!"}], ValueError, "row 0, field 'answer' must hold a letter or digit"),
         ([], ValueError, "at least one row"),
     ):
+        (tmp_path / "torn.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
         file.write_text(json.dumps(content), encoding="utf-8")
         with pytest.raises(kind, match=said):
             read_pictures(file)
@@ -217,7 +220,7 @@ def test_errors_before_any_work(ask, tmp_path, capsys):
         ("--temperature", "1"): "answered greedily",
         ("--video", "nowhere.mp4"): "no video nowhere.mp4",
         ("--lengths", "200"): "expected 200 frames, got 132",
-        ("--needles-json", "nowhere.json"): "no file nowhere.json",
+        ("--needles-json", "nowhere.json"): "no file nowhere.json: --needles-json names",
     }.items():
         status, out, err = ask(*options)
         assert (status, out) == (2, "") and said in err, (options, err)
