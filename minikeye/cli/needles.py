@@ -1,6 +1,7 @@
 """`minikeye evaluate niah`: needles in one film by length and depth, from the film to a heat map."""
 
 import argparse
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,7 +51,7 @@ def evaluate_needles(arguments: argparse.Namespace, out: Path) -> None:
         "lengths": list(lengths),
         "depths": list(depths),
         "needles": count,
-        "pictures": [[one.path.name, one.path.stat().st_size] for one in pictures] or None,
+        **({"pictures": [digest_of(one.path) for one in pictures]} if pictures else {}),
         "blind": arguments.blind,
         "questions": digest(asked),
         **of_model(opened),
@@ -76,8 +77,15 @@ def require_grid(lengths: Sequence[int], depths: Sequence[float], count: int, ar
         raise ValueError(f"--depths must be different numbers from 0 to 1, got {list(depths)}")
     if count < 1:
         raise ValueError(f"--needles must be at least 1 a cell, got {count}")
+    if arguments.max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens must be at least 1, got {arguments.max_new_tokens}")
     if arguments.temperature != 0:
         raise ValueError(f"niah is answered greedily: leave out --temperature, got {arguments.temperature}")
+
+
+def digest_of(picture: Path) -> str:
+    """Of a needle's bytes: another picture under the same name is another run."""
+    return hashlib.sha256(picture.read_bytes()).hexdigest()[:16]
 
 
 def clock(opened: Opened, film: Path, frames: int) -> list[float]:

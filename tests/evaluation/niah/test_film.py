@@ -196,6 +196,9 @@ def test_pictures_instead_of_cards(ask, tmp_path):
     assert (
         json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["levels"]["needle"]["a.png"][0] == 8
     )
+    picture_file(tmp_path, "a.png", (8, 8), (0, 0, 255))  # another picture, whose answer those were not
+    status, _, err = ask("--needles-json", file)
+    assert status == 2 and "pictures was" in err and "Take another --out" in err
 
 
 def test_a_perfect_model_has_a_full_map(ask, tmp_path, monkeypatch):
@@ -218,6 +221,7 @@ def test_errors_before_any_work(ask, tmp_path, capsys):
         ("--frames", "8"): "--frames is for other benchmarks",
         ("--limit", "8"): "--limit is for other benchmarks",
         ("--temperature", "1"): "answered greedily",
+        ("--max-new-tokens", "0"): "--max-new-tokens must be at least 1",
         ("--video", "nowhere.mp4"): "no video nowhere.mp4",
         ("--lengths", "200"): "expected 200 frames, got 132",
         ("--needles-json", "nowhere.json"): "no file nowhere.json: --needles-json names",
