@@ -95,7 +95,8 @@ def clock(opened: Opened, film: Path, frames: int) -> list[float]:
     if len(plan.seconds) != frames:
         raise VideoError(
             f"expected {frames:,} frames, got {len(plan.seconds):,}: {film} has {plan.info.frames:,}, and the model "
-            f"takes {config.video.video_tokens:,} tokens a video. Take a longer --video, or lower --lengths"
+            f"takes {config.video.video_tokens:,} tokens a video. Take a longer --video, lower --lengths or raise "
+            "--max-context"
         )
     return list(plan.seconds)
 
@@ -114,11 +115,10 @@ def asker(opened: Opened, film: Path) -> Ask:
 
     def ask(question: Question) -> Answer:
         content: list[dict[str, Any]] = [{"type": "text", "text": question.prompt}]
+        if not arguments.blind:
+            clip = watch(question.details["frames"])  # a damaged film ends the run: no needle can be asked for
+            content.insert(0, {"type": "video", "video": Clip(hide(question, clip.frames), clip.seconds)})
         try:
-            if not arguments.blind:
-                clip = watch(question.details["frames"])
-                seen = Clip(hide(question, clip.frames), clip.seconds)
-                content.insert(0, {"type": "video", "video": seen})
             require_room(opened, question, content)
         except VideoError as error:
             return Answer(question.key, "", error=f"{type(error).__name__}: {error}")

@@ -201,6 +201,17 @@ def test_pictures_instead_of_cards(ask, tmp_path):
     assert status == 2 and "pictures was" in err and "Take another --out" in err
 
 
+def test_a_damaged_film_is_no_map_of_zeros(ask, tmp_path):
+    """Its index says 132 frames, of which most cannot be decoded: an error, and nothing that a repaired film would inherit."""
+    data, film = bytearray(needles.FILM.read_bytes()), tmp_path / "damaged.mp4"
+    for place in range(data.find(b"mdat") + 1000, len(data) - 9000, 70):  # the first frame stays, and the index
+        data[place] ^= 255
+    film.write_bytes(data)
+    status, out, err = ask("--video", film)
+    assert (status, out) == (2, "") and "damaged.mp4 is not a video that can be read, or it is damaged" in err
+    assert (tmp_path / "out" / "answers.jsonl").read_bytes() == b""
+
+
 def test_a_perfect_model_has_a_full_map(ask, tmp_path, monkeypatch):
     """Whoever writes the truth finds all; whoever says nothing finds nothing, and cannot be read."""
     monkeypatch.setattr(needles, "ask_both_ways", lambda m, i, truths, *a, **k: [Answered(list(truths[0]), True)])
