@@ -202,7 +202,7 @@ def test_pictures_instead_of_cards(ask, tmp_path):
 
 
 def test_a_damaged_film_is_no_map_of_zeros(ask, tmp_path):
-    """Its index says 132 frames, of which most cannot be decoded: an error, and nothing that a repaired film would inherit."""
+    """Its index says 132 frames, most cannot be decoded: an error, and nothing that a repaired film inherits."""
     data, film = bytearray(needles.FILM.read_bytes()), tmp_path / "damaged.mp4"
     for place in range(data.find(b"mdat") + 1000, len(data) - 9000, 70):  # the first frame stays, and the index
         data[place] ^= 255
