@@ -9,7 +9,8 @@ can leave int64: with B a bound on sum |terms| for every place, found before on 
 
 which leaves a factor of two for what rounding does to terms and to B. Precision: n terms are off by n units in all, so
 a sum is off by less than n 2^-61 B; a float32 sum by up to n 2^-24 A, A being the sum of |terms| at that very place.
-Integers are the worse of the two only where A < 2^-37 B. No unit is below 2^-126, the smallest float32.
+Integers are the worse of the two only where A < 2^-37 B. No unit is below 2^-126, the smallest normal float32: terms
+below it, which float32 holds with fewer and fewer bits, count nothing.
 """
 
 import torch
@@ -19,10 +20,20 @@ MOST = 2.0**126  # beyond it float32 terms may be infinite, and no integer stand
 
 
 class IntegerSums:
-    """Sums [b s g e] that kernels add to, and the unit of each batch row and KV head."""
+    """Sums [b s g e] that kernels add to, and the unit of each batch row and KV head.
+
+        into = IntegerSums(most, s, e)    a kernel adds int64(term / into.unit[b, g]) to into.sums[b, s, g, e]
+        gradient = into.finish(torch.bfloat16)
+
+    sums: int64 [b s g e], zeros at first, contiguous. unit: float32 [b g], powers of two. finite: bool [b g].
+    """
 
     def __init__(self, most: Tensor, s: int, e: int, integers: bool = True):
-        """most: B, float64 [b g], infinite or nan where a term is. integers=False: floats, a rival to time."""
+        """Zeros to add to, on the device of `most`.
+
+        most: B, float64 [b g], infinite or nan where a term is. s, e: sizes of those axes. integers=False: sums are
+        float32 and units 1, a rival to time.
+        """
         b, g = most.shape
         self.finite = most < MOST  # neither where nan
         exponent = torch.where(self.finite, most, 1.0).frexp().exponent.clamp(min=-64)  # B < 2^exponent
@@ -31,7 +42,7 @@ class IntegerSums:
         self.sums = torch.zeros(b, s, g, e, dtype=kind, device=most.device)
 
     def finish(self, dtype: torch.dtype, finite: Tensor | None = None) -> Tensor:
-        """The sums as floats [b s g e]; nan where B or `finite` [b g] says that a term is not finite."""
+        """The sums as floats [b s g e]; nan where B is not below 2^126 or `finite` [b g] says False. Call it once."""
         finite = self.finite if finite is None else self.finite & finite
         unit = torch.where(finite, self.unit, torch.nan)[:, None, :, None]
         return self.sums.float().mul_(unit).to(dtype)

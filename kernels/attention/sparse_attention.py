@@ -34,7 +34,9 @@ def sparse_attention(
     listed twice counts twice, a query without keys gives zeros and lse -inf. scale: default e^-1/2. Gradients flow to
     q, k and v, not through lse. Raises ValueError for shapes, dtypes, strides or devices that do not fit.
 
-    Gradients are the same bits at every repeat; deterministic=False adds up dk and dv as floats, in any order.
+    Gradients are the same bits at every repeat; deterministic=False adds up dk and dv as floats, in any order. Where
+    they or dq are not finite, or dout is so large that float32 sums might not be (sparse_backward.py), all dk and dv of
+    that batch row and KV head are nan. On a CPU: set TRITON_INTERPRET=1 before this module is imported; it is slow.
     """
     check_attention(q, k, v, indices)
     scale = q.shape[-1] ** -0.5 if scale is None else scale

@@ -21,7 +21,8 @@ bound: as p <= 1, which the kernel makes sure of, a query row adds to a key at m
 
 and B is the sum over all rows of b and g. Rounding of p, dl, products and B adds 2^-7 of it at most, where a factor of
 two is left. (A key that a query lists m times gets m p <= 1, up to the rounding of lse: for such lists alone the bound
-wants logits below 2^20.) Where dout, out, q, B or a dq is not finite, dk and dv of that batch row and KV head are nan.
+wants logits below 2^20.) Where dout, out, q or a dq is not finite, or B not below 2^126, dk and dv of that batch row
+and KV head are nan.
 """
 
 import torch

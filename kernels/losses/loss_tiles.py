@@ -67,7 +67,8 @@ def load_index_keys(index_k, s, k_s, S, I, WIDTH: tl.constexpr, UPCAST: tl.const
 def index_tile(keys, queries, gate, KEYS: tl.constexpr, HEADS: tl.constexpr, QUERIES: tl.constexpr):
     """z [key, column] and the scores [key, query]."""
     z = tl.dot(keys, tl.trans(queries), input_precision="ieee")
-    weighed = tl.reshape(tl.maximum(z, 0.0) * gate[None, :], (KEYS, HEADS, QUERIES))
+    relu = tl.maximum(z, 0.0, propagate_nan=tl.PropagateNan.ALL)  # a broken key is seen in the loss
+    weighed = tl.reshape(relu * gate[None, :], (KEYS, HEADS, QUERIES))
     return z, tl.sum(weighed, axis=1)
 
 

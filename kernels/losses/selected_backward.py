@@ -11,7 +11,8 @@ One program for one query gathers its keys, makes z again and adds to the rows o
 
 Programs add in any order, as integers (integer_sums.py). Their bound: with |dI| summed over the slots, in which a key
 may stand twice, a query adds at most i^-1/2 |dloss[t]| sum_k |dI[t]| sum_j |w[t, j]| max_i |index_q[t, j]| to a key,
-and B is the sum over the queries of b. Where B is not finite, the gradient of that batch row is nan.
+and B is the sum over the queries of b. Where B is not below 2^126, or a dz not in float32, the gradient of that batch
+row is nan.
 """
 
 import torch
@@ -79,7 +80,10 @@ def selected_dk(
 
 
 def bound(index_q: Tensor, index_w: Tensor, indices: Tensor, dscore: Tensor, dloss: Tensor) -> Tensor:
-    """B: float64 [b 1]. What stands in dscore for no key, maybe never written, does not count."""
+    """B: float64 [b 1]. What stands in dscore for no key, maybe never written, does not count.
+
+    Of dz it takes the float32 that the kernel has: where that is infinite, so is B, however small index_q is.
+    """
     of_keys = torch.where(indices < 0, 0.0, dscore).abs().sum(dim=2)  # [b t]
-    of_query = (largest(index_q, -1).double() * index_w.double().abs()).sum(dim=2)
-    return index_q.shape[3] ** -0.5 * (dloss.double().abs() * of_keys * of_query).sum(dim=1, keepdim=True)
+    dz = index_w.float() * index_q.shape[3] ** -0.5 * dloss[..., None] * of_keys[..., None]  # [b t j]
+    return (dz.double().abs() * largest(index_q, -1).double()).sum(dim=(1, 2))[:, None]

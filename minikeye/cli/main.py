@@ -98,7 +98,7 @@ def _add_asking(group) -> None:
     frames.add_argument("--insert-card", type=parse_card, metavar="DIGIT@SECONDS", help=help_)
     default = Path("minikeye-out")
     frames.add_argument("--out", type=Path, default=default, help=f"folder to write (default: {default})")
-    help_ = "write a web page as well, to look at it layer by layer in any browser, e.g. frames.html"
+    help_ = "write a web page as well, to look at it layer by layer in any browser: NAME.html in a folder that is there"
     frames.add_argument("--html", type=Path, metavar="PATH", help=help_)
 
     summary = "talk about videos; an empty line or Ctrl-D ends it, /reset starts again"
@@ -123,7 +123,7 @@ def _add_evaluating(group) -> None:
     one.add_argument("--limit", type=int, metavar="N", help="ask the first N questions only")
     one.add_argument("--blind", action="store_true", help="ask without the videos, to see what the words alone give")
     _add_needles(one)
-    help_ = f"for answers, report and official files (default: {EVALUATIONS}/NAME)"
+    help_ = f"for answers, report and official files; for niah's map, niah.png (default: {EVALUATIONS}/NAME)"
     one.add_argument("--out", type=Path, metavar="FOLDER", help=help_)
     _add_model(one, longest=1024, temperature="0")
     one.set_defaults(temperature=0.0)
@@ -131,12 +131,15 @@ def _add_evaluating(group) -> None:
 
 def _add_needles(command: argparse.ArgumentParser) -> None:
     """What niah alone has."""
-    add = command.add_argument_group("niah: needles in a film, by length and depth").add_argument
+    example = "e.g. minikeye evaluate niah --video film.mp4 --lengths 64 --checkpoint FOLDER --device cuda"
+    add = command.add_argument_group("niah: needles in a film, by length and depth", example).add_argument
     add("--video", type=Path, metavar="FILE", help="the film (default: the repository's clip, of 132 frames)")
-    add("--lengths", type=int, nargs="+", metavar="N", help="frames to show of it (default: 32 64 128)")
+    add(
+        "--lengths", type=int, nargs="+", metavar="N", help="frames to show, spread over all of it (default: 32 64 128)"
+    )
     add("--depths", type=float, nargs="+", metavar="D", help="0 first frame, 1 last (default: 0 0.2 0.4 0.6 0.8 1)")
-    add("--needles", type=int, metavar="N", help="needles at each length and depth (default: 64)")
-    help_ = 'pictures to hide instead of cards: a JSON list of {"path", "prompt", "answer"}, as LongVA has it'
+    add("--needles", type=int, metavar="N", help="needles at each length and depth (default: 64); pictures take turns")
+    help_ = 'pictures to hide instead of cards: a JSON list of {"path", "prompt", "answer"}, paths beside FILE'
     add("--needles-json", type=Path, metavar="FILE", help=help_)
 
 

@@ -1,6 +1,7 @@
 """`minikeye evaluate niah`: needles in one film by length and depth, from the film to a heat map."""
 
 import argparse
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,6 +51,7 @@ def evaluate_needles(arguments: argparse.Namespace, out: Path) -> None:
         "lengths": list(lengths),
         "depths": list(depths),
         "needles": count,
+        **({"pictures": [digest_of(one.path) for one in pictures]} if pictures else {}),
         "blind": arguments.blind,
         "questions": digest(asked),
         **of_model(opened),
@@ -75,8 +77,15 @@ def require_grid(lengths: Sequence[int], depths: Sequence[float], count: int, ar
         raise ValueError(f"--depths must be different numbers from 0 to 1, got {list(depths)}")
     if count < 1:
         raise ValueError(f"--needles must be at least 1 a cell, got {count}")
+    if arguments.max_new_tokens < 1:
+        raise ValueError(f"--max-new-tokens must be at least 1, got {arguments.max_new_tokens}")
     if arguments.temperature != 0:
         raise ValueError(f"niah is answered greedily: leave out --temperature, got {arguments.temperature}")
+
+
+def digest_of(picture: Path) -> str:
+    """Of a needle's bytes: another picture under the same name is another run."""
+    return hashlib.sha256(picture.read_bytes()).hexdigest()[:16]
 
 
 def clock(opened: Opened, film: Path, frames: int) -> list[float]:
@@ -86,7 +95,8 @@ def clock(opened: Opened, film: Path, frames: int) -> list[float]:
     if len(plan.seconds) != frames:
         raise VideoError(
             f"expected {frames:,} frames, got {len(plan.seconds):,}: {film} has {plan.info.frames:,}, and the model "
-            f"takes {config.video.video_tokens:,} tokens a video. Take a longer --video, or lower --lengths"
+            f"takes {config.video.video_tokens:,} tokens a video. Take a longer --video, lower --lengths or raise "
+            "--max-context"
         )
     return list(plan.seconds)
 
@@ -105,11 +115,10 @@ def asker(opened: Opened, film: Path) -> Ask:
 
     def ask(question: Question) -> Answer:
         content: list[dict[str, Any]] = [{"type": "text", "text": question.prompt}]
+        if not arguments.blind:
+            clip = watch(question.details["frames"])  # a damaged film ends the run: no needle can be asked for
+            content.insert(0, {"type": "video", "video": Clip(hide(question, clip.frames), clip.seconds)})
         try:
-            if not arguments.blind:
-                clip = watch(question.details["frames"])
-                seen = Clip(hide(question, clip.frames), clip.seconds)
-                content.insert(0, {"type": "video", "video": seen})
             require_room(opened, question, content)
         except VideoError as error:
             return Answer(question.key, "", error=f"{type(error).__name__}: {error}")

@@ -148,6 +148,23 @@ def test_only_a_web_pages_name(selection, tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["mass", "kept"])
+def test_no_page_of_numbers_that_are_not(selection, tmp_path, name):
+    """The page's script reads JSON, which has no nan, and attention as integers, in which nan would be 0 %."""
+    broken = getattr(selection, name).clone()
+    broken.flatten()[1] = torch.nan
+    with pytest.raises(ValueError, match=f"expected {name} to be finite"):
+        replace(selection, **{name: broken}).to_html(tmp_path / "page.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("sizes", [(3, 0, 1), (3, 1, 0)])
+def test_no_page_of_nothing(tmp_path, sizes):
+    with pytest.raises(ValueError, match="expected a layer, a query and a frame at least"):
+        made(*sizes, truth=()).to_html(tmp_path / "page.html")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_interrupted_page_leaves_the_old_one(selection, tmp_path, monkeypatch):
     """Whole or not at all; the same selection gives the same bytes."""
     path = tmp_path / "page.html"

@@ -237,6 +237,30 @@ def test_gradients_of_index_keys_that_are_not_finite():
     assert got[2][1].isnan().all() and got[2][0].equal(fine[2][0])
 
 
+def test_gates_beyond_float32_are_no_integers():
+    """w dloss = 1e40 is infinite in float32, though index_q = 1e-20 makes the product small: nan, no number."""
+    index_q, index_k, _, q, k = inputs(b=1)
+    tensors = index_q * 1e-20, index_k, torch.full((1, 5, 3), 1e20), q, k
+    with np.errstate(all="ignore"):
+        got = run(selected_loss, tensors, selection(), weight=torch.full((1, 5), 1e20))
+    assert got[2].isnan().all()
+
+
+def test_a_broken_index_key_is_seen_in_the_loss():
+    """ReLU(nan) is nan: the queries that selected the key have no loss and no gradients, the others what they had."""
+    tensors, indices, weight = inputs(), selection(topk=2), torch.randn(1, 5)
+    fine = run(selected_loss, tensors, indices, weight=weight)
+    key = int(indices[0, 0, 0])
+    met = (indices[0] == key).any(dim=-1)
+    assert met.any() and not met.all()
+    tensors[1][0, key] = math.nan
+    with np.errstate(all="ignore"):
+        got = run(selected_loss, tensors, indices, weight=weight)
+    for which in (0, 1, 3):  # loss, d index_q, d index_w
+        assert got[which][0, ~met].equal(fine[which][0, ~met])
+    assert got[0][0, met].isnan().all() and got[2].isnan().all()
+
+
 # ---------------------------------------------------------------------------------------------------- warm-up
 
 

@@ -12,9 +12,9 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_args, get_type_hints
 
 from minikeye.evaluation.benchmarks import long_video_bench, mlvu, timelens, video_mme
 from minikeye.evaluation.benchmarks.question import Benchmark, Question
@@ -41,6 +41,8 @@ class Answer:
     forced: bool | None = None  # whether each token of the true answer is the most likely one; None: not asked
 
 
+# What a line of answers.jsonl must hold, as JSON gives it back.
+KINDS = {name: get_args(kind) or (kind,) for name, kind in get_type_hints(Answer).items()}
 Ask = Callable[[Question], Answer]
 Tell = Callable[[str], None]
 
@@ -85,7 +87,7 @@ def answers_in(folder: Path, settings: Mapping[str, Any]) -> dict[str, Answer]:
     """The answers that a folder holds under these settings, by key; empty where it holds none, or under others."""
     before = "blind-" if settings["blind"] else ""
     settled = folder / f"{before}settings.json"
-    if not settled.is_file() or json.loads(settled.read_text(encoding="utf-8")) != _plain(settings):
+    if not settled.is_file() or _settled(settled) != _plain(settings):
         return {}
     with open(folder / f"{before}answers.jsonl", "rb") as file:
         return _read(file.name, file.read())
@@ -131,6 +133,17 @@ def _plain(settings: Mapping[str, Any]) -> Any:
     return json.loads(json.dumps(settings))
 
 
+def _settled(path: Path) -> dict[str, Any]:
+    """What settings.json holds. Raises ValueError, naming the file, for what no run wrote."""
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        held = None
+    if not isinstance(held, dict):
+        raise ValueError(f"{path} is damaged: expected the settings of a run. Take another --out")
+    return held
+
+
 def _require_same(path: Path, settings: Mapping[str, Any], begun: bool) -> None:
     """Write the settings where there are none. Raises ValueError, naming what differs, where there are others."""
     if not path.is_file():
@@ -138,7 +151,7 @@ def _require_same(path: Path, settings: Mapping[str, Any], begun: bool) -> None:
             raise ValueError(f"{path.parent} holds answers without {path.name}: take another --out")
         write_whole(path, (json.dumps(settings, indent=1) + "\n").encode())
         return
-    held, asked = json.loads(path.read_text(encoding="utf-8")), _plain(settings)
+    held, asked = _settled(path), _plain(settings)
     differ = [name for name in {**held, **asked} if held.get(name) != asked.get(name)]
     if differ:
         what = "; ".join(f"{name} was {held.get(name)!r:.60}, now {asked.get(name)!r:.60}" for name in differ)
@@ -156,14 +169,14 @@ def _kept(file: BinaryIO) -> dict[str, Answer]:
 
 def _read(name: str, data: bytes) -> dict[str, Answer]:
     """Raises ValueError, naming file and line, for what is no answer, and for a second answer to one question."""
-    names = {one.name for one in fields(Answer)}
     answers = dict[str, Answer]()
     for n, line in enumerate(data.splitlines(), 1):
         try:
             held = json.loads(line)
         except ValueError:
             held = None
-        if not isinstance(held, dict) or held.keys() != names or held["key"] in answers:
+        fit = isinstance(held, dict) and held.keys() == KINDS.keys()
+        if not fit or any(type(held[one]) not in KINDS[one] for one in KINDS) or held["key"] in answers:
             raise ValueError(f"{name}, line {n}: expected one answer to a question of its own, got {line!r:.80}")
         answers[held["key"]] = Answer(**held)
     return answers

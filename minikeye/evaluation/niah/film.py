@@ -53,14 +53,23 @@ class Picture:
 def read_pictures(file: Path) -> list[Picture]:
     """A JSON list of {"path", "prompt", "answer"}, paths beside the file: LongVA's form.
 
-    Raises ValueError, naming file, row and field, and FileNotFoundError for a picture that is not there.
+    Raises ValueError, naming file, row and field, also for a picture that cannot be read and an answer without a letter
+    or digit, which nothing written would equal; FileNotFoundError for a list or a picture that is not there.
     """
+    if not file.is_file():
+        raise FileNotFoundError(f"no file {file}: --needles-json names a JSON list of pictures, prompts and answers")
     out = []
     for n, content in enumerate(load_rows(file)):
         row = Row.of(file, f"row {n}", content, ("path", "prompt", "answer"))
         path = row.path("path", file.parent)
         if not path.is_file():
             raise FileNotFoundError(f"{file}, row {n}: no picture {path}")
+        try:
+            picture(path)
+        except ValueError as error:
+            raise row.error("path", f"names no picture: {error}") from error
+        if not _plain(row.text("answer")):
+            raise row.error("answer", f"must hold a letter or digit, got {row.text('answer')!r:.80}")
         out.append(Picture(path, row.text("prompt"), row.text("answer").strip()))
     return out
 

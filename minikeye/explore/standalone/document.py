@@ -16,6 +16,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import torch
+
 import minikeye
 from minikeye.explore.figures import PALETTE
 from minikeye.explore.layout import MAX_COLUMNS, time_ticks
@@ -37,9 +39,12 @@ def write(selection: FrameCounts, path: str | Path) -> None:
     """Write one web page that shows the selection, whole or not at all; a file of that name is replaced.
 
     Pictures get smaller until the page has no more than 3 MB, as far as its numbers leave them 0.5 MB.
-    Raises ValueError for a name that does not end in .html, and as `write_whole` does.
+    Raises ValueError for a name that does not end in .html or .htm, and for a selection that a page cannot show:
+    without a layer, query or frame, or with numbers that are not finite. Raises OSError where the folder is not there
+    (it is not made), where the path is a folder, a device or a link to nowhere, and where it cannot be written.
     """
     check_name(path)
+    check_numbers(selection)
     write_whole(path, document(selection).encode("utf-8", "replace"))
 
 
@@ -47,6 +52,15 @@ def check_name(path: str | Path) -> None:
     """Raise ValueError for the name of a file that a browser would not show as a page."""
     if Path(path).suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"expected the name of a web page, which ends in .html, got {path}")
+
+
+def check_numbers(s: FrameCounts) -> None:
+    """Raise ValueError where there is nothing to choose from, and for nan, which the page's JSON does not know."""
+    if not s.counts.numel():
+        raise ValueError(f"expected a layer, a query and a frame at least, got counts [l t f] {list(s.counts.shape)}")
+    for name, numbers in (("mass", s.mass), ("kept", s.kept), ("seconds", torch.tensor(s.seconds))):
+        if not numbers.isfinite().all():
+            raise ValueError(f"expected {name} to be finite, got nan or infinity: look at the model that was recorded")
 
 
 def document(selection: FrameCounts) -> str:

@@ -108,11 +108,13 @@ def test_half_a_line_is_dropped(tmp_path, questions):
     assert [one["text"] for one in lines(tmp_path)] == list(SAYS.values())
 
 
-@pytest.mark.parametrize("line", ["no JSON", '{"key": "a"}', '["a"]', "the first again"])
+@pytest.mark.parametrize("line", ["no JSON", '{"key": "a"}', '["a"]', "the first again", "no text"])
 def test_a_broken_line_is_named(tmp_path, questions, line):
     ask_all(questions[:1], answer, tmp_path, SETTINGS, print)
     file = tmp_path / "answers.jsonl"
-    line = file.read_text(encoding="utf-8").strip() if line == "the first again" else line
+    first = json.loads(file.read_text(encoding="utf-8"))
+    said = {"the first again": first, "no text": {**first, "key": "b", "text": 5}}
+    line = json.dumps(said[line]) if line in said else line
     with open(file, "a", encoding="utf-8") as more:
         more.write(f"{line}\n")
     with pytest.raises(ValueError, match=rf"{re.escape(str(file))}, line 2: expected one answer"):
@@ -128,6 +130,10 @@ def test_other_settings_are_refused(tmp_path, questions):
     (tmp_path / "settings.json").unlink()
     with pytest.raises(ValueError, match=r"answers without settings\.json"):
         ask_all(questions, answer, tmp_path, SETTINGS, print)
+    for damaged in ("{", "[]", ""):
+        (tmp_path / "settings.json").write_text(damaged, encoding="utf-8")
+        with pytest.raises(ValueError, match=r"settings\.json is damaged: expected the settings of a run"):
+            ask_all(questions, answer, tmp_path, SETTINGS, print)
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path, questions):

@@ -81,8 +81,11 @@ def test_pictures_in_longvas_form(tmp_path):
         ([row, {"path": "a.png", "prompt": "x"}], ValueError, "row 1, field 'answer' is missing"),
         ([{**row, "more": 1}], ValueError, "field 'more' is unknown"),
         ([{**row, "path": "../a.png"}], ValueError, "must name a file in"),
+        ([row, {**row, "path": "torn.png"}], ValueError, "row 1, field 'path' names no picture: .*torn.png is not"),
+        ([{**row, "answer": "?!"}], ValueError, "row 0, field 'answer' must hold a letter or digit"),
         ([], ValueError, "at least one row"),
     ):
+        (tmp_path / "torn.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
         file.write_text(json.dumps(content), encoding="utf-8")
         with pytest.raises(kind, match=said):
             read_pictures(file)
@@ -193,6 +196,20 @@ def test_pictures_instead_of_cards(ask, tmp_path):
     assert (
         json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))["levels"]["needle"]["a.png"][0] == 8
     )
+    picture_file(tmp_path, "a.png", (8, 8), (0, 0, 255))  # another picture, whose answer those were not
+    status, _, err = ask("--needles-json", file)
+    assert status == 2 and "pictures was" in err and "Take another --out" in err
+
+
+def test_a_damaged_film_is_no_map_of_zeros(ask, tmp_path):
+    """Its index says 132 frames, most cannot be decoded: an error, and nothing that a repaired film inherits."""
+    data, film = bytearray(needles.FILM.read_bytes()), tmp_path / "damaged.mp4"
+    for place in range(data.find(b"mdat") + 1000, len(data) - 9000, 70):  # the first frame stays, and the index
+        data[place] ^= 255
+    film.write_bytes(data)
+    status, out, err = ask("--video", film)
+    assert (status, out) == (2, "") and "damaged.mp4 is not a video that can be read, or it is damaged" in err
+    assert (tmp_path / "out" / "answers.jsonl").read_bytes() == b""
 
 
 def test_a_perfect_model_has_a_full_map(ask, tmp_path, monkeypatch):
@@ -215,9 +232,10 @@ def test_errors_before_any_work(ask, tmp_path, capsys):
         ("--frames", "8"): "--frames is for other benchmarks",
         ("--limit", "8"): "--limit is for other benchmarks",
         ("--temperature", "1"): "answered greedily",
+        ("--max-new-tokens", "0"): "--max-new-tokens must be at least 1",
         ("--video", "nowhere.mp4"): "no video nowhere.mp4",
         ("--lengths", "200"): "expected 200 frames, got 132",
-        ("--needles-json", "nowhere.json"): "no file nowhere.json",
+        ("--needles-json", "nowhere.json"): "no file nowhere.json: --needles-json names",
     }.items():
         status, out, err = ask(*options)
         assert (status, out) == (2, "") and said in err, (options, err)
