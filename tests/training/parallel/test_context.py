@@ -3,9 +3,7 @@
 Ranks are a list first, then two real processes: this file, run as a script with a rank and a folder, is one of them.
 """
 
-import subprocess
 import sys
-from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -156,18 +154,9 @@ def test_bytes_at_released_widths():
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory) -> list[dict]:
-    """What two processes found, in rank order. Each leaves when the other does not answer for a minute."""
-    folder = tmp_path_factory.mktemp("ranks")
-    with ExitStack() as stack:
-        command = [sys.executable, __file__, str(folder)]
-        started = [subprocess.Popen([*command, str(rank)], stderr=subprocess.PIPE, text=True) for rank in range(2)]
-        for process in started:
-            stack.callback(process.wait)
-            stack.callback(process.kill)
-        errors = [process.communicate()[1] for process in started]
-        assert [process.returncode for process in started] == [0, 0], "\n".join(errors)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+def ranks(play) -> list[dict]:
+    """What two processes found, in rank order."""
+    return play(__file__)
 
 
 @pytest.mark.slow
