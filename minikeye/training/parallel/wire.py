@@ -34,8 +34,10 @@ def count_sent() -> Iterator[Sent]:
 
 def all_gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """[*n] of each rank -> [ranks *n] on all of them, in rank order. Every rank must bring the same shape."""
-    out = x.new_empty(group.size(), *x.shape)
-    dist.all_gather_into_tensor(out.flatten(0, 1), x.contiguous(), group=group)
+    out = x.new_empty(
+        group.size(), *x.shape
+    )  # a list of its rows: the form that every version of torch has by this name
+    dist.all_gather(list(out), x.contiguous(), group=group)
     _count(x.nbytes * (group.size() - 1))
     return out
 

@@ -4,6 +4,7 @@ Ranks are a list first, then two real processes: this file, run as a script with
 """
 
 import sys
+import warnings
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -190,7 +191,7 @@ def test_repeats_are_the_same_bits(ranks):
 
 @pytest.mark.slow
 def test_what_needs_no_gradient_is_not_sent(ranks):
-    """Warm-up of a frozen model: index keys alone travel back."""
+    """Keys and values are frozen: the gradient of the index keys alone travels back."""
     for rank in ranks:
         assert rank["frozen"]["sent"] == B * 20 * INDEX_WIDTH * 4 and rank["frozen"]["others"] == [None, None]
 
@@ -272,20 +273,24 @@ def model_on_a_rank(attention: str, group: dist.ProcessGroup) -> dict:
 
 
 def frozen(group: dist.ProcessGroup) -> dict:
-    """A pass whose keys and values need no gradient."""
+    """Attention whose queries learn, and whose keys and values do not; and the warm-up."""
     x, zigzag = layer("whole"), Zigzag(40, 2)
     part = {n: share_of(z, zigzag, group.rank()) for n, z in x.items()}
     part["index_k"].requires_grad_()
-    k, _, index_k = gather([part["k"], part["v"], part["index_k"]], zigzag, group)
+    part["q"].requires_grad_()
+    share = Share(zigzag, group.rank())
+    k, v, index_k = gather([part["k"], part["v"], part["index_k"]], zigzag, group)
+    index = part["index_q"], index_k, part["index_w"]
+    out, _ = ops.sparse_attention(part["q"], k, v, share.select(*index, K))
     with count_sent() as sent:
-        share = Share(zigzag, group.rank())
-        share.warmup_loss(part["index_q"], index_k, part["index_w"], part["q"], k).sum().backward()
-    assert part["index_k"].grad.any()
+        (out.sum() + share.warmup_loss(*index, part["q"], k).sum()).backward()
+    assert part["index_k"].grad.any() and part["q"].grad.any()
     return {"sent": sent.bytes, "others": [part[n].grad for n in "kv"]}
 
 
 def main(folder: Path, rank: int) -> None:
     torch.set_num_threads(1)
+    warnings.simplefilter("error")  # as in the tests
     store = dist.FileStore(str(folder / "store"), 2)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
     group = dist.group.WORLD

@@ -5,6 +5,7 @@ Ranks are a list first, then two real processes: this file, run as a script with
 
 import inspect
 import sys
+import warnings
 from datetime import timedelta
 from pathlib import Path
 
@@ -117,6 +118,7 @@ def test_two_ranks_are_one_process(ranks, name):
 
 def main(folder: Path, rank: int) -> None:
     torch.set_num_threads(1)
+    warnings.simplefilter("error")  # as in the tests
     store = dist.FileStore(str(folder / "store"), 2)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
     x, found = drawn(33, 7), {}
