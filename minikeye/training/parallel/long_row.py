@@ -53,8 +53,13 @@ def read_row(
     document by a mask ("masked" and a rule), since a share is no run of tokens; the others as in the model. observer:
     sees queries of the share with keys of the row; padding selects nothing. Losses are sums over a share: divide by
     counts of the whole row, then add up the gradients of all ranks. Not for the experts' balance loss, which is a
-    product of means over the row. Raises ValueError as `cut` does.
+    product of means over the row, nor for rows with visual tokens: those are not cut. Raises ValueError as `cut` does,
+    and for tokens without ids.
     """
+    if "input_ids" not in tokens:
+        raise ValueError(
+            f"expected input_ids and positions of whole rows, got {sorted(tokens)}: there is nothing to read"
+        )
     zigzag = Zigzag(tokens["input_ids"].shape[1], group.size())
     part = cut(tokens, zigzag, group.rank())
     share = Share(zigzag, group.rank(), part.get("start"))

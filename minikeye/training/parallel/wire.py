@@ -34,9 +34,8 @@ def count_sent() -> Iterator[Sent]:
 
 def all_gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """[*n] of each rank -> [ranks *n] on all of them, in rank order. Every rank must bring the same shape."""
-    out = x.new_empty(
-        group.size(), *x.shape
-    )  # a list of its rows: the form that every version of torch has by this name
+    out = x.new_empty(group.size(), *x.shape)
+    # Not the form that fills one tensor: versions of torch disagree on its name.
     dist.all_gather(list(out), x.contiguous(), group=group)
     _count(x.nbytes * (group.size() - 1))
     return out

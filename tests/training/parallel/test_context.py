@@ -18,12 +18,14 @@ from torch import Tensor
 from minikeye import KeyeConfig, KeyeVL, ops
 from minikeye.config import IndexerConfig
 from minikeye.training.losses import IGNORED
+from minikeye.training.packing import apart
 from minikeye.training.parallel.context import Share, gather, gathered_bytes
 from minikeye.training.parallel.long_row import read_row
 from minikeye.training.parallel.wire import count_sent
 from minikeye.training.parallel.zigzag import Zigzag, next_tokens
 
 B, HEADS, GROUPS, WIDTH, J, INDEX_WIDTH, K = 2, 4, 2, 8, 3, 4, 6
+PASSES = [("dense", 37), ("masked", 37), ("sparse", 37), ("sparse", 9)]  # of the model: mode, tokens that have labels
 TOKENS = {"whole": 40, "padded": 37, "packed": 37, "one": 1}  # of a row; two ranks want a multiple of four
 
 
@@ -139,6 +141,11 @@ def test_shares_of_other_lengths_are_refused():
         gather([x["k"][:, :20]], Zigzag(40, 2), Group(3))
 
 
+def test_nothing_to_read_is_refused():
+    with pytest.raises(ValueError, match=r"expected input_ids and positions of whole rows, got \['labels'\]"):
+        read_row(lively(), {"labels": torch.zeros(1, 4, dtype=torch.long)}, Group(2))
+
+
 def Group(size: int) -> dist.ProcessGroup:
     """A group that nobody else is in and nothing is sent through."""
     return dist.ProcessGroup(0, size)
@@ -197,16 +204,19 @@ def test_what_needs_no_gradient_is_not_sent(ranks):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attention", ["dense", "masked", "sparse"])
-def test_the_whole_model_is_one_process(ranks, attention):
-    """Logits, next-token loss, KL loss and every parameter's gradient of packed rows with padding."""
-    expected = model_in_one_process(attention)
-    logits = join([rank[attention]["logits"] for rank in ranks], Zigzag(37, 2))
+@pytest.mark.parametrize(("attention", "spoken"), PASSES)
+def test_the_whole_model_is_one_process(ranks, attention, spoken):
+    """Logits, next-token loss, KL loss and every parameter's gradient of packed rows with padding; also where all
+    labels lie on one rank, and the other takes part all the same.
+    """
+    expected, found = model_in_one_process(attention, spoken), [rank[attention, spoken] for rank in ranks]
+    logits = join([rank["logits"] for rank in found], Zigzag(37, 2))
     torch.testing.assert_close(logits, expected["logits"], rtol=1e-4, atol=1e-5)
     for n in ("ntp", "kl"):
-        total = sum(float(rank[attention][n]) for rank in ranks)
+        total = sum(float(rank[n]) for rank in found)
         assert total == pytest.approx(float(expected[n]), rel=1e-5) and total > 0.1
-    gradients = ranks[0][attention]["gradients"]
+    assert (float(found[1]["ntp"]) > 0) == (spoken == 37) and float(found[0]["ntp"]) > 0
+    gradients = found[0]["gradients"]
     assert gradients.keys() == expected["gradients"].keys() and any("sa_indexer" in n for n in gradients)
     for n, value in expected["gradients"].items():
         torch.testing.assert_close(gradients[n], value, rtol=1e-4, atol=1e-5, msg=lambda text, n=n: f"{n}: {text}")
@@ -236,11 +246,11 @@ def lively() -> KeyeVL:
     return model
 
 
-def packed_rows() -> dict[str, Tensor]:
+def packed_rows(spoken: int) -> dict[str, Tensor]:
     """Two rows of documents of nine tokens, whose later halves are answers, the last one cut short."""
     ids = torch.randint(0, 256, (B, 37), generator=torch.Generator().manual_seed(5))
     place = torch.arange(37).repeat(B, 1) % 9
-    labels = next_tokens(ids, place > 4)
+    labels = next_tokens(ids, (place > 4) & (torch.arange(37) < spoken))
     start = (torch.arange(37, dtype=torch.int32) // 9 * 9).repeat(B, 1)
     return {"input_ids": ids, "positions": place.expand(3, -1, -1), "labels": labels, "start": start}
 
@@ -254,18 +264,16 @@ def learn(model: KeyeVL, logits: Tensor, labels: Tensor, observer: Losses) -> di
     return found | {"gradients": gradients}
 
 
-def model_in_one_process(attention: str) -> dict:
-    from minikeye.training.packing import apart
-
-    model, tokens, observer = lively(), packed_rows(), Losses()
+def model_in_one_process(attention: str, spoken: int) -> dict:
+    model, tokens, observer = lively(), packed_rows(spoken), Losses()
     with apart(model, tokens["start"], attention) as mode:
         out = model({n: tokens[n] for n in ("input_ids", "positions")}, attention=mode, observer=observer)
     return learn(model, out.logits, tokens["labels"], observer)
 
 
-def model_on_a_rank(attention: str, group: dist.ProcessGroup) -> dict:
+def model_on_a_rank(attention: str, spoken: int, group: dist.ProcessGroup) -> dict:
     model, observer = lively(), Losses()
-    logits, part = read_row(model, packed_rows(), group, attention, observer)
+    logits, part = read_row(model, packed_rows(spoken), group, attention, observer)
     found = learn(model, logits, part["labels"], observer)
     for gradient in found["gradients"].values():
         dist.all_reduce(gradient, group=group)
@@ -296,7 +304,7 @@ def main(folder: Path, rank: int) -> None:
     group = dist.group.WORLD
     found = {name: one_rank(layer(name), group) for name in TOKENS} | {"again": one_rank(layer("packed"), group)}
     found["frozen"] = frozen(group)
-    found |= {attention: model_on_a_rank(attention, group) for attention in ("dense", "masked", "sparse")}
+    found |= {case: model_on_a_rank(*case, group) for case in PASSES}
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
