@@ -1,0 +1,54 @@
+"""Collectives that count: what this process sends to the others, in bytes.
+
+Ranks are those of a `group` (a torch.distributed ProcessGroup), in its order.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass
+class Sent:
+    """What one process has sent to others so far."""
+
+    bytes: int = 0
+
+
+_counters: list[Sent] = []
+
+
+@contextmanager
+def count_sent() -> Iterator[Sent]:
+    """Counts the bytes that this process sends to others inside the block. Forward and backward both count."""
+    _counters.append(counter := Sent())
+    try:
+        yield counter
+    finally:
+        _counters.remove(counter)
+
+
+def all_gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """[*n] of each rank -> [ranks *n] on all of them, in rank order. Every rank must bring the same shape."""
+    out = x.new_empty(group.size(), *x.shape)
+    # Not the form that fills one tensor: versions of torch disagree on its name.
+    dist.all_gather(list(out), x.contiguous(), group=group)
+    _count(x.nbytes * (group.size() - 1))
+    return out
+
+
+def all_to_all(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """x[r] goes to rank r; entry r of what comes back is rank r's. [ranks *n] -> [ranks *n], the same on every rank."""
+    out = torch.empty_like(x := x.contiguous())
+    dist.all_to_all_single(out, x, group=group)
+    _count(x.nbytes // group.size() * (group.size() - 1))
+    return out
+
+
+def _count(sent: int) -> None:
+    for counter in _counters:
+        counter.bytes += sent
