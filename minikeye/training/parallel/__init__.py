@@ -1,0 +1,1 @@
+"""Many processes: who works on what, and what travels between them."""
