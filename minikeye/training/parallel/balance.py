@@ -50,14 +50,16 @@ def assign(costs: Sequence[int], ranks: int) -> list[list[int]]:
     return [sorted(waiting[cost].popleft() for cost in share.elements()) for share in shares]
 
 
-def utilisation(loads: Sequence[int]) -> float:
-    """Mean load over largest load: the share of the time in which a rank works, where all wait for the slowest.
+def utilisation(steps: Sequence[Sequence[int]]) -> float:
+    """The share of the time in which ranks work, where all wait for the slowest: mean loads over largest loads, summed.
 
-    Raises ValueError where nobody has anything to do.
+    steps: for each step the load of each rank; one in which nobody has anything to do takes no time. Raises ValueError
+    where that holds for all.
     """
-    if not loads or max(loads) == 0:
-        raise ValueError(f"expected loads of which one is above 0, got {list(loads)}: leave idle steps out")
-    return sum(loads) / (len(loads) * max(loads))
+    longest = sum(max(loads) for loads in steps)
+    if longest == 0:
+        raise ValueError("expected a step in which a rank has something to do, got none: draw more steps")
+    return sum(sum(loads) / len(loads) for loads in steps) / longest
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ def loads(costs, shares):
 def test_by_hand():
     """9 and 7 go to ranks 0 and 1, 6 to rank 1, 5 to rank 0, 4 to rank 1; 2 to rank 0, which has 14 against 17."""
     assert assign([4, 9, 6, 2, 7, 5], 2) == [[1, 3, 5], [0, 2, 4]]
-    assert utilisation([16, 17]) == 33 / 34
+    assert utilisation([[16, 17]]) == 33 / 34 and utilisation([[16, 17], [0, 0], [3, 1]]) == 37 / 40
 
 
 def test_costs_by_hand():
@@ -112,8 +112,8 @@ def test_a_plan_by_hand():
         (lambda: assign([1, 2], 0), "at least 1 rank and costs of at least 1, got 0 ranks"),
         (lambda: assign([1, 0], 2), r"costs \[1, 0\]"),
         (lambda: frame_costs([4, 0], 8), "frames of at least 1 patch, got 0: leave empty frames out"),
-        (lambda: utilisation([0, 0]), "one is above 0, got .*: leave idle steps out"),
-        (lambda: utilisation([]), "one is above 0"),
+        (lambda: utilisation([[0, 0], [0, 0]]), "a rank has something to do, got none: draw more steps"),
+        (lambda: utilisation([]), "a rank has something to do"),
     ],
 )
 def test_bad_sizes(call, message):
