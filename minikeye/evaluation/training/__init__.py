@@ -1,1 +1,1 @@
-"""Scripts that time training and measure its memory."""
+"""Scripts that time training, measure its memory, and reckon what balancing can win."""

@@ -3,11 +3,10 @@
 Ranks are those of a `group` (a torch.distributed ProcessGroup), in its order.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -43,10 +42,15 @@ def all_gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 def all_to_all(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """x[r] goes to rank r; entry r of what comes back is rank r's. [ranks *n] -> [ranks *n], the same on every rank."""
-    out = torch.empty_like(x := x.contiguous())
-    dist.all_to_all_single(out, x, group=group)
-    _count(x.nbytes // group.size() * (group.size() - 1))
-    return out
+    return travel(x, [1] * group.size(), [1] * group.size(), group)
+
+
+def travel(x: Tensor, sent: Sequence[int], received: Sequence[int], group: dist.ProcessGroup | None) -> Tensor:
+    """x: sum(sent) rows, those for rank 0 first. The result: sum(received) rows, those from rank 0 first."""
+    result, rank = x.new_empty(sum(received), *x.shape[1:]), dist.get_rank(group)
+    dist.all_to_all_single(result, x.contiguous(), list(received), list(sent), group)
+    _count((sum(sent) - sent[rank]) * x[:1].numel() * x.element_size())
+    return result
 
 
 def _count(sent: int) -> None:
