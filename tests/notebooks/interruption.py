@@ -1,4 +1,4 @@
-"""What test_cells_run_again.py runs inside a kernel: trainings cut short, a real interrupt, and a state."""
+"""What test_interrupted_training.py runs inside a kernel: trainings cut short, a real interrupt, and a state."""
 
 import hashlib
 import json
