@@ -257,4 +257,6 @@ def test_a_link_to_a_line_shows_it(tab):
 def test_search_finds_a_word(tab):
     """Without a server: the index is a script beside the pages."""
     tab.open("search.html?q=select_topk")
-    tab.locator("#search-results li a").first.wait_for()
+    found = tab.locator("#search-results li a")
+    found.first.wait_for()
+    assert any("select_topk" in text for text in found.all_inner_texts())
