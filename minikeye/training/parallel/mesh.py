@@ -1,0 +1,149 @@
+"""The processes of a run, and what of a model lies on which of them. The model knows nothing of it.
+
+Report, section 5.1: tower and decoder on the same ranks, each with a sharding of its own; it names no engine. Ours is
+torch's: `torchrun` starts the processes, `fully_shard` (FSDP2) spreads parameters, gradients and optimiser.
+
+    ranks = join("cuda", ep=2)             # alone where torchrun did not start this process
+    spread(model, ranks)                   # every rank keeps 1 / R of every parameter
+    loss = ...                             # of this rank's samples, divided by counts of all (`ranks.total`)
+
+A rank's loss is its part of the sum that is the whole loss, so gradients of ranks are added up, never averaged: a mean
+of means over ranks would weigh a token by how few others its rank holds.
+
+Left out: pipelines, tensor parallelism, copies of the whole among which gradients are averaged (HSDP).
+"""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from torch.utils import _pytree as pytree
+
+from minikeye.keye import KeyeVL
+from minikeye.model.step import AttentionTrace
+from minikeye.training.step import on
+
+# What a layer returns is looked through for tensors whose gradient says that its parameters are needed again. Without
+# this, a loss on queries and keys alone (`IndexerTeacher`) would run backwards through parameters that have left.
+pytree.register_dataclass(AttentionTrace)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a run, in a grid: all, [data, context] and [copies, experts] are the same ranks, read by rows.
+
+    Neighbours in rank share a row of tokens (context) and split the experts among them.
+    """
+
+    everyone: DeviceMesh | None = None  # [R]: over them, parameters are spread
+    rows: DeviceMesh | None = None  # [data, context]: who holds which samples, and which piece of them
+    experts: DeviceMesh | None = None  # [copies, experts]: who holds which experts
+
+    @property
+    def size(self) -> int:
+        return 1 if self.everyone is None else self.everyone.size()
+
+    @property
+    def rank(self) -> int:
+        """This process's number; 0 writes logs and files."""
+        return 0 if self.everyone is None else self.everyone.get_rank()
+
+    def along(self, name: str) -> tuple[int, int]:
+        """This rank's number and how many there are, along "data", "context", "copies" or "experts"."""
+        if (mesh := self._mesh(name)) is None:
+            return 0, 1
+        return mesh.get_local_rank(name), mesh[name].size()
+
+    def group(self, name: str) -> dist.ProcessGroup | None:
+        """The ranks that differ from this one along that axis only; None where this process is alone."""
+        return None if (mesh := self._mesh(name)) is None else mesh.get_group(name)
+
+    def total(self, x: Tensor) -> Tensor:
+        """The sum of x [*n] over all ranks, without gradient. Every rank has to call it, with the same shape."""
+        x = x.detach().clone()
+        if self.everyone is not None:
+            dist.all_reduce(x, group=self.everyone.get_group())
+        return x
+
+    def clip(self, parameters: Iterable[nn.Parameter], largest: float) -> Tensor:
+        """`nn.utils.clip_grad_norm_` where every rank holds other parts of the gradients: the norm of the whole."""
+        parameters = list(parameters)
+        if self.everyone is None:
+            return nn.utils.clip_grad_norm_(parameters, largest)
+        own = [local(p.grad) for p in parameters if p.grad is not None]
+        squares = sum((g.float().square().sum() for g in own), torch.zeros((), device=parameters[0].device))
+        norm = self.total(squares).sqrt()
+        for g in own:
+            g.mul_((largest / (norm + 1e-6)).clamp(max=1.0))
+        return norm
+
+    def _mesh(self, name: str) -> DeviceMesh | None:
+        return self.rows if name in ("data", "context") else self.experts
+
+
+ALONE = Ranks()
+
+
+def join(device: str, ep: int = 1, cp: int = 1, timeout: float = 60.0) -> Ranks:
+    """The processes that torchrun started with this one, which becomes the one of its own GPU.
+
+    device: "cpu" (gloo) or "cuda" (NCCL). ep: ranks that split the experts of a layer; cp: ranks that split every row
+    of tokens. timeout: seconds until a rank that does not answer ends the others. Not started by torchrun: `ALONE`.
+    Raises ValueError for an ep or cp that does not divide the number of processes.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if min(ep, cp) < 1 or size % ep or size % cp:
+        raise ValueError(
+            f"expected ep and cp that divide the {size} processes, got {ep} and {cp}: start more with "
+            f"torchrun --nproc-per-node N -m ..."
+        )
+    if size == 1:
+        return ALONE
+    kind = torch.device(device).type
+    if kind == "cuda":
+        on(f"cuda:{os.environ['LOCAL_RANK']}")
+    dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=timedelta(seconds=timeout))
+    return Ranks(
+        init_device_mesh(kind, (size,), mesh_dim_names=("everyone",)),
+        init_device_mesh(kind, (size // cp, cp), mesh_dim_names=("data", "context")),
+        init_device_mesh(kind, (size // ep, ep), mesh_dim_names=("copies", "experts")),
+    )
+
+
+def spread(model: KeyeVL, ranks: Ranks) -> None:
+    """Leave 1 / R of the model's parameters on each rank; a unit's are gathered for its pass and let go after it.
+
+    Units: tower, projector, every decoder layer, and what is left (embedding, last norm, head). The tower is one unit,
+    though it is long: the ranks run it on different numbers of chunks, and inner units would wait for each other.
+    Every rank must have the same parameters before, and take part in every pass afterwards.
+    """
+    if ranks.everyone is None:
+        return
+    for unit in (model.visual, model.mlp_AR, *model.model.layers, model):
+        sharded(unit, ranks.everyone)
+    register_fsdp_forward_method(model, "visual_tokens")
+    # The tower may run before the decoder does, and FSDP takes the unit that runs first for the root of all others.
+    side, size = model.config.vision.merge, model.config.vision.patch_size
+    with torch.no_grad():
+        blank = torch.zeros(side**2, 3, size, size, device=model.device)
+        model.visual_tokens(blank, torch.tensor([[1, side, side]]))
+
+
+def sharded(unit: nn.Module, mesh: DeviceMesh) -> None:
+    """`fully_shard`, with gradients added up."""
+    fully_shard(unit, mesh=mesh, reshard_after_forward=True)  # the root too, or it would outlive a step without it
+    assert isinstance(unit, FSDPModule)
+    unit.set_gradient_divide_factor(1.0)
+    unit.set_force_sum_reduction_for_comms(True)
+
+
+def local(x: Tensor) -> Tensor:
+    """This rank's part of a tensor that is spread; one that is not as it is."""
+    return x.to_local() if isinstance(x, DTensor) else x
