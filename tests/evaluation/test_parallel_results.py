@@ -71,6 +71,31 @@ def test_frames_are_laid_out_whole():
     assert inputs["input_ids"].shape[1] == sum(sample.tokens for sample in row)
 
 
+def test_the_clock_sees_the_tower_alone(monkeypatch):
+    """A second in its forward pass and five in its backward pass; others go by before, between and behind."""
+    now = [0.0]
+
+    def let_pass(seconds):
+        now[0] += seconds
+
+    monkeypatch.setattr(balanced_step, "perf_counter", lambda: now[0])
+    model = balanced_step.KeyeVL(balanced_step.KeyeConfig.nano())
+    tower, projector = model.visual.vision_model, model.mlp_AR
+    tower.register_forward_hook(lambda *_: let_pass(1))
+    tower.post_layernorm.weight.register_post_accumulate_grad_hook(lambda _: let_pass(5))
+    projector.register_forward_hook(lambda *_: let_pass(10))
+    projector.linear_1.weight.register_post_accumulate_grad_hook(lambda _: let_pass(100))
+    with balanced_step.tower_clock(model) as clock:
+        assert clock() == 0.0  # no frames, no tower
+        for _ in range(2):
+            tokens = model.visual_tokens(torch.randn(8, 3, 14, 14), torch.tensor([[1, 2, 4]]))
+            let_pass(1000)
+            tokens.sum().backward()
+            let_pass(1000)
+            assert clock() == 6000.0
+    assert not model.visual._forward_hooks and not model.visual._forward_pre_hooks
+
+
 def bare(seed, way, tower_ms, step_ms):
     return {"ranks": 2, "seed": seed, "way": way, "tower_ms": tower_ms, "step_ms": step_ms}
 
