@@ -42,15 +42,24 @@ def test_out_of_memory_is_a_row(monkeypatch):
 
     def small(tower, frames, way, device):
         if frames.count == 4 and way == "all":
-            raise torch.cuda.OutOfMemoryError("no room for 155 GiB")
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return real(tower, frames, way, device)
 
     monkeypatch.setattr(tower_memory, "cost", small)
     config, device = tower_memory.KeyeConfig.nano(), torch.device("cpu")
     rows = list(tower_memory.rows(config, tower_memory.SMOKE[:2], device, 32.0))
-    assert [row.get("did_not_run") for row in rows[4:]] == ["no room for 155 GiB", None, None, None]
+    assert [row.get("did_not_run") for row in rows[4:]] == ["CUDA out of memory", None, None, None]
     assert ["ratio" in row for row in rows] == [True] * 4 + [False] * 4
     assert tower_memory.summarise(rows)["vit_frames_kept"] == 2
+
+
+def test_another_error_is_none(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(tower_memory, "cost", broken)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        list(tower_memory.rows(tower_memory.KeyeConfig.nano(), tower_memory.SMOKE, torch.device("cpu"), 32.0))
 
 
 def test_offload_asks_for_the_hosts_memory():

@@ -6,7 +6,8 @@
 one picture of 128 x 128, passes of 8,192 patches. A row for each number of frames and way:
 
 held_gib      between forward and backward pass, on the GPU, the output not counted; on a CPU 0
-counted_gib   what autograd says that it keeps (`count_kept`); formula_gib: `kept_bytes`
+counted_gib   what autograd says that it keeps (`count_kept`); formula_gib: `kept_bytes`. Both with the pixels, which
+              held_gib leaves out where they are the caller's own (chunks)
 peak_gib      of both passes, above parameters, gradients, pixels and the output's gradient
 ms, ratio     of both passes, median of 5 after 2 to warm up (3 where one takes longer than 0.7 s); ratio: to "all"
 
@@ -89,7 +90,9 @@ def measure(
         return row | {"did_not_run": f"may take {needed:.0f} GiB of the host, --host-gib is {host_gib:g}"}
     try:
         return row | cost(tower, frames, way, device)
-    except torch.cuda.OutOfMemoryError as error:
+    except RuntimeError as error:  # of the GPU, or of the host's pinned memory, which has no error of its own
+        if "out of memory" not in str(error):
+            raise
         return row | {"did_not_run": str(error)[:200]}
     finally:
         free()
