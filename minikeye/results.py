@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 
 from minikeye.files import write_whole
+
+Row = dict[str, Any]
 
 
 def write_result(
@@ -35,19 +38,46 @@ def write_result(
         k: v for k, v in summary.items() if isinstance(v, bool) or not (isinstance(v, int | float) and math.isfinite(v))
     }:
         raise ValueError(f"summary holds flat names and finite numbers, got {bad}")
-    result = {
-        "what": what,
+    result = {"what": what, **_origin(command, packages, where), "seeds": seeds, "rows": rows, "summary": summary}
+    _write(path, result)
+
+
+def begin_run(
+    path: str | Path, part: str, command: str, settings: Row, packages: tuple[str, ...] = ("torch", "numpy")
+) -> Callable[[Row], None]:
+    """Append a run to the list of runs in a JSON file; returns what adds a row to it. What a kill leaves is whole.
+
+    For parts of a result that are measured apart, on machines that may go away. A run: part, command, commit, hardware,
+    versions, settings, rows. Floats of rows keep five digits. Raises ValueError for a file that holds no list.
+    """
+    path = Path(path)
+    runs = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    if not isinstance(runs, list):
+        raise ValueError(f"expected a list of runs in {path}, got {type(runs).__name__}: name another file")
+    rows: list[Row] = []
+    runs.append({"part": part, **_origin(command, packages), "settings": settings, "rows": rows})
+    _write(path, runs)
+
+    def add(row: Row) -> None:
+        rows.append({name: float(f"{x:.5g}") if isinstance(x, float) else x for name, x in row.items()})
+        _write(path, runs)
+
+    return add
+
+
+def _origin(command: str, packages: tuple[str, ...], where: str | None = None) -> Row:
+    return {
         "command": command,
         "commit": commit(),
         "hardware": where or hardware(),
         "versions": {"python": sys.version.split()[0], **{name: _version(name) for name in packages}},
-        "seeds": seeds,
-        "rows": rows,
-        "summary": summary,
     }
+
+
+def _write(path: str | Path, content: Row | list[Row]) -> None:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(target, (json.dumps(result, indent=1) + "\n").encode())
+    write_whole(target, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def hardware() -> str:

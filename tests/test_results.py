@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from minikeye import results
-from minikeye.results import commit, hardware, write_result
+from minikeye.results import begin_run, commit, hardware, write_result
 
 
 def write(path: Path, **changes) -> dict:
@@ -104,3 +104,20 @@ def test_hardware_names_a_processor(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     assert hardware() == "a GPU"
+
+
+def test_runs_are_appended(tmp_path):
+    """Whole after every row; floats keep five digits; a file of another kind is left alone."""
+    path = tmp_path / "part.json"
+    add = begin_run(path, "speed", "python -m x", {"n": 1})
+    assert json.loads(path.read_text())[0]["rows"] == []
+    add({"ms": 1.23456789, "n": 123456789})
+    begin_run(path, "speed", "python -m x", {"n": 2})
+    first, second = json.loads(path.read_text())
+    assert first["rows"] == [{"ms": 1.2346, "n": 123456789}] and second["rows"] == []
+    assert (first["part"], first["settings"], first["commit"], first["versions"]["torch"]) == (
+        "speed", {"n": 1}, commit(), version("torch"),
+    )  # fmt: skip
+    write(path.with_name("whole.json"))
+    with pytest.raises(ValueError, match=r"expected a list of runs in .*, got dict"):
+        begin_run(path.with_name("whole.json"), "speed", "python -m x", {})

@@ -68,6 +68,14 @@ def test_reward_rises_and_only_the_decoder_moves():
     assert abs(lines[1]["ratio"] - 1) > 1e-5
 
 
+def test_the_tower_sees_a_prompt_once():
+    """However many answers a group has and steps they are learnt from: 4 prompts of 4 frames of 4 patches a rollout."""
+    model, seen = policy(), []
+    model.visual.register_forward_hook(lambda _, inputs, out: seen.append((len(inputs[0]), out.requires_grad)))
+    reinforce(model, questions(model), early, replace(SMALL, minibatches=2), replace(LOOP, steps=4, save_every=0))
+    assert seen == [(64, False)] * 2
+
+
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
 def test_an_empty_answer_adds_nothing(variant):
     """A row without tokens, whatever its advantage: the loss and gradients of the answers beside it, and no nan."""

@@ -11,8 +11,9 @@ What is drawn matters more than anything else: the longer the texts, the more un
 import argparse
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from minikeye.config import KeyeConfig
@@ -109,10 +110,16 @@ def decoder_loads(batch: Sequence[Sequence[Sample]]) -> dict[str, list[int]]:
     return {"before": [sum(s.tokens for s in samples) for samples in batch], "after": after}
 
 
+def batches(mixture: Mixture, ranks: int, tokens: int, seed: int) -> Iterator[list[list[Sample]]]:
+    """Without end, what each step draws for each rank: one row of `tokens` tokens. Every rank draws the same."""
+    draw = random.Random(f"tower {ranks} {tokens} {seed}")
+    while True:
+        yield [mixture.row(tokens, draw) for _ in range(ranks)]
+
+
 def tower(mixture: Mixture, ranks: int, tokens: int, steps: int, seed: int) -> dict[str, float]:
     """Level one: every rank has one row of `tokens` tokens a step. away: share of the patches that travel."""
-    draw = random.Random(f"tower {ranks} {tokens} {seed}")
-    loads = [tower_loads([mixture.row(tokens, draw) for _ in range(ranks)]) for _ in range(steps)]
+    loads = [tower_loads(batch) for batch in islice(batches(mixture, ranks, tokens, seed), steps)]
     out = {name: utilisation([step[name] for step in loads]) for name in PHASES}
     return out | {"away": sum(sum(step["away"]) for step in loads) / sum(sum(step["held"]) for step in loads)}
 

@@ -122,13 +122,16 @@ class Exchange(torch.autograd.Function):
         return travel(gradient, *ctx.back), None, None, None
 
 
-def bytes_sent(plan: Plan, rank: int, config: KeyeConfig, size: int, learning: bool) -> int:
+def bytes_sent(
+    plan: Plan, rank: int, config: KeyeConfig, size: int, learning: bool, token_size: int | None = None
+) -> int:
     """What `rank` sends to others for a plan, grids apart: pixels, visual tokens, and with `learning` their gradients.
 
-    size: bytes of a number. At released sizes a patch is 588 numbers and its share of a visual token 512.
+    size: bytes of a number of a pixel; token_size: of a visual token, None for the same: under autocast it is less.
+    At released sizes a patch is 588 numbers and its share of a visual token 512.
     """
     see = config.vision
     away = sum(plan.sent(rank)) - plan.sent(rank)[rank]  # patches held here, worked on elsewhere
     here = sum(plan.received(rank)) - plan.received(rank)[rank]  # worked on here, held elsewhere
     tokens = (here + (away if learning else 0)) // see.merge**2
-    return size * (away * 3 * see.patch_size**2 + tokens * config.text.width)
+    return size * away * 3 * see.patch_size**2 + (token_size or size) * tokens * config.text.width

@@ -81,6 +81,7 @@ def test_a_frame_by_hand():
     plan = Plan.of([[], [8]], CONFIG.vision.width)
     assert [bytes_sent(plan, r, CONFIG, 4, learning=True) for r in (0, 1)] == [4 * 2 * 64, 4 * (8 * 588 + 2 * 64)]
     assert [bytes_sent(plan, r, CONFIG, 2, learning=False) for r in (0, 1)] == [2 * 2 * 64, 2 * 8 * 588]
+    assert bytes_sent(plan, 1, CONFIG, 4, learning=True, token_size=2) == 4 * 8 * 588 + 2 * 2 * 64
 
 
 def test_the_cases_are_hard_enough():
