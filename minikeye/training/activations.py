@@ -95,7 +95,7 @@ def count_kept(module: nn.Module) -> Iterator[Kept]:
         storage = x.untyped_storage()
         if storage.data_ptr() not in own:
             kept.storages[storage.data_ptr()] = storage.nbytes()
-        return x
+        return x.detach()  # not x: an output that its own node keeps would never be freed without a backward pass
 
     with saved_tensors_hooks(note, lambda x: x):
         yield kept

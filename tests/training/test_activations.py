@@ -1,5 +1,7 @@
 """What the tower keeps: the same gradients in every way, and bytes that a child could add up."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -137,3 +139,30 @@ def test_one_way_at_a_time():
         pass
     with pytest.raises(ValueError, match="expected one of all, layers, chunks, offload, got 'none'"):
         keeping(model, "none").__enter__()
+
+
+class Marked(torch.autograd.Function):
+    """Keeps its own output, and an object whose end can be seen."""
+
+    @staticmethod
+    def forward(ctx, x, mark):
+        out = x.exp()
+        ctx.save_for_backward(out)
+        ctx.mark = mark
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * ctx.saved_tensors[0], None
+
+
+def test_counting_a_pass_that_fails_keeps_nothing_of_it():
+    """As where memory runs out: the next row of a table must find all of it free."""
+    module, mark = torch.nn.Linear(2, 2), {"alive"}
+    seen = weakref.ref(mark)
+    with pytest.raises(MemoryError), count_kept(module):
+        Marked.apply(module(torch.ones(1, 2)), mark)
+        raise MemoryError
+    del mark
+    gc.collect()
+    assert seen() is None
