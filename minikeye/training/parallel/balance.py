@@ -24,18 +24,24 @@ def frame_costs(patches: Sequence[int], width: int) -> list[int]:
     return [p * (p + 3 * width) for p in patches]
 
 
-def assign(costs: Sequence[int], ranks: int) -> list[list[int]]:
+def assign(costs: Sequence[int], ranks: int, homes: Sequence[int] | None = None) -> list[list[int]]:
     """The items of each rank, ascending: the costliest first, each to the rank that has the least to do so far.
 
     costs: of frames (`frame_costs`), or tokens of samples, for the decoder's level; whole numbers, because sums of them
     are the same in any order. The longest time is at most 4/3 - 1/(3 ranks) of the best possible one. Ties go to the
     lower rank. Items of one cost may change places without changing anybody's load, so each rank takes neighbours:
     frames of a video stay together where it costs nothing. Fewer items than ranks leave ranks empty.
-    Raises ValueError for no rank, and for a cost below 1.
+    homes: the rank that holds each item. Then shares go to the ranks that hold most of them, and of each cost a rank
+    takes its own items first: the loads are the same ones, and less travels.
+    Raises ValueError for no rank, for a cost below 1, and for homes that are not one rank an item.
     """
     if ranks < 1 or (costs and min(costs) < 1):
         raise ValueError(
             f"expected at least 1 rank and costs of at least 1, got {ranks} ranks, costs {list(costs)[:8]}"
+        )
+    if homes is not None and (len(homes) != len(costs) or any(not 0 <= home < ranks for home in homes)):
+        raise ValueError(
+            f"expected a home of 0..{ranks - 1} for each of {len(costs)} items, got {len(homes)}: {list(homes)[:8]}"
         )
     loads = [(0, rank) for rank in range(ranks)]
     heapify(loads)
@@ -44,10 +50,40 @@ def assign(costs: Sequence[int], ranks: int) -> list[list[int]]:
         load, rank = loads[0]
         shares[rank][cost] += 1
         heapreplace(loads, (load + cost, rank))
-    waiting: dict[int, deque[int]] = {}
-    for number, cost in enumerate(costs):
-        waiting.setdefault(cost, deque()).append(number)
-    return [sorted(waiting[cost].popleft() for cost in share.elements()) for share in shares]
+    if homes is None:
+        return _hand_out(costs, shares, [None] * len(costs))
+    return _hand_out(costs, _settled(costs, shares, homes), homes)
+
+
+def _settled(costs: Sequence[int], shares: list[Counter[int]], homes: Sequence[int]) -> list[Counter[int]]:
+    """The same shares in another order: each at a rank that holds much of it, all together as much as can be."""
+    from scipy.optimize import linear_sum_assignment  # slow to import, and wanted here alone
+
+    held: list[Counter[int]] = [Counter() for _ in shares]
+    for cost, home in zip(costs, homes, strict=True):
+        held[home][cost] += 1
+    kept = [[sum(cost * n for cost, n in (own & share).items()) for share in shares] for own in held]
+    _, of_rank = linear_sum_assignment(kept, maximize=True)
+    return [shares[n] for n in of_rank]
+
+
+def _hand_out(costs: Sequence[int], shares: list[Counter[int]], homes: Sequence[int | None]) -> list[list[int]]:
+    """So many items of each cost to each rank: first its own, then what others cannot keep, in order."""
+    waiting: dict[tuple[int, int | None], deque[int]] = {}
+    for number, key in enumerate(zip(costs, homes, strict=True)):
+        waiting.setdefault(key, deque()).append(number)
+    given: list[list[int]] = [[] for _ in shares]
+    for rank, share in enumerate(shares):
+        for cost, count in share.items():
+            own = waiting.get((cost, rank), deque())
+            given[rank] += [own.popleft() for _ in range(min(count, len(own)))]
+    left: dict[int, deque[int]] = {}
+    for number in sorted(number for own in waiting.values() for number in own):
+        left.setdefault(costs[number], deque()).append(number)
+    for rank, share in enumerate(shares):
+        missing = share - Counter(costs[number] for number in given[rank])
+        given[rank] += [left[cost].popleft() for cost in missing.elements()]
+    return [sorted(numbers) for numbers in given]
 
 
 def utilisation(steps: Sequence[Sequence[int]]) -> float:
@@ -76,10 +112,10 @@ class Plan:
         """held: for each rank, the patches of each frame it holds; width: of the tower, d of `frame_costs`."""
         patches = [p for frames in held for p in frames]
         work = [0] * len(patches)
-        for rank, frames in enumerate(assign(frame_costs(patches, width), len(held))):
+        home = [rank for rank, frames in enumerate(held) for _ in frames]
+        for rank, frames in enumerate(assign(frame_costs(patches, width), len(held), home)):
             for frame in frames:
                 work[frame] = rank
-        home = [rank for rank, frames in enumerate(held) for _ in frames]
         return cls(tuple(patches), tuple(home), tuple(work), len(held))
 
     def leaving(self, rank: int) -> list[int]:

@@ -1,7 +1,7 @@
 """Who works on what: by hand, against every possible assignment, and a whole exchange played with lists."""
 
 from collections import Counter
-from itertools import chain, product
+from itertools import chain, permutations, product
 
 import pytest
 from hypothesis import given
@@ -72,6 +72,37 @@ def test_equal_frames_are_cut_into_neighbours(count, ranks):
     assert [len(share) for share in shares] == [count // ranks + (r < count % ranks) for r in range(ranks)]
 
 
+@given(HELD)
+def test_homes_change_no_load_and_spare_journeys(held):
+    """Against the plan that does not know where items are: the same loads, every item once, no more that travels."""
+    costs, homes = [p for own in held for p in own], [rank for rank, own in enumerate(held) for _ in own]
+    settled, blind = assign(costs, len(held), homes), assign(costs, len(held))
+    assert sorted(n for share in settled for n in share) == list(range(len(costs)))
+    assert sorted(loads(costs, settled)) == sorted(loads(costs, blind))
+    travels = [sum(costs[n] for r, share in enumerate(way) for n in share if homes[n] != r) for way in (settled, blind)]
+    assert travels[0] <= travels[1]
+
+
+@given(st.lists(st.lists(st.sampled_from([4, 8, 36]), max_size=5), min_size=1, max_size=4))
+def test_what_travels_is_the_least_for_these_shares(held):
+    """Every way of giving the shares to ranks: each rank keeps what it holds of its share, the rest must travel."""
+    costs, homes = [p for own in held for p in own], [rank for rank, own in enumerate(held) for _ in own]
+    shares = [Counter(costs[n] for n in share) for share in assign(costs, len(held))]
+    own = [Counter(patches) for patches in held]
+    most = max(
+        sum(c * n for rank, share in enumerate(way) for c, n in (own[rank] & share).items())
+        for way in permutations(shares)
+    )
+    stays = sum(costs[n] for r, share in enumerate(assign(costs, len(held), homes)) for n in share if homes[n] == r)
+    assert stays == most
+
+
+def test_even_ranks_send_nothing():
+    """Two ranks with the same frames: drawn in another order, a plan that is blind to homes would swap them."""
+    plan = Plan.of([[8, 100, 8], [100, 8, 8]], 4)
+    assert plan.work == plan.home
+
+
 def test_a_video_beside_a_picture():
     """The picture takes a rank; the video's frames stay runs. Fewer items than ranks leave ranks empty."""
     assert assign([3, 3, 3, 20, 3, 3, 3], 3) == [[3], [0, 1, 2], [4, 5, 6]]
@@ -111,6 +142,8 @@ def test_a_plan_by_hand():
     [
         (lambda: assign([1, 2], 0), "at least 1 rank and costs of at least 1, got 0 ranks"),
         (lambda: assign([1, 0], 2), r"costs \[1, 0\]"),
+        (lambda: assign([1, 2], 2, [0]), "a home of 0..1 for each of 2 items, got 1"),
+        (lambda: assign([1, 2], 2, [0, 2]), r"for each of 2 items, got 2: \[0, 2\]"),
         (lambda: frame_costs([4, 0], 8), "frames of at least 1 patch, got 0: leave empty frames out"),
         (lambda: utilisation([[0, 0], [0, 0]]), "a rank has something to do, got none: draw more steps"),
         (lambda: utilisation([]), "a rank has something to do"),
