@@ -13,6 +13,7 @@ of means over ranks would weigh a token by how few others its rank holds.
 Left out: pipelines, tensor parallelism, copies of the whole among which gradients are averaged (HSDP).
 """
 
+import argparse
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -54,6 +55,11 @@ class Ranks:
     def rank(self) -> int:
         """This process's number; 0 writes logs and files."""
         return 0 if self.everyone is None else self.everyone.get_rank()
+
+    def device(self, asked: str) -> torch.device:
+        """Where this process computes: on the device that was asked for; of many GPUs on the one `join` gave it."""
+        kind = torch.device(asked).type
+        return on(asked) if self.everyone is None or kind == "cpu" else torch.device(kind, torch.cuda.current_device())
 
     def along(self, name: str) -> tuple[int, int]:
         """This rank's number and how many there are, along "data", "context", "copies" or "experts"."""
@@ -115,6 +121,12 @@ def join(device: str, ep: int = 1, cp: int = 1, timeout: float = 60.0) -> Ranks:
         init_device_mesh(kind, (size // cp, cp), mesh_dim_names=("data", "context")),
         init_device_mesh(kind, (size // ep, ep), mesh_dim_names=("copies", "experts")),
     )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """--ep and --cp, as `join` takes them."""
+    parser.add_argument("--ep", type=int, default=1, help="of the processes of torchrun, how many share the experts")
+    parser.add_argument("--cp", type=int, default=1, help="how many of them share each row of tokens")
 
 
 def spread(model: KeyeVL, ranks: Ranks) -> None:
