@@ -19,7 +19,6 @@ from minikeye.training.dsa import IndexerTeacher, draw_rows
 from minikeye.training.loop import LoopConfig, train
 from minikeye.training.losses import answer_accuracy, answer_loss, label_accuracy, label_loss
 from minikeye.training.packing import apart
-from minikeye.training.parallel.exchange import tied
 from minikeye.training.parallel.mesh import ALONE, Ranks
 from minikeye.training.parallel.samples import Batch, Part, whole
 from minikeye.training.step import EagerStep, autocast, beside, stepper
@@ -66,7 +65,7 @@ class Stage:
         """
         start, tokens = inputs.get("start"), inputs["input_ids"].shape[1] if part is None else part.length
         mode = ops.learning_mode(self.attention, model.config, tokens, model.device) if mode is None else mode
-        rows, visual = inputs["rows"] if self.indexer else None, None
+        rows = inputs["rows"] if self.indexer else None
         teacher = IndexerTeacher(
             rows, start if mode == "dense" else None, None if part is None else part.portion(inputs, mode)
         )
@@ -75,15 +74,15 @@ class Stage:
                 with apart(model, start, mode) as mode:
                     logits = model(inputs, attention=mode, observer=teacher).logits
             else:
-                logits, visual = part.read(model, inputs, mode, teacher)
+                logits = part.read(model, inputs, mode, teacher)
             kl = teacher.indexer_loss() if self.indexer else torch.zeros((), device=model.device)
         if not self.answers:
-            return kl if part is None else tied(kl, visual), {}
+            return kl, {}
         if part is None:
             answers = answer_loss(logits, inputs["input_ids"], inputs["answer"])
             right = answer_accuracy(logits.detach(), inputs["input_ids"], inputs["answer"])
         else:
-            answers = tied(label_loss(logits, inputs["labels"], part.answers), visual)
+            answers = label_loss(logits, inputs["labels"], part.answers)
             right = label_accuracy(logits.detach(), inputs["labels"], part.answers)
         balance = teacher.balance_loss()
         numbers = {"answer": answers.detach(), "kl": kl.detach(), "balance": balance.detach(), "right": right}

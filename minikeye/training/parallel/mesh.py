@@ -15,6 +15,7 @@ Left out: pipelines, tensor parallelism, copies of the whole among which gradien
 
 import argparse
 import os
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -138,6 +139,8 @@ def spread(model: KeyeVL, ranks: Ranks) -> None:
     """
     if ranks.everyone is None:
         return
+    # A layer's index keys come from a split: views, which nothing here changes in place.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
     for unit in (model.visual, model.mlp_AR, *model.model.layers, model):
         sharded(unit, ranks.everyone)
     register_fsdp_forward_method(model, "visual_tokens")

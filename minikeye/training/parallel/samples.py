@@ -108,23 +108,24 @@ class Part:
             at = self.zigzag.positions(rank).to(inputs["rows"].device)[inputs["rows"]]
         return Portion(inputs["taught"], self.taught, inputs["counted"], self.tokens, self.ranks.total, at)
 
-    def read(
-        self, model: KeyeVL, inputs: dict[str, Tensor], mode: Mode, observer: Observer
-    ) -> tuple[Float[Tensor, "b t v"], Float[Tensor, "n d"]]:
-        """Logits of the share, and the visual tokens to which the loss must be `tied`. Every rank takes part."""
+    def read(self, model: KeyeVL, inputs: dict[str, Tensor], mode: Mode, observer: Observer) -> Float[Tensor, "b t v"]:
+        """Logits of the share. Every rank takes part.
+
+        One without visual tokens hands the model an empty tensor of them: its gradient, too, has to go back to where
+        the tower ran, and through the same layers as on all ranks, though nothing but the tower may learn.
+        """
         visual = balanced_tokens(model, inputs["patches"], inputs["grids"], self.ranks.everyone.get_group())
-        shown = visual[inputs["seen"]]
-        more = {"visual": shown} if len(shown) else {}
+        visual = visual[inputs["seen"]]
         start = inputs.get("start")
         if self.ranks.along("context")[1] > 1:
             names = ("input_ids", "positions", "start")
             part = {name: inputs[name] for name in names if name in inputs}
             group = self.ranks.group("context")
-            return read_share(model, part, self.zigzag, group, mode, observer, more.get("visual")), visual
+            return read_share(model, part, self.zigzag, group, mode, observer, visual)
         names = ("input_ids", "positions", "attention_mask")
         with apart(model, start, mode) as mode:
-            own = {name: inputs[name] for name in names if name in inputs} | more
-            return model(own, attention=mode, observer=observer).logits, visual
+            own = {name: inputs[name] for name in names if name in inputs}
+            return model(own | {"visual": visual}, attention=mode, observer=observer).logits
 
     def _taught(self, rows: Int[Tensor, " n"]) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
         """Numbers within the share of those rows that lie in it; 1 for each. One that counts 0 where none does."""
