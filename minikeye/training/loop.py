@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from minikeye.progress import progress
 from minikeye.training.parallel.mesh import ALONE, Ranks
@@ -58,12 +57,13 @@ def learning_rate(step: int, config: LoopConfig) -> float:
 def optimiser(parameters: dict[str, nn.Parameter], config: LoopConfig) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices, none on norms and biases. A group's "share" scales its learning rate.
 
-    Parameters that are spread over ranks in several ways make groups of their own: torch steps through a group at once.
+    Parameters that are spread over other ranks than the rest are groups of their own: torch steps a group in one call,
+    which takes tensors of one mesh.
     """
     groups: dict[tuple, list[nn.Parameter]] = {}
     for name, p in parameters.items():
         share = config.slow_lr if name.startswith(config.slow) else 1.0
-        mesh = p.device_mesh if isinstance(p, DTensor) else None
+        mesh = getattr(p, "device_mesh", None)
         groups.setdefault((config.weight_decay if p.ndim >= 2 else 0.0, share, mesh), []).append(p)
     parts = [{"params": ps, "weight_decay": decay, "share": share} for (decay, share, _), ps in groups.items()]
     on_gpu = any(p.is_cuda for p in parameters.values())
@@ -93,7 +93,7 @@ def train(
     if folder is not None:
         Path(folder).mkdir(parents=True, exist_ok=True)
     state = Path(folder) / f"{name}.pt" if folder is not None else None
-    first = resume(state, parameters, optim) if state is not None and state.is_file() else 0
+    first = resume(state, parameters, optim, ranks) if state is not None else 0
     if ranks.rank == 0 and state is not None and (log := state.with_suffix(".jsonl")).is_file():
         write_log(log, [line for line in read_log(log) if line["step"] < first])  # without steps that are done again
     lines, begun = [], time.monotonic()
@@ -126,5 +126,5 @@ def train(
                 with state.with_suffix(".jsonl").open("a", encoding="utf-8") as log:
                     log.write(json.dumps(line) + "\n")
         if saving:
-            save_state(state, parameters, optim, step + 1)
+            save_state(state, parameters, optim, step + 1, ranks)
     return lines

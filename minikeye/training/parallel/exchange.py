@@ -21,9 +21,7 @@ from torch import Tensor
 from minikeye.config import KeyeConfig
 from minikeye.keye import KeyeVL
 from minikeye.training.parallel.balance import Plan
-from minikeye.training.parallel.wire import travel
-
-Group = dist.ProcessGroup | None  # None: all processes
+from minikeye.training.parallel.wire import Exchange, Group
 
 
 def balanced_tokens(
@@ -106,20 +104,6 @@ def in_order(x: Tensor, counts: Sequence[int], order: Sequence[int]) -> Tensor:
     """Frames of `x` (counts: rows of each) in another order: the first of the result is frame order[0]."""
     pieces = x.split(list(counts)) if counts else ()
     return torch.cat([pieces[n] for n in order]) if order else x
-
-
-class Exchange(torch.autograd.Function):
-    """Rows to every rank, rows from every rank; gradients go the opposite way."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, sent: list[int], received: list[int], group: Group) -> Tensor:
-        """x: sum(sent) rows, those for rank 0 first. The result: sum(received) rows, those from rank 0 first."""
-        ctx.back = received, sent, group
-        return travel(x, sent, received, group)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        return travel(gradient, *ctx.back), None, None, None
 
 
 def bytes_sent(plan: Plan, rank: int, config: KeyeConfig, size: int, learning: bool) -> int:

@@ -25,11 +25,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 from torch.utils import _pytree as pytree
 
 from minikeye.keye import KeyeVL
 from minikeye.model.step import AttentionTrace
+from minikeye.training.parallel.experts import SpreadExperts
 from minikeye.training.step import on
 
 # What a layer returns is looked through for tensors whose gradient says that its parameters are needed again. Without
@@ -133,14 +134,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def spread(model: KeyeVL, ranks: Ranks) -> None:
     """Leave 1 / R of the model's parameters on each rank; a unit's are gathered for its pass and let go after it.
 
-    Units: tower, projector, every decoder layer, and what is left (embedding, last norm, head). The tower is one unit,
-    though it is long: the ranks run it on different numbers of chunks, and inner units would wait for each other.
+    Units: tower, projector, every decoder layer (where ep > 1 its experts apart, `SpreadExperts` in their place), and
+    what is left (embedding, last norm, head). The tower is one unit, though it is long: the ranks run it on different
+    numbers of chunks, and inner units would wait for each other.
     Every rank must have the same parameters before, and take part in every pass afterwards.
     """
     if ranks.everyone is None:
         return
     # A layer's index keys come from a split: views, which nothing here changes in place.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
+    if ranks.along("experts")[1] > 1:
+        for layer in model.model.layers:
+            layer.mlp.experts = SpreadExperts(layer.mlp.experts, ranks.experts["experts"])
+            sharded(layer.mlp.experts, ranks.experts["copies"], axis=1)  # axis 0, of the experts, is cut already
     for unit in (model.visual, model.mlp_AR, *model.model.layers, model):
         sharded(unit, ranks.everyone)
     register_fsdp_forward_method(model, "visual_tokens")
@@ -151,9 +157,10 @@ def spread(model: KeyeVL, ranks: Ranks) -> None:
         model.visual_tokens(blank, torch.tensor([[1, side, side]]))
 
 
-def sharded(unit: nn.Module, mesh: DeviceMesh) -> None:
-    """`fully_shard`, with gradients added up."""
-    fully_shard(unit, mesh=mesh, reshard_after_forward=True)  # the root too, or it would outlive a step without it
+def sharded(unit: nn.Module, mesh: DeviceMesh, axis: int = 0) -> None:
+    """`fully_shard` along one axis of every parameter, with gradients added up."""
+    # The root too is let go after a pass, or it would outlive a step without it.
+    fully_shard(unit, mesh=mesh, reshard_after_forward=True, shard_placement_fn=lambda p: Shard(axis))
     assert isinstance(unit, FSDPModule)
     unit.set_gradient_divide_factor(1.0)
     unit.set_force_sum_reduction_for_comms(True)
