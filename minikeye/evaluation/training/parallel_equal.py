@@ -31,24 +31,32 @@ from minikeye.training.parallel.samples import Batch, Part
 from minikeye.training.parallel.wire import all_gather
 from minikeye.training.pretrain.documents import Kind
 from minikeye.training.pretrain.mixture import Mixture, packed
+from minikeye.training.pretrain.order import ORDER
 from minikeye.training.stage import STAGES, teach
 from minikeye.training.tower import teach_tower
 
-WAYS = {"samples": (2, 1, 1), "context": (2, 1, 2)}  # processes, ep, cp
+# Processes, ep, cp.
+WAYS = {"samples": (2, 1, 1), "context": (2, 1, 2), "experts": (2, 2, 1), "experts, context": (4, 2, 2)}
 # Adam makes steps of about the learning rate out of gradients of any size, and where one is hardly more than rounding,
 # that of rounding: a parameter may differ by a share of a step.
 LEARNING = LoopConfig(steps=3, lr=1e-4, warmup=0, log_every=1)
 KINDS = ("plain", "packed")
-CASES = [(stage, kind) for stage in ("dense", "warmup", "sparse") for kind in KINDS] + [("tower", "5"), ("tower", "1")]
+LEARNT = STAGES | {"projector": ORDER["projector"].stage}
+CASES = [(stage, kind) for stage in ("dense", "warmup", "sparse") for kind in KINDS]
+CASES += [("projector", "shown"), ("tower", "5"), ("tower", "1")]
 WHEN, SUM = Kind("when", 4), Kind("sum")
 MIXTURES = (Mixture(((WHEN, 0.8), (SUM, 0.2))), Mixture(((SUM, 1.0),)), Mixture(((WHEN, 1.0),)))
 ROOM, TOKENS = 101, (270, 60, 80)  # of a packed row; of a packed batch
 
 
 def lessons(kind: str, config: KeyeConfig, step: int) -> Iterator[Batch]:
-    """Batches from that step on. "plain": padded rows of a video each; "packed": several documents in a row."""
+    """Batches from that step on. "plain": padded rows of a video each; "packed": several documents in a row.
+
+    "shown": as plain, two single videos in the place of text, from which a projector learns nothing.
+    """
     sizes = Size(4, 3, 28, 56, 2), Size(0, 3, turns=1), Size(5, 1, 56, 56, 1)
-    if kind == "plain":
+    sizes = sizes if kind != "shown" else (sizes[0], sizes[2], sizes[2])
+    if kind in ("plain", "shown"):
         made = Lessons(config, lambda n: sizes[n], range(3), seed=4)
         yield from (made[n] for n in range(step, 3))
     else:
@@ -65,13 +73,13 @@ def begin(ranks: Ranks) -> KeyeVL:
 def three_steps(ranks: Ranks, stage: str, kind: str) -> tuple[list[dict], dict[str, Tensor]]:
     """Log lines of three steps, and the parameters after them, whole. Every rank calls it.
 
-    stage: a name of `stage.STAGES`, or "tower", whose kind is the number of stills a step.
+    stage: a name of LEARNT, or "tower", whose kind is the number of stills a step.
     """
     model = begin(ranks)
     if stage == "tower":
         lines = teach_tower(model, LEARNING, int(kind), None, ranks=ranks)
     else:
-        lines = teach(model, STAGES[stage], LEARNING, partial(lessons, kind, model.config), None, ranks=ranks)
+        lines = teach(model, LEARNT[stage], LEARNING, partial(lessons, kind, model.config), None, ranks=ranks)
     whole = {n: p.full_tensor() if isinstance(p, DTensor) else p for n, p in model.named_parameters()}
     return lines, {n: p.detach() for n, p in whole.items()}
 

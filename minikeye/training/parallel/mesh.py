@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from torch.utils import _pytree as pytree
 
@@ -149,12 +149,9 @@ def spread(model: KeyeVL, ranks: Ranks) -> None:
             sharded(layer.mlp.experts, ranks.experts["copies"], axis=1)  # axis 0, of the experts, is cut already
     for unit in (model.visual, model.mlp_AR, *model.model.layers, model):
         sharded(unit, ranks.everyone)
-    register_fsdp_forward_method(model, "visual_tokens")
     # The tower may run before the decoder does, and FSDP takes the unit that runs first for the root of all others.
-    side, size = model.config.vision.merge, model.config.vision.patch_size
     with torch.no_grad():
-        blank = torch.zeros(side**2, 3, size, size, device=model.device)
-        model.visual_tokens(blank, torch.tensor([[1, side, side]]))
+        model({"input_ids": torch.zeros(1, 1, dtype=torch.long, device=model.device)}, attention="dense")
 
 
 def sharded(unit: nn.Module, mesh: DeviceMesh, axis: int = 0) -> None:
