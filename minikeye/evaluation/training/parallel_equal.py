@@ -1,8 +1,9 @@
 """Do many processes learn what one does? python -m minikeye.evaluation.training.parallel_equal --out FILE
 
-Three steps of each stage by one process, by two that share the samples, by two that share every row, on a CPU in
-float32: the largest difference of a loss and of a parameter, and whether sparse attention selects the same keys bit for
-bit. Batches are uneven on purpose: three rows of several lengths, then text alone, then a single row.
+Three steps of each stage by one process, by two that share the samples, every row, or the experts, and by four that
+share rows and experts, on a CPU in float32: the largest difference of a loss and of a parameter, and whether sparse
+attention selects the same keys bit for bit. Batches are uneven on purpose: three rows of several lengths, then text
+alone, then a single row.
 """
 
 import argparse
@@ -116,9 +117,14 @@ def selections(ranks: Ranks, kind: str) -> Tensor:
     return torch.cat(list(shares), dim=2)[:, :, part.zigzag.inverse()]
 
 
+def cases(ep: int) -> list[tuple[str, str]]:
+    """Stages and batches to play. Experts neither know stages nor batches: with ep > 1, one of each."""
+    return CASES if ep == 1 else [("dense", "plain"), ("warmup", "plain"), ("sparse", "packed")]
+
+
 def found_by(ranks: Ranks) -> dict[tuple[str, str], tuple]:
     """What these processes found in every case. The parameters are whole on each rank."""
-    found = {case: three_steps(ranks, *case) for case in CASES}
+    found = {case: three_steps(ranks, *case) for case in cases(ranks.along("experts")[1])}
     if ranks.size == 1 or ranks.along("context")[1] == ranks.size:
         found |= {("selections", kind): (selections(ranks, kind),) for kind in KINDS}
     return found
@@ -163,7 +169,7 @@ def main() -> None:
             many = torch.load(Path(folder) / "0.pt")
         rows += [
             {"way": way, "stage": stage, "batches": kind} | apart_by(one[stage, kind], many[stage, kind])
-            for stage, kind in CASES
+            for stage, kind in cases(ep)
         ]
         equal += [torch.equal(one[case][0], many[case][0]) for case in many if case[0] == "selections"]
     summary = {f"{name}_max_difference": max(row[name] for row in rows) for name in ("losses", "norms", "parameters")}

@@ -80,8 +80,8 @@ class Part:
     ) -> dict[str, Tensor]:
         """What `read` and the losses take of this rank's share, on `device`.
 
-        input_ids, positions and, of packed rows, start; labels, counted bool [b t]; rows [n] of the share and taught
-        [n]; the pixels that this rank hands in, patches and grids (none: no rows), and seen [n], which of their tokens
+        input_ids, positions and, of packed rows, start; labels, counted bool [b t]; rows [m] of the share and taught
+        [m]; the pixels that this rank hands in, patches and grids (none: no rows), and seen [n], which of their tokens
         are those of the share's placeholders.
         """
         rank, sharing = self.ranks.along("context")
@@ -127,7 +127,7 @@ class Part:
             own = {name: inputs[name] for name in names if name in inputs}
             return model(own | {"visual": visual}, attention=mode, observer=observer).logits
 
-    def _taught(self, rows: Int[Tensor, " n"]) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
+    def _taught(self, rows: Int[Tensor, " n"]) -> tuple[Int[Tensor, " m"], Float[Tensor, " m"]]:
         """Numbers within the share of those rows that lie in it; 1 for each. One that counts 0 where none does."""
         at = self.zigzag.positions(self.ranks.along("context")[0])
         number = torch.full((self.length,), -1)
