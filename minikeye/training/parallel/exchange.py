@@ -95,7 +95,8 @@ def tied(loss: Float[Tensor, ""], tokens: Float[Tensor, "n d"]) -> Float[Tensor,
     """The same loss, of which `tokens` are a part even where they are none, or not used.
 
     Gradients come back to where the tower ran only if every rank goes back through the exchange: without this, a rank
-    whose batch is text alone would not, and the others would wait for it.
+    whose batch is text alone would not, and the others would wait for it. Of a model that is `spread`, give the pass
+    the empty tokens instead, as `samples.Part` does: all its units, too, must be gone back through in one order.
     """
     return loss + tokens[:0].sum().to(loss.dtype)
 
