@@ -48,6 +48,7 @@ def surviving(ranks: Ranks, folder: str | Path, timeout: float = 60.0) -> Iterat
         return
     signs = Signs(Path(folder), ranks, timeout)
     each(ranks, signs.begin)
+    signs.watch()
     try:
         yield
     except BaseException as error:
@@ -94,9 +95,12 @@ class Signs:
         except OSError:  # a disk without locks: what is left is whether the file is touched
             pass
         self._held.truncate(0)
+
+    def watch(self) -> None:
+        """Look after the others, now that each has its file."""
         main = threading.current_thread() is threading.main_thread()
         self._before = signal.signal(signal.SIGTERM, self._terminated) if main else None
-        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher = threading.Thread(target=self._keep_watch, daemon=True)
         self._watcher.start()
 
     def end(self) -> None:
@@ -166,7 +170,7 @@ class Signs:
         except FileNotFoundError:
             return None
 
-    def _watch(self) -> None:
+    def _keep_watch(self) -> None:
         """Touch the own file; where a rank is gone, interrupt this process, and end it if it does not react."""
         while not self.over.wait(min(1.0, self.timeout / 20)):
             with suppress(OSError):

@@ -7,6 +7,7 @@ import ctypes
 import os
 import signal
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -79,5 +80,6 @@ def main(folder: Path, how: str) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    warnings.simplefilter("error")  # as in the tests
     main(Path(sys.argv[1]), sys.argv[2])
     os._exit(0)  # no farewell to ranks that are not there

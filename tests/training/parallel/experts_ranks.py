@@ -4,6 +4,7 @@ Imported, it has the cases; run, it plays them all and leaves what came out in F
 """
 
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -72,6 +73,7 @@ def refused(mesh) -> str:
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)
+    warnings.simplefilter("error")  # as in the tests
     ranks = join("cpu", ep=2)
     mesh = ranks.experts["experts"]
     spread = SpreadExperts(layer(), mesh)
