@@ -7,6 +7,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -62,6 +63,9 @@ def main(folder: Path, how: str) -> None:
                     raise KeyError("a video that is not there")
                 if how == "stopped":
                     os.kill(os.getpid(), signal.SIGSTOP)
+            if how == "between steps" and ranks.rank == 2:  # two are gone then, one because of the other
+                while (run / ".ranks" / "0").read_text() != "left":
+                    time.sleep(0.05)
             if how == "others in a library":  # where no error reaches them: as one waits for a GPU that waits for a GPU
                 failures.GRACE = 1.0
                 if ranks.rank == 1:
