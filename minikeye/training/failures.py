@@ -1,10 +1,10 @@
 """When a rank is gone: the others end, saying which one it was and from which checkpoint to go on.
 
 A process group tells little: gloo says that a connection was closed, NCCL says nothing until its timeout and then ends
-the process, torchrun ends the others by SIGTERM. So each rank keeps a file `FOLDER/.ranks/RANK`, locked while its
+the process, torchrun ends the others by SIGTERM. So each rank keeps a file `FOLDER/.rank-RANK`, locked while its
 process lives, touched while it runs, with a word in it where it ended by an error. Who is in trouble looks there.
 
-    with surviving(ranks, out, timeout):         # every rank; out and timeout: of the run, as in `mesh.join`
+    with surviving(ranks, out):                  # every rank
         ...                                      # everything that the ranks do together
 """
 
@@ -34,21 +34,22 @@ class RankLost(RuntimeError):
 
 
 @contextmanager
-def surviving(ranks: Ranks, folder: str | Path, timeout: float = 60.0) -> Iterator[None]:
+def surviving(ranks: Ranks, folder: str | Path) -> Iterator[None]:
     """While this holds, the loss of a rank ends the others by `RankLost` within the process group's timeout.
 
-    folder: of the run's states, which all ranks see. timeout: seconds, that of `mesh.join`. A rank's own errors pass as
-    they are, and are what the others are told. One that waits inside a library, where no error can reach it, says the
-    same on stderr and exits with status 1. SIGTERM, too, is answered with that error where a rank is gone; after it,
-    SIGTERM is ignored, so that the last words of a process are heard. Alone: nothing.
+    folder: of the run's states, which all ranks see. A rank's own errors pass as they are, and are what the others are
+    told. One that waits inside a library, where no error can reach it, says the same on stderr and exits with status 1.
+    SIGTERM, too, is answered with that error where a rank is gone; after it, SIGTERM is ignored, so that the last words
+    of a process are heard. Alone, and inside another one: nothing.
     Raises ValueError where another run, still alive, has the folder.
     """
-    if ranks.everyone is None:
+    if ranks.everyone is None or _watching:
         yield
         return
-    signs = Signs(Path(folder), ranks, timeout)
+    signs = Signs(Path(folder), ranks)
     each(ranks, signs.begin)
     signs.watch()
+    _watching.append(signs)
     try:
         yield
     except BaseException as error:
@@ -67,17 +68,16 @@ def surviving(ranks: Ranks, folder: str | Path, timeout: float = 60.0) -> Iterat
     else:
         signs.over.set()
         signs.own.unlink(missing_ok=True)
-        with suppress(OSError):
-            signs.own.parent.rmdir()  # by the last one
     finally:
+        _watching.clear()
         signs.end()
 
 
 class Signs:
     """What the ranks of a run tell each other by files, and the thread that keeps this one's and reads the others'."""
 
-    def __init__(self, folder: Path, ranks: Ranks, timeout: float):
-        self.folder, self.rank, self.size, self.timeout = folder, ranks.rank, ranks.size, timeout
+    def __init__(self, folder: Path, ranks: Ranks):
+        self.folder, self.rank, self.size, self.timeout = folder, ranks.rank, ranks.size, ranks.timeout
         self.own = self._file(ranks.rank)
         self.over = threading.Event()  # this rank is leaving, for whatever reason
         self.ending = False  # because of another rank
@@ -161,7 +161,7 @@ class Signs:
         return f"{who}: rank {self.rank} ends too. The last whole checkpoint is {last}: start the same command again"
 
     def _file(self, rank: int) -> Path:
-        return self.folder / ".ranks" / str(rank)
+        return self.folder / f".rank-{rank}"
 
     def _word(self, rank: int) -> str | None:
         """What that rank said; None of one that came to its end, and needs no file."""
@@ -196,6 +196,9 @@ class Signs:
             raise RankLost(self.message(lost))
         signal.signal(number, self._before)
         signal.raise_signal(number)
+
+
+_watching: list[Signs] = []  # one a process, which has one file to lock
 
 
 def _ended(file: Path) -> bool:

@@ -9,6 +9,8 @@ import signal
 import sys
 import time
 import warnings
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -22,7 +24,7 @@ from minikeye.training.parallel.checkpoints import each
 from minikeye.training.parallel.mesh import join, sharded
 from minikeye.training.state import save_state
 
-TIMEOUTS = {"stopped": 6.0}  # seconds; else a minute, which only a test that fails waits for
+SHORT = 3.0  # seconds, from where a rank stops; before it a minute, which a busy machine may need
 
 
 def die(*ignored) -> None:
@@ -31,7 +33,7 @@ def die(*ignored) -> None:
 
 def main(folder: Path, how: str) -> None:
     """Two steps and a state; then rank 1 is lost in the way that `how` says."""
-    ranks = join("cpu", timeout=TIMEOUTS.get(how, 60.0))
+    ranks = join("cpu")
     run, processes = folder / "run", each(ranks, os.getpid)
     torch.manual_seed(0)
     layer = nn.Linear(8, 8)
@@ -47,11 +49,14 @@ def main(folder: Path, how: str) -> None:
         y.square().sum().backward()
         optim.step()
 
+    step()
+    save_state(run / "state.pt", parameters, optim, 1, ranks)
     said = "nothing"
     try:
-        with surviving(ranks, run, TIMEOUTS.get(how, 60.0)):
-            step()
-            save_state(run / "state.pt", parameters, optim, 1, ranks)
+        with surviving(replace(ranks, timeout=SHORT) if how == "stopped" else ranks, run):
+            if how == "stopped":
+                backend = ranks.everyone.get_group()._get_backend(torch.device("cpu"))
+                backend._set_default_timeout(timedelta(seconds=SHORT))
             if ranks.rank == 1:
                 if how == "between steps":
                     die()
@@ -64,7 +69,7 @@ def main(folder: Path, how: str) -> None:
                 if how == "stopped":
                     os.kill(os.getpid(), signal.SIGSTOP)
             if how == "between steps" and ranks.rank == 2:  # two are gone then, one because of the other
-                while (run / ".ranks" / "0").read_text() != "left":
+                while (run / ".rank-0").read_text() != "left":
                     time.sleep(0.05)
             if how == "others in a library":  # where no error reaches them: as one waits for a GPU that waits for a GPU
                 failures.GRACE = 1.0

@@ -48,6 +48,7 @@ class Ranks:
     everyone: DeviceMesh | None = None  # [R]: over them, parameters are spread
     rows: DeviceMesh | None = None  # [data, context]: who holds which samples, and which piece of them
     experts: DeviceMesh | None = None  # [copies, experts]: who holds which experts
+    timeout: float = 60.0  # seconds until a rank that does not answer ends the others
 
     @property
     def size(self) -> int:
@@ -122,6 +123,7 @@ def join(device: str, ep: int = 1, cp: int = 1, timeout: float = 60.0) -> Ranks:
         init_device_mesh(kind, (size,), mesh_dim_names=("everyone",)),
         init_device_mesh(kind, (size // cp, cp), mesh_dim_names=("data", "context")),
         init_device_mesh(kind, (size // ep, ep), mesh_dim_names=("copies", "experts")),
+        timeout,
     )
 
 
