@@ -140,14 +140,16 @@ def spread(model: KeyeVL, ranks: Ranks) -> None:
     what is left (embedding, last norm, head). The tower is one unit, though it is long: the ranks run it on different
     numbers of chunks, and inner units would wait for each other.
     Every rank must have the same parameters before, and take part in every pass afterwards.
+    Raises ValueError for an ep that does not divide the experts (`SpreadExperts`).
     """
     if ranks.everyone is None:
         return
     # A layer's index keys come from a split: views, which nothing here changes in place.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
     if ranks.along("experts")[1] > 1:
+        copies = ranks.along("copies")[1]
         for layer in model.model.layers:
-            layer.mlp.experts = SpreadExperts(layer.mlp.experts, ranks.experts["experts"])
+            layer.mlp.experts = SpreadExperts(layer.mlp.experts, ranks.experts["experts"], copies)
             sharded(layer.mlp.experts, ranks.experts["copies"], axis=1)  # axis 0, of the experts, is cut already
     for unit in (model.visual, model.mlp_AR, *model.model.layers, model):
         sharded(unit, ranks.everyone)
