@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -75,13 +76,16 @@ def play(tmp_path_factory) -> Callable[..., list[Any]]:
     """Runs a script in several processes at once, as torchrun would, and loads what each left in FOLDER/RANK.pt.
 
         play(script, processes=2, arguments=(), **environment)         # each: python SCRIPT FOLDER *ARGUMENTS
+        play(script, lost=1)                                           # rank 1 is killed, and leaves nothing
 
     The rank is in the environment: `join("cpu")`, or `init_process_group("gloo", timeout=...)`. A rank whose partner
     does not answer ends by that timeout; none outlives the call. The store lives here, as it does in torchrun: its port
     is free, and nobody takes it before the ranks come.
     """
 
-    def run(script: str | Path, processes: int = 2, arguments: tuple = (), **environment: str) -> list[Any]:
+    def run(
+        script: str | Path, processes: int = 2, arguments: tuple = (), lost: int | None = None, **environment: str
+    ) -> list[Any]:
         folder = tmp_path_factory.mktemp("ranks")
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         own = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "OMP_NUM_THREADS": "1"}
@@ -96,7 +100,8 @@ def play(tmp_path_factory) -> Callable[..., list[Any]]:
                 stack.callback(process.wait)
                 stack.callback(process.kill)
             errors = [process.communicate()[1] for process in started]
-            assert [process.returncode for process in started] == [0] * processes, "\n".join(errors)
-        return [torch.load(folder / f"{rank}.pt") for rank in range(processes)]
+            expected = [-signal.SIGKILL if rank == lost else 0 for rank in range(processes)]
+            assert [process.returncode for process in started] == expected, "\n".join(errors)
+        return [torch.load(folder / f"{rank}.pt") for rank in range(processes) if rank != lost]
 
     return run

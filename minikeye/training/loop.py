@@ -8,6 +8,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from minikeye.progress import progress
+from minikeye.training.failures import surviving
 from minikeye.training.parallel.mesh import ALONE, Ranks
 from minikeye.training.state import read_log, resume, save_state, write_log
 
@@ -81,14 +83,20 @@ def train(
     """Run `config.steps` steps, or those that are left, over the parameters that are given (others stay as they are).
 
     backward_at(step) leaves that step's gradients in the parameters (replacing the last ones) and returns the loss and
-    numbers for the log. folder: where `NAME.pt` (resumable state, always written after the last step) and `NAME.jsonl`
-    (log) go; None keeps nothing. A folder with a state is resumed, to the losses of an uninterrupted run with the same
-    config. Returns the log lines of this call: step, loss, norm (of the gradient), those numbers, seconds.
+    numbers for the log. folder: where `NAME.pt` (resumable state, always written after the last step; of many ranks the
+    folder `NAME.dcp`) and `NAME.jsonl` (log) go; None keeps nothing. A folder with a state is resumed, by any number of
+    processes, to the losses of an uninterrupted run with the same config.
+    Returns the log lines of this call: step, loss, norm (of the gradient), those numbers, seconds.
     ranks: the processes that run this together, each with its parts of the parameters; loss and numbers are those of
     the whole, the same on all (`samples.whole`); rank 0 alone writes the log and shows progress.
     Raises FloatingPointError for a loss or gradient that is not finite, at the next step that is logged or saved; the
-    last state is then intact.
+    last state is then intact. With a folder, `failures.RankLost` where another rank is gone.
     """
+    with nullcontext() if folder is None else surviving(ranks, folder):
+        return _train(parameters, backward_at, config, folder, name, ranks)
+
+
+def _train(parameters, backward_at, config: LoopConfig, folder, name: str, ranks: Ranks) -> list[dict]:
     optim = optimiser(parameters, config)
     if folder is not None:
         Path(folder).mkdir(parents=True, exist_ok=True)

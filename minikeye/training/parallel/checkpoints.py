@@ -173,6 +173,12 @@ def last_written(path: Path, ranks: Ranks = ALONE) -> Path | None:
     return first(ranks, look)
 
 
+def newest(folder: Path) -> Path | None:
+    """The last whole state or model in a folder, of one process or of many; None where there is none."""
+    states = [*folder.glob("*.dcp"), *(p for p in folder.glob("*.pt") if not p.stem.endswith(".failed"))]
+    return max(states, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
 def only(path: Path, written: Path) -> None:
     """Remove the older of the file `path` and the folder in its place, now that `written`, one of them, is whole."""
     if written != path:

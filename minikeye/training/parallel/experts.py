@@ -23,15 +23,17 @@ class SpreadExperts(Experts):
     Every rank has to call it at the same places, with any number of tokens, none included; inputs need gradients on all
     ranks or on none. A row's products are sums of the same terms as in `Experts`, perhaps in another order: equal
     within the rounding of sums of d and m terms. Gradients of an expert count the tokens of all ranks of the mesh.
-    Raises ValueError where the mesh does not divide the experts.
+    copies: how many such groups of ranks there are, which will cut each expert further, along the axis after it.
+    Raises ValueError where one of the two does not divide what it cuts.
     """
 
-    def __init__(self, whole: Experts, mesh: DeviceMesh):
+    def __init__(self, whole: Experts, mesh: DeviceMesh, copies: int = 1):
         nn.Module.__init__(self)
-        experts, ranks = len(whole.gate_up_proj), mesh.size()
-        if experts % ranks:
+        (experts, d, _), m = whole.gate_up_proj.shape, whole.down_proj.shape[1]
+        if experts % mesh.size() or d % copies or m % copies:
             raise ValueError(
-                f"expected an ep that divides the {experts} experts of a layer, got {ranks}: choose another --ep"
+                f"expected an ep that divides the {experts} experts of a layer, and a number of processes / ep that "
+                f"divides their widths {d} and {m}, got {mesh.size()} and {copies}: choose another --ep"
             )
         self.mesh = mesh
         for name, p in whole.named_parameters():

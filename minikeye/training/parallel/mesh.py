@@ -48,6 +48,7 @@ class Ranks:
     everyone: DeviceMesh | None = None  # [R]: over them, parameters are spread
     rows: DeviceMesh | None = None  # [data, context]: who holds which samples, and which piece of them
     experts: DeviceMesh | None = None  # [copies, experts]: who holds which experts
+    timeout: float = 60.0  # seconds until a rank that does not answer ends the others
 
     @property
     def size(self) -> int:
@@ -122,6 +123,7 @@ def join(device: str, ep: int = 1, cp: int = 1, timeout: float = 60.0) -> Ranks:
         init_device_mesh(kind, (size,), mesh_dim_names=("everyone",)),
         init_device_mesh(kind, (size // cp, cp), mesh_dim_names=("data", "context")),
         init_device_mesh(kind, (size // ep, ep), mesh_dim_names=("copies", "experts")),
+        timeout,
     )
 
 
@@ -138,14 +140,16 @@ def spread(model: KeyeVL, ranks: Ranks) -> None:
     what is left (embedding, last norm, head). The tower is one unit, though it is long: the ranks run it on different
     numbers of chunks, and inner units would wait for each other.
     Every rank must have the same parameters before, and take part in every pass afterwards.
+    Raises ValueError for an ep that does not divide the experts (`SpreadExperts`).
     """
     if ranks.everyone is None:
         return
     # A layer's index keys come from a split: views, which nothing here changes in place.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
     if ranks.along("experts")[1] > 1:
+        copies = ranks.along("copies")[1]
         for layer in model.model.layers:
-            layer.mlp.experts = SpreadExperts(layer.mlp.experts, ranks.experts["experts"])
+            layer.mlp.experts = SpreadExperts(layer.mlp.experts, ranks.experts["experts"], copies)
             sharded(layer.mlp.experts, ranks.experts["copies"], axis=1)  # axis 0, of the experts, is cut already
     for unit in (model.visual, model.mlp_AR, *model.model.layers, model):
         sharded(unit, ranks.everyone)

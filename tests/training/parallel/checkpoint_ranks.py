@@ -5,6 +5,7 @@ STATE, leaves states of its own in FOLDER, and what came out in FOLDER/RANK.pt.
 """
 
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -88,6 +89,7 @@ def main(folder: Path, ep: int, state: Path) -> dict:
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)
+    warnings.simplefilter("error")  # as in the tests
     out = main(folder, int(sys.argv[2]), Path(sys.argv[3]))
     torch.save(out | {"folder": str(folder)}, folder / f"{dist.get_rank()}.pt")
     dist.destroy_process_group()

@@ -4,6 +4,8 @@ Imported, it has the cases; run, it plays them all and leaves what came out in F
 """
 
 import sys
+import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -60,10 +62,10 @@ def play(case: str, experts: Experts, rank: int) -> dict[str, Tensor | int]:
     return found | gradients | {"forward": forward, "bytes": sent.bytes}
 
 
-def refused(mesh) -> str:
-    """Three experts over two ranks."""
+def refused(mesh, experts: int, copies: int) -> str:
+    """What is said to experts over two ranks, each held by so many groups of ranks."""
     try:
-        SpreadExperts(Experts(TextConfig(width=16, experts=3, experts_per_token=2, expert_width=8)), mesh)
+        SpreadExperts(Experts(replace(CONFIG, experts=experts)), mesh, copies)
     except ValueError as error:
         return str(error)
     return "nothing"
@@ -72,10 +74,14 @@ def refused(mesh) -> str:
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     torch.set_num_threads(1)
+    warnings.simplefilter("error")  # as in the tests
     ranks = join("cpu", ep=2)
     mesh = ranks.experts["experts"]
     spread = SpreadExperts(layer(), mesh)
     out = {case: play(case, spread, ranks.rank) for case in CASES}
     kept = {n: (tuple(p.shape), tuple(p.to_local().shape)) for n, p in spread.named_parameters()}
-    torch.save(out | {"refused": refused(mesh), "kept": kept}, folder / f"{ranks.rank}.pt")
+    torch.save(
+        out | {"refused": [refused(mesh, 3, 1), refused(mesh, 4, 3), refused(mesh, 4, 4)], "kept": kept},
+        folder / f"{ranks.rank}.pt",
+    )
     dist.destroy_process_group()

@@ -1,5 +1,7 @@
 """What one number of processes saved, another goes on from; experts spread or not; exported as one process would."""
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 from checkpoint_ranks import CONFIG, SAVED, Learner, network
 
 from minikeye.checkpoint.tensors import tensor_files
+from minikeye.training.parallel.checkpoints import last_written, load_model, newest, save_model
 
 SCRIPT = Path(__file__).with_name("checkpoint_ranks.py")
 CLOSE = 1e-5  # of float32 sums in another order
@@ -90,3 +93,64 @@ def test_exported_as_by_one_process(ranks, tmp_path):
     assert tensor_files(folder) == tensor_files(tmp_path / "one") and len(set(tensor_files(folder).values())) > 2
     for path in (tmp_path / "one").iterdir():
         assert (folder / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def folder_of(path: Path, **about) -> Path:
+    """What stands where many processes wrote a state, its tensors apart."""
+    folder = path.with_suffix(".dcp")
+    folder.mkdir()
+    (folder / "about.json").write_text(json.dumps(about))
+    return folder
+
+
+def test_what_was_written_last_counts(tmp_path):
+    """Both are there where a run was killed before it removed the older one."""
+    path = tmp_path / "state.pt"
+    assert last_written(path) is None and newest(tmp_path) is None
+    path.write_bytes(b"")
+    assert last_written(path) == newest(tmp_path) == path
+    folder = folder_of(path, step=2)
+    for first, second in ((path, folder), (folder, path)):
+        for number, written in enumerate((first, second)):
+            for file in (written, written / "about.json") if written == folder else (written,):
+                os.utime(file, (1000 + number, 1000 + number))
+        assert last_written(path) == newest(tmp_path) == second
+    (tmp_path / "state.failed.pt").write_bytes(b"")  # of a rollout that was not learnt from
+    assert newest(tmp_path) == path
+
+
+def test_a_state_of_one_process_takes_the_place_of_many(tmp_path):
+    folder, learner = folder_of(tmp_path / "state.pt", step=2), Learner()
+    learner.save(tmp_path / "state.pt", 3)
+    assert not folder.exists() and Learner().resume(tmp_path / "state.pt") == 3
+    folder = folder_of(tmp_path / "done.pt")
+    save_model(tmp_path / "done.pt", learner.model, {"stages": ["a"]})
+    assert not folder.exists() and load_model(tmp_path / "done.pt", network(6)) == {"stages": ["a"]}
+
+
+def test_a_state_between_two_renames_is_found(tmp_path):
+    """The kill came when the old folder had been moved aside, and the new one had not its name yet."""
+    folder = folder_of(tmp_path / "state.pt", step=2)
+    os.rename(folder, tmp_path / ".state.dcp-old")
+    with pytest.warns(UserWarning, match="was being replaced when its writer was killed"):
+        assert last_written(tmp_path / "state.pt") == tmp_path / ".state.dcp-old"
+
+
+def test_nothing_is_read_from_a_damaged_or_foreign_state(tmp_path):
+    learner, path = Learner(), tmp_path / "state.pt"
+    assert learner.resume(path) == 0 and load_model(path, learner.model) is None
+    folder_of(path, step=2)
+    with pytest.raises(ValueError, match="holds no distributed checkpoint"):
+        learner.resume(path)
+    save_model(path, learner.model, {})
+    with pytest.raises(ValueError, match=r"other parameters than those to train.*1 differ, first extra"):
+        learner.model.register_parameter("extra", torch.nn.Parameter(torch.zeros(2)))
+        load_model(path, learner.model)
+
+
+@pytest.mark.slow
+def test_a_state_of_other_parameters_is_refused(two):
+    learner = Learner()
+    learner.parameters.pop("lm_head.weight")
+    with pytest.raises(ValueError, match=r"other parameters than those to train.*first parameters\.lm_head\.weight"):
+        learner.resume(Path(two[0]["folder"]) / "own.pt")
