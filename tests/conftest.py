@@ -1,12 +1,20 @@
 """Shapes are checked in every test: jaxtyping reads the annotations of minikeye, beartype enforces them."""
 
+import os
 import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,3 +69,39 @@ def lively():
 def generator() -> torch.Generator:
     """A seeded generator of its own, for tests that draw their inputs."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def play(tmp_path_factory) -> Callable[..., list[Any]]:
+    """Runs a script in several processes at once, as torchrun would, and loads what each left in FOLDER/RANK.pt.
+
+        play(script, processes=2, arguments=(), **environment)         # each: python SCRIPT FOLDER *ARGUMENTS
+        play(script, lost=1)                                           # rank 1 is killed, and leaves nothing
+
+    The rank is in the environment: `join("cpu")`, or `init_process_group("gloo", timeout=...)`. A rank whose partner
+    does not answer ends by that timeout; none outlives the call. The store lives here, as it does in torchrun: its port
+    is free, and nobody takes it before the ranks come.
+    """
+
+    def run(
+        script: str | Path, processes: int = 2, arguments: tuple = (), lost: int | None = None, **environment: str
+    ) -> list[Any]:
+        folder = tmp_path_factory.mktemp("ranks")
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        own = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "OMP_NUM_THREADS": "1"}
+        own |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+        own |= {"WORLD_SIZE": str(processes)} | environment
+        command = [sys.executable, str(script), str(folder), *map(str, arguments)]
+        with ExitStack() as stack:
+            started = []
+            for rank in range(processes):
+                place = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                started.append(process := subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=own | place))
+                stack.callback(process.wait)
+                stack.callback(process.kill)
+            errors = [process.communicate()[1] for process in started]
+            expected = [-signal.SIGKILL if rank == lost else 0 for rank in range(processes)]
+            assert [process.returncode for process in started] == expected, "\n".join(errors)
+        return [torch.load(folder / f"{rank}.pt") for rank in range(processes) if rank != lost]
+
+    return run

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from minikeye.config import KeyeConfig
 from minikeye.files import file_in, read_json, require_room, whole_folder
 from minikeye.model.keye import KeyeModel
 
@@ -41,22 +42,42 @@ def save(
     if not isinstance(model.model.layers, torch.nn.ModuleList):
         raise ValueError("a streamed model has no weights in memory to save: copy its folder")
     tensors = {n: t.detach().to("cpu", dtype or t.dtype).contiguous() for n, t in model.state_dict().items()}
-    shards = plan_shards({n: t.numel() * t.element_size() for n, t in tensors.items()}, max_shard_bytes)
+    size = {n: t.numel() * t.element_size() for n, t in tensors.items()}
+    files = shard_files(size, max_shard_bytes)
     target = Path(folder)
+    require_place(target, sum(size.values()))
+    with whole_folder(target) as new:
+        for file, names in files.items():
+            save_shard({name: tensors[name] for name in names}, new / file)
+        describe(new, target, model.config, files, size)
+
+
+def shard_files(size: dict[str, int], limit: int) -> dict[str, list[str]]:
+    """The shards of at most `limit` bytes that tensors of these sizes (bytes) go to: file name -> names of tensors.
+
+    Raises CheckpointError for a tensor larger than a shard.
+    """
+    shards = plan_shards(size, limit)
+    return {f"model-{n:05d}-of-{len(shards):05d}.safetensors": names for n, names in enumerate(shards, 1)}
+
+
+def require_place(target: Path, size: int) -> None:
+    """Raise FileExistsError or OSError, as `save`, where `size` bytes of a checkpoint cannot go to `target`."""
     if target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file():
         raise FileExistsError(f"{target} holds other files but no config.json: name a new folder")
-    size = sum(t.numel() * t.element_size() for t in tensors.values())
     require_room(target, size)
-    with whole_folder(target) as new:
-        where = {}
-        for n, names in enumerate(shards, 1):
-            file = f"model-{n:05d}-of-{len(shards):05d}.safetensors"
-            save_shard({name: tensors[name] for name in names}, new / file)
-            where |= dict.fromkeys(names, file)
-        index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(where.items()))}
-        (new / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-        (new / "config.json").write_text(json.dumps(model.config.to_dict(), indent=2) + "\n", encoding="utf-8")
-        _keep_other_files(target, new)
+
+
+def describe(new: Path, target: Path, config: KeyeConfig, files: dict[str, list[str]], size: dict[str, int]) -> None:
+    """Write what stands beside the shards in the folder `new`, before it takes the place of `target`.
+
+    The index, config.json, and the files of `target` that are no part of a checkpoint. files: `shard_files(size, ...)`.
+    """
+    where = {name: file for file, names in files.items() for name in names}
+    index = {"metadata": {"total_size": sum(size.values())}, "weight_map": dict(sorted(where.items()))}
+    (new / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    (new / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+    _keep_other_files(target, new)
 
 
 def save_shard(tensors: dict[str, Tensor], path: Path) -> None:

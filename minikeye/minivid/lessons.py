@@ -7,7 +7,7 @@ random numbers, so data is made as fast as it is eaten.
 import pickle
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -49,6 +49,16 @@ class Lesson:
     tokens: dict[str, Tensor]  # input_ids, positions, attention_mask, answer
     videos: MiniVideos | None
     size: Size
+
+    def part(self, rows: list[int]) -> "Lesson":
+        """These rows alone, with their videos."""
+        videos = self.videos
+        if videos is not None:
+            events, problems = (tuple(of[row] for row in rows) for of in (videos.events, videos.problems))
+            spec = videos.spec.take(rows, range(videos.spec.shape[1]))
+            videos = MiniVideos(spec, videos.seconds[rows], events, problems)
+        tokens = {name: t[..., rows, :] for name, t in self.tokens.items()}
+        return Lesson(tokens, videos, replace(self.size, videos=len(rows)))
 
     def inputs(self, config: KeyeConfig, device: torch.device | str, blank: bool = False) -> dict[str, Tensor]:
         """Model inputs on `device`, pixels rendered there. blank: grey frames, the control that must fail.

@@ -72,7 +72,8 @@ class KeyeModel(nn.Module):
 
         inputs: input_ids int [b t]; optional positions [3 b t], attention_mask [b t] (left padding), and for pixels
         patches [p 3 s s] with grids [f 3], as `Processor` makes them, or, where the tower has run before, visual [n d]:
-        the `visual_tokens` of the placeholders in order, row after row. With a cache, inputs hold the new tokens only.
+        the `visual_tokens` of the placeholders in order, row after row (of text alone, [0 d]). With a cache, inputs
+        hold the new tokens only.
         attention: "sparse" reads the indexer's top-k keys, "dense" all, "masked" all but with the numbers of "sparse".
         record: True keeps every query's selection in `out.record`, a number only that many last ones. observer: sees
         every layer as it runs; not with record.
@@ -117,6 +118,8 @@ class KeyeModel(nn.Module):
                 f"{len(visual)} visual tokens for {int(batch.placeholders.sum())} placeholders in input_ids: "
                 f"use the processor's input_ids and grids together"
             )
+        if not len(visual):
+            return x + visual.sum()  # none, and still what the result is computed from: a gradient of no rows goes back
         # Not masked_scatter: its backward makes a GPU wait for the CPU.
         number = (batch.placeholders.flatten().cumsum(0) - 1).clamp(min=0)  # of the visual token at or before each one
         placed = visual.to(x.device, x.dtype).index_select(0, number).view_as(x)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from minikeye import ops
@@ -147,10 +147,16 @@ class MixtureOfExperts(nn.Module):
         return tuple(rearrange(z, "(b t) d -> b t d", b=b, t=t) for z in (y, probabilities, chosen))
 
 
-def tokens_per_expert(chosen: Int[Tensor, "*n c"], experts: int) -> Int[Tensor, " x"]:
-    """How many tokens each expert got. (torch.bincount would make a GPU wait for the CPU.)"""
+def tokens_per_expert(
+    chosen: Int[Tensor, "*n c"], experts: int, counted: Bool[Tensor, "*n"] | None = None
+) -> Int[Tensor, " x"]:
+    """How many tokens each expert got. (torch.bincount would make a GPU wait for the CPU.)
+
+    counted: which tokens count; None: all.
+    """
     flat = chosen.flatten()
-    return torch.zeros(experts, dtype=flat.dtype, device=flat.device).scatter_add_(0, flat, torch.ones_like(flat))
+    ones = torch.ones_like(flat) if counted is None else counted[..., None].expand_as(chosen).flatten().to(flat.dtype)
+    return torch.zeros(experts, dtype=flat.dtype, device=flat.device).scatter_add_(0, flat, ones)
 
 
 def balance_loss(probabilities: Float[Tensor, "*n x"], chosen: Int[Tensor, "*n c"]) -> Float[Tensor, ""]:
@@ -163,4 +169,9 @@ def balance_loss(probabilities: Float[Tensor, "*n x"], chosen: Int[Tensor, "*n c
     """
     experts = probabilities.shape[-1]
     share = tokens_per_expert(chosen, experts) / chosen.numel()
-    return experts * (share * probabilities.reshape(-1, experts).mean(dim=0)).sum()
+    return imbalance(share, probabilities.reshape(-1, experts).mean(dim=0))
+
+
+def imbalance(share: Float[Tensor, "*n x"], probability: Float[Tensor, "*n x"]) -> Float[Tensor, "*n"]:
+    """`balance_loss` of each expert's share of the choices and mean probability, over whatever tokens these are."""
+    return share.shape[-1] * (share * probability).sum(dim=-1)

@@ -11,14 +11,29 @@ Lambda, learning rates and which rows are used are not in the report: our choice
                                        # sparse adaptation: add the cross-entropy of the output's logits
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from minikeye import ops
-from minikeye.model.moe import balance_loss
+from minikeye.model.moe import balance_loss, imbalance, tokens_per_expert
 from minikeye.model.record import selection_mass
 from minikeye.model.step import AttentionTrace
+
+
+@dataclass(frozen=True)
+class Portion:
+    """What one rank's pass is of a batch that many ranks share: its losses are then parts, whose sum is the loss."""
+
+    taught: Float[Tensor, " n"]  # 1 for rows that count, 0 for one that is there because no other is
+    rows: int  # of all ranks: rows drawn x rows of the batch
+    counted: Bool[Tensor, "b t"]  # tokens that count: not those that fill up a share
+    tokens: int  # of all ranks
+    total: Callable[[Tensor], Tensor]  # the sum over all ranks, without gradient
+    positions: Int[Tensor, " n"] | None = None  # in a dense pass over a share: where the rows stand in the whole
 
 
 class IndexerTeacher:
@@ -27,25 +42,41 @@ class IndexerTeacher:
     The report's losses are sums over all rows; this is a mean over the rows given, each alike (`draw_rows` takes more
     of the answers': our choice). No [t s] matrix is ever held. rows: positions among the queries of the pass, the same
     in every layer; None teaches nothing. start: in the dense warm-up on packed documents, the first key of each query's
-    document (`packing.pack`); a sparse pass needs none, its selections keep to their documents.
+    document (`packing.pack`); a sparse pass needs none, its selections keep to their documents. portion: where many
+    ranks share a batch; every rank then asks for the same losses, because the experts' shares are those of all.
     """
 
-    def __init__(self, rows: Int[Tensor, " n"] | None, start: Int[Tensor, "b t"] | None = None):
+    def __init__(
+        self,
+        rows: Int[Tensor, " n"] | None,
+        start: Int[Tensor, "b t"] | None = None,
+        portion: Portion | None = None,
+    ):
         if rows is not None and rows.numel() == 0:
             raise ValueError("expected at least one row, or None to teach nothing; got an empty tensor")
         if rows is not None and ops.readable(rows) and int(rows.min()) < 0:
             raise ValueError(f"expected rows from 0 on, got {int(rows.min())}: they are numbers of queries")
-        self.rows, self.start = rows, start
+        self.rows, self.start, self.portion = rows, start, portion
         self.indexer: list[Float[Tensor, ""]] = []  # mean KL of a row, one entry a layer
         self.balance: list[Float[Tensor, ""]] = []
+        self.routed: list[tuple[Int[Tensor, " x"], Float[Tensor, " x"]]] = []  # of a portion: choices, probabilities
 
     def attention(self, layer: int, trace: AttentionTrace) -> None:
         require_whole(trace)
-        if self.rows is not None:
+        if self.rows is None:
+            return
+        if (of := self.portion) is None:
             self.indexer.append(row_losses(trace, self.rows, self.start).mean())
+        else:
+            losses = row_losses(trace, self.rows, self.start, of.positions)
+            self.indexer.append((losses * of.taught).sum() / of.rows)
 
     def routing(self, layer: int, probabilities: Float[Tensor, "b t x"], chosen: Int[Tensor, "b t c"]) -> None:
-        self.balance.append(balance_loss(probabilities, chosen))
+        if (of := self.portion) is None:
+            self.balance.append(balance_loss(probabilities, chosen))
+        else:
+            likely = (probabilities * of.counted[..., None]).sum(dim=(0, 1)) / of.tokens
+            self.routed.append((tokens_per_expert(chosen, len(likely), of.counted), likely))
 
     def indexer_loss(self) -> Float[Tensor, ""]:
         """Mean over layers of the mean KL of a row; over all passes that were watched. Raises ValueError before one."""
@@ -55,6 +86,10 @@ class IndexerTeacher:
 
     def balance_loss(self) -> Float[Tensor, ""]:
         """Mean over layers of `moe.balance_loss`. Raises ValueError before a pass."""
+        if self.routed:
+            choices, likely = (torch.stack(part) for part in zip(*self.routed, strict=True))
+            choices = self.portion.total(choices)
+            return imbalance(choices / choices.sum(dim=-1, keepdim=True), likely).mean()
         if not self.balance:
             raise ValueError("expected a pass with this observer before it, got none: there is no loss yet")
         return torch.stack(self.balance).mean()
@@ -81,19 +116,24 @@ def draw_rows(answer: Bool[Tensor, "b t"], count: int, generator: torch.Generato
 
 
 def row_losses(
-    trace: AttentionTrace, rows: Int[Tensor, " n"], start: Int[Tensor, "b t"] | None = None
+    trace: AttentionTrace,
+    rows: Int[Tensor, " n"],
+    start: Int[Tensor, "b t"] | None = None,
+    positions: Int[Tensor, " n"] | None = None,
 ) -> Float[Tensor, "b n"]:
     """KL loss of these rows in nats: L_warmup over all valid keys in dense mode, L_sparse over the selected ones else.
 
     start: first key of each query of a dense pass on packed documents, where a mask of all valid keys stands for dense.
+    positions: where these rows stand among the keys, in a dense pass over one rank's share of a row: by a mask, too.
 
     The sum over KV groups g of KL(p_g || softmax(I)), p_g the attention averaged over the heads of the group, I the
     row's index scores. Gradients reach the indexer alone. A row that sees no key has loss 0.
     """
     index, q, k = (trace.index_q[:, rows], trace.index_k, trace.index_w[:, rows]), trace.q[:, rows], trace.k
-    if trace.indices is None or start is not None:
+    if trace.indices is None or start is not None or positions is not None:
         first = trace.start if start is None else start[:, rows]
-        return ops.warmup_loss(*index, q, k, trace.offset + rows.to(q.device), first)
+        at = trace.offset + rows if positions is None else positions
+        return ops.warmup_loss(*index, q, k, at.to(q.device), first)
     return ops.selected_loss(*index, q, k, trace.indices[:, rows])
 
 

@@ -8,6 +8,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from minikeye.progress import progress
+from minikeye.training.failures import surviving
+from minikeye.training.parallel.mesh import ALONE, Ranks
 from minikeye.training.state import read_log, resume, save_state, write_log
 
 
@@ -54,12 +57,17 @@ def learning_rate(step: int, config: LoopConfig) -> float:
 
 
 def optimiser(parameters: dict[str, nn.Parameter], config: LoopConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices, none on norms and biases. A group's "share" scales its learning rate."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    """AdamW with weight decay on matrices, none on norms and biases. A group's "share" scales its learning rate.
+
+    Parameters that are spread over other ranks than the rest are groups of their own: torch steps a group in one call,
+    which takes tensors of one mesh.
+    """
+    groups: dict[tuple, list[nn.Parameter]] = {}
     for name, p in parameters.items():
         share = config.slow_lr if name.startswith(config.slow) else 1.0
-        groups.setdefault((config.weight_decay if p.ndim >= 2 else 0.0, share), []).append(p)
-    parts = [{"params": ps, "weight_decay": decay, "share": share} for (decay, share), ps in groups.items()]
+        mesh = getattr(p, "device_mesh", None)
+        groups.setdefault((config.weight_decay if p.ndim >= 2 else 0.0, share, mesh), []).append(p)
+    parts = [{"params": ps, "weight_decay": decay, "share": share} for (decay, share, _), ps in groups.items()]
     on_gpu = any(p.is_cuda for p in parameters.values())
     return torch.optim.AdamW(parts, lr=config.lr, betas=config.betas, fused=on_gpu)
 
@@ -70,29 +78,39 @@ def train(
     config: LoopConfig,
     folder: str | Path | None = None,
     name: str = "train",
+    ranks: Ranks = ALONE,
 ) -> list[dict[str, float | int]]:
     """Run `config.steps` steps, or those that are left, over the parameters that are given (others stay as they are).
 
     backward_at(step) leaves that step's gradients in the parameters (replacing the last ones) and returns the loss and
-    numbers for the log. folder: where `NAME.pt` (resumable state, always written after the last step) and `NAME.jsonl`
-    (log) go; None keeps nothing. A folder with a state is resumed, to the losses of an uninterrupted run with the same
-    config. Returns the log lines of this call: step, loss, norm (of the gradient), those numbers, seconds.
+    numbers for the log. folder: where `NAME.pt` (resumable state, always written after the last step; of many ranks the
+    folder `NAME.dcp`) and `NAME.jsonl` (log) go; None keeps nothing. A folder with a state is resumed, by any number of
+    processes, to the losses of an uninterrupted run with the same config.
+    Returns the log lines of this call: step, loss, norm (of the gradient), those numbers, seconds.
+    ranks: the processes that run this together, each with its parts of the parameters; loss and numbers are those of
+    the whole, the same on all (`samples.whole`); rank 0 alone writes the log and shows progress.
     Raises FloatingPointError for a loss or gradient that is not finite, at the next step that is logged or saved; the
-    last state is then intact.
+    last state is then intact. With a folder, `failures.RankLost` where another rank is gone.
     """
+    with nullcontext() if folder is None else surviving(ranks, folder):
+        return _train(parameters, backward_at, config, folder, name, ranks)
+
+
+def _train(parameters, backward_at, config: LoopConfig, folder, name: str, ranks: Ranks) -> list[dict]:
     optim = optimiser(parameters, config)
     if folder is not None:
         Path(folder).mkdir(parents=True, exist_ok=True)
     state = Path(folder) / f"{name}.pt" if folder is not None else None
-    first = resume(state, parameters, optim) if state is not None and state.is_file() else 0
-    if state is not None and (log := state.with_suffix(".jsonl")).is_file():  # without the steps that are done again
-        write_log(log, [line for line in read_log(log) if line["step"] < first])
+    first = resume(state, parameters, optim, ranks) if state is not None else 0
+    if ranks.rank == 0 and state is not None and (log := state.with_suffix(".jsonl")).is_file():
+        write_log(log, [line for line in read_log(log) if line["step"] < first])  # without steps that are done again
     lines, begun = [], time.monotonic()
-    for step in progress(range(first, config.steps), name):
+    steps = range(first, config.steps)
+    for step in progress(steps, name) if ranks.rank == 0 else steps:
         for group in optim.param_groups:
             group["lr"] = group["share"] * learning_rate(step, config)
         loss, numbers = backward_at(step)
-        norm = nn.utils.clip_grad_norm_(parameters.values(), config.clip)
+        norm = ranks.clip(parameters.values(), config.clip)
         optim.step()
         last = step == config.steps - 1
         saving = state is not None and (last or (config.save_every and (step + 1) % config.save_every == 0))
@@ -112,9 +130,9 @@ def train(
             }
             line["seconds"] = round(time.monotonic() - begun, 2)
             lines.append(line)
-            if state is not None:
+            if state is not None and ranks.rank == 0:
                 with state.with_suffix(".jsonl").open("a", encoding="utf-8") as log:
                     log.write(json.dumps(line) + "\n")
         if saving:
-            save_state(state, parameters, optim, step + 1)
+            save_state(state, parameters, optim, step + 1, ranks)
     return lines

@@ -21,13 +21,32 @@ def answer_loss(
     if logits.shape[:2] != ids.shape or ids.shape != answer.shape:
         shapes = [list(x.shape) for x in (logits, ids, answer)]
         raise ValueError(f"expected logits [b t v] with ids and answer [b t], got {shapes}")
-    wanted = ids.masked_fill(~answer, IGNORED)[:, 1:]
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1), wanted.flatten(), ignore_index=IGNORED)
+    return label_loss(logits[:, :-1], ids.masked_fill(~answer, IGNORED)[:, 1:])
+
+
+def label_loss(
+    logits: Float[Tensor, "b t v"], labels: Int[Tensor, "b t"], count: int | None = None
+) -> Float[Tensor, ""]:
+    """Cross-entropy of the labels, each of the token that follows its position; IGNORED where none is to be learnt.
+
+    count: labels of the whole batch, where these are one rank's: then its part of the mean over all. None: their mean.
+    """
+    flat = logits.flatten(0, 1), labels.flatten()
+    if count is None:
+        return F.cross_entropy(*flat, ignore_index=IGNORED)
+    return F.cross_entropy(*flat, ignore_index=IGNORED, reduction="sum") / count
 
 
 def answer_accuracy(
     logits: Float[Tensor, "b t v"], ids: Int[Tensor, "b t"], answer: Bool[Tensor, "b t"]
 ) -> Float[Tensor, ""]:
     """Share of the answer tokens that are the most likely token, given the true tokens before them."""
-    right = (logits[:, :-1].argmax(dim=-1) == ids[:, 1:]) & answer[:, 1:]
-    return right.sum() / answer[:, 1:].sum()
+    return label_accuracy(logits[:, :-1], ids.masked_fill(~answer, IGNORED)[:, 1:])
+
+
+def label_accuracy(
+    logits: Float[Tensor, "b t v"], labels: Int[Tensor, "b t"], count: int | None = None
+) -> Float[Tensor, ""]:
+    """Share of the labels that are the most likely token. count: as in `label_loss`."""
+    right = (logits.argmax(dim=-1) == labels).sum()
+    return right / ((labels != IGNORED).sum() if count is None else count)

@@ -8,21 +8,20 @@ learns on its own (tower.py).
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from minikeye import ops
-from minikeye.config import KeyeConfig
 from minikeye.keye import KeyeVL
-from minikeye.minivid.lessons import Size
 from minikeye.model.step import Mode
 from minikeye.training.dsa import IndexerTeacher, draw_rows
 from minikeye.training.loop import LoopConfig, train
-from minikeye.training.losses import answer_accuracy, answer_loss
+from minikeye.training.losses import answer_accuracy, answer_loss, label_accuracy, label_loss
 from minikeye.training.packing import apart
-from minikeye.training.step import autocast, beside, stepper
+from minikeye.training.parallel.mesh import ALONE, Ranks
+from minikeye.training.parallel.samples import Batch, Part, whole
+from minikeye.training.step import EagerStep, autocast, beside, stepper
 
 # The answer loss says little about pixels until attention has found them, and Adam turns little into full-size steps:
 # at the decoder's rate the taught tower is destroyed, and the projector outgrows the residual stream.
@@ -54,25 +53,38 @@ class Stage:
         inputs: dict[str, Tensor],
         weights: LossWeights = LossWeights(),
         mode: Mode | None = None,
+        part: Part | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss on one batch, and numbers for the log.
 
         mode: of the attention; None: the stage's own, and "sparse" as `ops.learning_mode` says.
         inputs: of a pass, with answer bool [b t], the tokens to learn; where the indexer is taught, rows [n], the query
         positions it is taught from; where several documents lie in a row, start [b t] (`packing.pack`).
+        part: what one of many ranks takes of the batch, inputs being `Part.inputs`; loss and numbers are then parts of
+        sums over the ranks (`samples.whole`), and so are gradients.
         """
-        start, tokens = inputs.get("start"), inputs["input_ids"].shape[1]
+        start, tokens = inputs.get("start"), inputs["input_ids"].shape[1] if part is None else part.length
         mode = ops.learning_mode(self.attention, model.config, tokens, model.device) if mode is None else mode
         rows = inputs["rows"] if self.indexer else None
-        teacher = IndexerTeacher(rows, start if mode == "dense" else None)
-        with autocast(model.device), apart(model, start, mode) as mode:
-            logits = model(inputs, attention=mode, observer=teacher).logits
+        teacher = IndexerTeacher(
+            rows, start if mode == "dense" else None, None if part is None else part.portion(inputs, mode)
+        )
+        with autocast(model.device):
+            if part is None:
+                with apart(model, start, mode) as mode:
+                    logits = model(inputs, attention=mode, observer=teacher).logits
+            else:
+                logits = part.read(model, inputs, mode, teacher)
             kl = teacher.indexer_loss() if self.indexer else torch.zeros((), device=model.device)
         if not self.answers:
             return kl, {}
-        answers = answer_loss(logits, inputs["input_ids"], inputs["answer"])
+        if part is None:
+            answers = answer_loss(logits, inputs["input_ids"], inputs["answer"])
+            right = answer_accuracy(logits.detach(), inputs["input_ids"], inputs["answer"])
+        else:
+            answers = label_loss(logits, inputs["labels"], part.answers)
+            right = label_accuracy(logits.detach(), inputs["labels"], part.answers)
         balance = teacher.balance_loss()
-        right = answer_accuracy(logits.detach(), inputs["input_ids"], inputs["answer"])
         numbers = {"answer": answers.detach(), "kl": kl.detach(), "balance": balance.detach(), "right": right}
         return answers + weights.balance * balance + weights.indexer * kl, numbers
 
@@ -88,17 +100,6 @@ SPARSE = Stage("sparse", 4, lambda name: True, "sparse", answers=True, indexer=T
 STAGES = {stage.name: stage for stage in (NAMING, DENSE, WARMUP, SPARSE)}
 
 
-class Batch(Protocol):
-    """What a step learns from: `lessons.Lesson`, `pretrain.mixture.PackedLesson`."""
-
-    tokens: dict[str, Tensor]  # answer among them
-
-    @property
-    def size(self) -> Size: ...
-
-    def inputs(self, config: KeyeConfig, device: torch.device | str) -> dict[str, Tensor]: ...
-
-
 def teach(
     model: KeyeVL,
     stage: Stage,
@@ -106,13 +107,16 @@ def teach(
     lessons_from: Callable[[int], Iterator[Batch]],
     folder: Path | None,
     weights: LossWeights = LossWeights(),
+    ranks: Ranks = ALONE,
 ) -> list[dict[str, float | int]]:
     """Run a stage, or what is left of it, on the model's device. Returns the log lines of this call.
 
-    lessons_from: the lessons of step n, n + 1, ... for a first step n. folder: as in `loop.train`.
+    lessons_from: the lessons of step n, n + 1, ... for a first step n. folder: as in `loop.train`. ranks: the processes
+    that share each batch, over which the model is `spread`; all of them call this, with the same lessons.
     """
     parameters = trainable(model, stage.learns)
-    run = stepper(model.device)(lambda inputs: stage.loss(model, inputs, weights), list(parameters.values()))
+    learnt = list(parameters.values())
+    run = None if ranks.size > 1 else stepper(model.device)(lambda inputs: stage.loss(model, inputs, weights), learnt)
     lessons: Iterator[Batch] | None = None
 
     def backward_at(step: int) -> tuple[Tensor, dict[str, float | int | Tensor]]:
@@ -123,10 +127,16 @@ def teach(
         count = max(16, min(128, 3072 // lesson.size.videos))  # rows to teach the indexer from
         rows = draw_rows(lesson.tokens["answer"], count, torch.Generator().manual_seed(step))
         device = model.device
-        loss, numbers = run(beside(lambda: lesson.inputs(model.config, device) | {"rows": rows.to(device)}, device))
+        if run is not None:
+            loss, numbers = run(beside(lambda: lesson.inputs(model.config, device) | {"rows": rows.to(device)}, device))
+        else:
+            part = Part.of(lesson.tokens, rows, ranks)
+            step_of = EagerStep(lambda inputs: stage.loss(model, inputs, weights, part=part), learnt)
+            loss, numbers = step_of(beside(lambda: part.inputs(lesson, rows, model.config, device), device))
+            loss, numbers = whole(loss, numbers, ranks)
         return loss, {"frames": lesson.size.frames, **numbers}
 
-    return train(parameters, backward_at, config, folder, stage.name)
+    return train(parameters, backward_at, config, folder, stage.name, ranks)
 
 
 def trainable(model: nn.Module, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, nn.Parameter]:

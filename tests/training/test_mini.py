@@ -284,7 +284,7 @@ def test_killed_in_a_stage(run, monkeypatch):
     assert numbers((run.out / "mini_training.jsonl").read_text()) == numbers(log)
 
 
-@pytest.mark.parametrize("where", ["save_pretrained", "whole_file"])
+@pytest.mark.parametrize("where", ["save_pretrained", "save_model"])
 def test_killed_when_a_stage_is_over(run, monkeypatch, where):
     """Before its checkpoint or before the word that it is done: the next run leaves what a whole run leaves."""
     with monkeypatch.context() as patch, pytest.raises(Killed):

@@ -254,10 +254,10 @@ def test_the_script_runs_all_stages_and_goes_on_where_it_was_killed(run, monkeyp
     with monkeypatch.context() as patch, pytest.raises(Killed):
         taught = recipe.teach
 
-        def killed(model, stage, *rest):
+        def killed(model, stage, *rest, **more):
             if stage.name == "long":
                 raise Killed
-            return taught(model, stage, *rest)
+            return taught(model, stage, *rest, **more)
 
         patch.setattr(recipe, "teach", killed)
         run()

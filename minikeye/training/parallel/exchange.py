@@ -21,9 +21,7 @@ from torch import Tensor
 from minikeye.config import KeyeConfig
 from minikeye.keye import KeyeVL
 from minikeye.training.parallel.balance import Plan
-from minikeye.training.parallel.wire import travel
-
-Group = dist.ProcessGroup | None  # None: all processes
+from minikeye.training.parallel.wire import Exchange, Group
 
 
 def balanced_tokens(
@@ -97,7 +95,8 @@ def tied(loss: Float[Tensor, ""], tokens: Float[Tensor, "n d"]) -> Float[Tensor,
     """The same loss, of which `tokens` are a part even where they are none, or not used.
 
     Gradients come back to where the tower ran only if every rank goes back through the exchange: without this, a rank
-    whose batch is text alone would not, and the others would wait for it.
+    whose batch is text alone would not, and the others would wait for it. Of a model that is `spread`, give the pass
+    the empty tokens instead, as `samples.Part` does: all its units, too, must be gone back through in one order.
     """
     return loss + tokens[:0].sum().to(loss.dtype)
 
@@ -106,20 +105,6 @@ def in_order(x: Tensor, counts: Sequence[int], order: Sequence[int]) -> Tensor:
     """Frames of `x` (counts: rows of each) in another order: the first of the result is frame order[0]."""
     pieces = x.split(list(counts)) if counts else ()
     return torch.cat([pieces[n] for n in order]) if order else x
-
-
-class Exchange(torch.autograd.Function):
-    """Rows to every rank, rows from every rank; gradients go the opposite way."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, sent: list[int], received: list[int], group: Group) -> Tensor:
-        """x: sum(sent) rows, those for rank 0 first. The result: sum(received) rows, those from rank 0 first."""
-        ctx.back = received, sent, group
-        return travel(x, sent, received, group)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        return travel(gradient, *ctx.back), None, None, None
 
 
 def bytes_sent(

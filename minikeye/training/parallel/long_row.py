@@ -46,15 +46,12 @@ def read_row(
     group: dist.ProcessGroup,
     attention: Mode = "sparse",
     observer: Observer | None = None,
+    visual: Float[Tensor, "n d"] | None = None,
 ) -> tuple[Float[Tensor, "b t v"], dict[str, Tensor]]:
     """Logits of this rank's share of the tokens, and what goes with them, labels and weights, cut alike.
 
-    tokens: the whole rows, the same on every rank, as `zigzag.cut` takes them. attention: "dense" reads all keys of the
-    document by a mask ("masked" and a rule), since a share is no run of tokens; the others as in the model. observer:
-    sees queries of the share with keys of the row; padding selects nothing. Losses are sums over a share: divide by
-    counts of the whole row, then add up the gradients of all ranks. Not for the experts' balance loss, which is a
-    product of means over the row, nor for rows with visual tokens: those are not cut. Raises ValueError as `cut` does,
-    and for tokens without ids.
+    tokens: the whole rows, the same on every rank, as `zigzag.cut` takes them; the rest as in `read_share`. Raises
+    ValueError as `cut` does, and for tokens without ids.
     """
     if "input_ids" not in tokens:
         raise ValueError(
@@ -62,6 +59,26 @@ def read_row(
         )
     zigzag = Zigzag(tokens["input_ids"].shape[1], group.size())
     part = cut(tokens, zigzag, group.rank())
+    return read_share(model, part, zigzag, group, attention, observer, visual), part
+
+
+def read_share(
+    model: KeyeVL,
+    part: Mapping[str, Tensor],
+    zigzag: Zigzag,
+    group: dist.ProcessGroup,
+    attention: Mode = "sparse",
+    observer: Observer | None = None,
+    visual: Float[Tensor, "n d"] | None = None,
+) -> Float[Tensor, "b t v"]:
+    """Logits of this rank's share of rows, `part` of `zigzag.cut`. Every rank of the group calls it.
+
+    attention: "dense" reads all keys of the document by a mask ("masked" and a rule), since a share is no run of
+    tokens; the others as in the model. observer: sees queries of the share with keys of the row; padding selects
+    nothing, and is routed to experts all the same (`dsa.Portion` leaves it out). visual: the visual tokens of the
+    placeholders of the share, in its order; `samples.Part` finds them. Losses are sums over a share: divide by counts
+    of the whole row, then add up the gradients of all ranks.
+    """
     share = Share(zigzag, group.rank(), part.get("start"))
 
     def rule(trace: AttentionTrace, topk: int) -> Int[Tensor, "b t k"]:
@@ -73,5 +90,6 @@ def read_row(
     cache = Cache([GatheredKeys(zigzag, group) for _ in range(layers)])
     mode = "masked" if attention == "dense" else attention
     with ruled(model.model, keys=[rule] * layers):
-        out = model({name: part[name] for name in ("input_ids", "positions")}, cache, mode, observer=observer)
-    return out.logits, part
+        inputs = {name: part[name] for name in ("input_ids", "positions")}
+        inputs |= {} if visual is None else {"visual": visual}
+        return model(inputs, cache, mode, observer=observer).logits

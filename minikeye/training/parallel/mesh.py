@@ -13,7 +13,9 @@ of means over ranks would weigh a token by how few others its rank holds.
 Left out: pipelines, tensor parallelism, copies of the whole among which gradients are averaged (HSDP).
 """
 
+import argparse
 import os
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -22,12 +24,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, Shard
 from torch.utils import _pytree as pytree
 
 from minikeye.keye import KeyeVL
 from minikeye.model.step import AttentionTrace
+from minikeye.training.parallel.experts import SpreadExperts
 from minikeye.training.step import on
 
 # What a layer returns is looked through for tensors whose gradient says that its parameters are needed again. Without
@@ -45,6 +48,7 @@ class Ranks:
     everyone: DeviceMesh | None = None  # [R]: over them, parameters are spread
     rows: DeviceMesh | None = None  # [data, context]: who holds which samples, and which piece of them
     experts: DeviceMesh | None = None  # [copies, experts]: who holds which experts
+    timeout: float = 60.0  # seconds until a rank that does not answer ends the others
 
     @property
     def size(self) -> int:
@@ -54,6 +58,11 @@ class Ranks:
     def rank(self) -> int:
         """This process's number; 0 writes logs and files."""
         return 0 if self.everyone is None else self.everyone.get_rank()
+
+    def device(self, asked: str) -> torch.device:
+        """Where this process computes: on the device that was asked for; of many GPUs on the one `join` gave it."""
+        kind = torch.device(asked).type
+        return on(asked) if self.everyone is None or kind == "cpu" else torch.device(kind, torch.cuda.current_device())
 
     def along(self, name: str) -> tuple[int, int]:
         """This rank's number and how many there are, along "data", "context", "copies" or "experts"."""
@@ -114,31 +123,45 @@ def join(device: str, ep: int = 1, cp: int = 1, timeout: float = 60.0) -> Ranks:
         init_device_mesh(kind, (size,), mesh_dim_names=("everyone",)),
         init_device_mesh(kind, (size // cp, cp), mesh_dim_names=("data", "context")),
         init_device_mesh(kind, (size // ep, ep), mesh_dim_names=("copies", "experts")),
+        timeout,
     )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """--ep and --cp, as `join` takes them."""
+    parser.add_argument("--ep", type=int, default=1, help="of the processes of torchrun, how many share the experts")
+    parser.add_argument("--cp", type=int, default=1, help="how many of them share each row of tokens")
 
 
 def spread(model: KeyeVL, ranks: Ranks) -> None:
     """Leave 1 / R of the model's parameters on each rank; a unit's are gathered for its pass and let go after it.
 
-    Units: tower, projector, every decoder layer, and what is left (embedding, last norm, head). The tower is one unit,
-    though it is long: the ranks run it on different numbers of chunks, and inner units would wait for each other.
+    Units: tower, projector, every decoder layer (where ep > 1 its experts apart, `SpreadExperts` in their place), and
+    what is left (embedding, last norm, head). The tower is one unit, though it is long: the ranks run it on different
+    numbers of chunks, and inner units would wait for each other.
     Every rank must have the same parameters before, and take part in every pass afterwards.
+    Raises ValueError for an ep that does not divide the experts (`SpreadExperts`).
     """
     if ranks.everyone is None:
         return
+    # A layer's index keys come from a split: views, which nothing here changes in place.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
+    if ranks.along("experts")[1] > 1:
+        copies = ranks.along("copies")[1]
+        for layer in model.model.layers:
+            layer.mlp.experts = SpreadExperts(layer.mlp.experts, ranks.experts["experts"], copies)
+            sharded(layer.mlp.experts, ranks.experts["copies"], axis=1)  # axis 0, of the experts, is cut already
     for unit in (model.visual, model.mlp_AR, *model.model.layers, model):
         sharded(unit, ranks.everyone)
-    register_fsdp_forward_method(model, "visual_tokens")
     # The tower may run before the decoder does, and FSDP takes the unit that runs first for the root of all others.
-    side, size = model.config.vision.merge, model.config.vision.patch_size
     with torch.no_grad():
-        blank = torch.zeros(side**2, 3, size, size, device=model.device)
-        model.visual_tokens(blank, torch.tensor([[1, side, side]]))
+        model({"input_ids": torch.zeros(1, 1, dtype=torch.long, device=model.device)}, attention="dense")
 
 
-def sharded(unit: nn.Module, mesh: DeviceMesh) -> None:
-    """`fully_shard`, with gradients added up."""
-    fully_shard(unit, mesh=mesh, reshard_after_forward=True)  # the root too, or it would outlive a step without it
+def sharded(unit: nn.Module, mesh: DeviceMesh, axis: int = 0) -> None:
+    """`fully_shard` along one axis of every parameter, with gradients added up."""
+    # The root too is let go after a pass, or it would outlive a step without it.
+    fully_shard(unit, mesh=mesh, reshard_after_forward=True, shard_placement_fn=lambda p: Shard(axis))
     assert isinstance(unit, FSDPModule)
     unit.set_gradient_divide_factor(1.0)
     unit.set_force_sum_reduction_for_comms(True)

@@ -7,8 +7,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
+
+Group = dist.ProcessGroup | None  # None: all processes
 
 
 @dataclass
@@ -45,12 +48,26 @@ def all_to_all(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     return travel(x, [1] * group.size(), [1] * group.size(), group)
 
 
-def travel(x: Tensor, sent: Sequence[int], received: Sequence[int], group: dist.ProcessGroup | None) -> Tensor:
+def travel(x: Tensor, sent: Sequence[int], received: Sequence[int], group: Group) -> Tensor:
     """x: sum(sent) rows, those for rank 0 first. The result: sum(received) rows, those from rank 0 first."""
     result, rank = x.new_empty(sum(received), *x.shape[1:]), dist.get_rank(group)
     dist.all_to_all_single(result, x.contiguous(), list(received), list(sent), group)
     _count((sum(sent) - sent[rank]) * x[:1].numel() * x.element_size())
     return result
+
+
+class Exchange(torch.autograd.Function):
+    """`travel`, whose gradients go the opposite way."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, sent: list[int], received: list[int], group: Group) -> Tensor:
+        """x: sum(sent) rows, those for rank 0 first. The result: sum(received) rows, those from rank 0 first."""
+        ctx.back = received, sent, group
+        return travel(x, sent, received, group)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        return travel(gradient, *ctx.back), None, None, None
 
 
 def _count(sent: int) -> None:

@@ -75,14 +75,25 @@ class PackedLesson:
         """The frames of the longest video, and the number of rows."""
         return Size(max(part.kind.frames for part in self.parts), len(self.tokens["input_ids"]), SIDE, SIDE)
 
+    def part(self, rows: list[int]) -> "PackedLesson":
+        """These rows alone, with the videos of their documents."""
+        start = self.tokens["start"]
+        counts = (start[:, 1:] == torch.arange(start.shape[1] - 1)).sum(dim=1)  # documents of a row: seen by the second
+        numbers = torch.tensor(self.order).split(counts.tolist())  # token of each, which says where the first stands
+        tokens = {name: t[..., rows, :] for name, t in self.tokens.items()}
+        return PackedLesson(tokens, self.parts, [n for row in rows for n in numbers[row].tolist()])
+
     def inputs(self, config: KeyeConfig, device: torch.device | str) -> dict[str, Tensor]:
         """Model inputs on `device`, pixels rendered there in the order of the packed documents."""
         out = {name: t.to(device, non_blocking=True) for name, t in self.tokens.items()}
-        clips: list[Tensor | None] = []
+        clips, first = {}, 0
         for part in self.parts:
-            shown = part.videos is not None
-            clips += list(render(part.videos.spec, SIDE, SIDE, device)) if shown else [None] * len(part.prompts)
-        frames = [clip for n in self.order if (clip := clips[n]) is not None]
+            here = [n - first for n in sorted(self.order) if first <= n < first + len(part.prompts)]
+            if part.videos is not None and here:
+                shown = render(part.videos.spec.take(here, range(part.kind.frames)), SIDE, SIDE, device)
+                clips |= {first + n: clip for n, clip in zip(here, shown, strict=True)}
+            first += len(part.prompts)
+        frames = [clips[n] for n in self.order if n in clips]
         return out | pixels(torch.cat(frames), config) if frames else out
 
 

@@ -19,16 +19,17 @@ from pathlib import Path
 import torch
 
 from minikeye.config import KeyeConfig
-from minikeye.files import whole_file
 from minikeye.keye import KeyeVL
 from minikeye.minivid.dataset import make_videos
 from minikeye.minivid.lessons import Lesson, Size, parts_right, question_prompts
 from minikeye.training.curriculum import CROWD, DENSE_CAPS, HARD, NAMING_CAPS, NAMING_KINDS, PLAIN, Curriculum
 from minikeye.training.dsa import RecallMeter
 from minikeye.training.loop import LoopConfig
+from minikeye.training.parallel.checkpoints import export, load_model, save_model
+from minikeye.training.parallel.mesh import ALONE, Ranks, add_arguments, join, spread
 from minikeye.training.stage import SLOW, STAGES, teach
 from minikeye.training.state import read_log, write_log
-from minikeye.training.step import autocast, on
+from minikeye.training.step import autocast
 from minikeye.training.tower import teach_tower
 
 
@@ -58,16 +59,16 @@ class Recipe:
         return replace(self.lengths, frames=self.lengths.frames * 3 // 4) if stage == "sparse" else self.lengths
 
 
-def learn(model: KeyeVL, recipe: Recipe, name: str, folder: Path, workers: int) -> None:
+def learn(model: KeyeVL, recipe: Recipe, name: str, folder: Path, workers: int, ranks: Ranks = ALONE) -> None:
     """One stage by its name; what it did is in `folder`."""
     config: LoopConfig = getattr(recipe, name)
     if name == "tower":
         kinds = tuple(replace(kind, photographs=recipe.lengths.photographs) for kind in (PLAIN, HARD))
-        teach_tower(model, config, recipe.stills, folder, difficulties=kinds)
+        teach_tower(model, config, recipe.stills, folder, difficulties=kinds, ranks=ranks)
         return
     stage = STAGES[name]
     lessons = recipe.lengths_of(name).lessons_from(model.config, config.steps, stage.number, workers)
-    teach(model, stage, config, lessons, folder)
+    teach(model, stage, config, lessons, folder, ranks=ranks)
 
 
 @torch.no_grad()
@@ -119,49 +120,46 @@ def main() -> None:
     )
     parser.add_argument("--begin", type=Path, metavar="CHECKPOINT", help="start from it, not from nothing")
     parser.add_argument("--smoke", action="store_true", help="a few tiny steps of every stage, on a CPU")
+    add_arguments(parser)
     options = parser.parse_args()
-    device = on(options.device)
+    ranks = join(options.device, options.ep, options.cp)
     torch.manual_seed(0)
     recipe = Recipe().scaled(0.0012, frames=32, longest=16, stills=16) if options.smoke else Recipe()
     if options.photographs is not None:
         recipe = replace(recipe, lengths=replace(recipe.lengths, photographs=str(options.photographs)))
-    model = KeyeVL(KeyeConfig.mini()).to(device)
+    model = KeyeVL(KeyeConfig.mini()).to(ranks.device(options.device))
     if options.begin is not None:
         model.load_state_dict(KeyeVL.from_pretrained(options.begin, dtype=torch.float32).state_dict())
     model.visual.chunk_patches = 2**20  # one pass: memory is not short here
+    spread(model, ranks)
     progress = options.out / "done.pt"
-    done: list[str] = []
-    if progress.is_file():
-        saved = torch.load(progress, weights_only=True, map_location=device)
-        if saved["recipe"] != repr(recipe):
-            raise ValueError(
-                f"{options.out} holds a run of another recipe (--smoke, --photographs): choose another --out"
-            )
-        done = saved["stages"]
-        model.load_state_dict(saved["model"])
+    saved = load_model(progress, model, ranks) or {"recipe": repr(recipe), "stages": []}
+    if saved["recipe"] != repr(recipe):
+        raise ValueError(f"{options.out} holds a run of another recipe (--smoke, --photographs): choose another --out")
+    done: list[str] = saved["stages"]
     for stage in (s for s in options.stages if s not in done):
         begun = time.monotonic()
-        learn(model, recipe, stage, options.out, options.workers)
-        # Not what the call returned: that lacks what was logged before a kill.
-        lines = read_log(options.out / f"{stage}.jsonl")
+        learn(model, recipe, stage, options.out, options.workers, ranks)
         lengths = (16,) if options.smoke else (64, 256, 1024)
         kept = {n: recall(model, n, "dense") for n in lengths} if stage not in ("tower", "naming") else {}
         asked = (4,) if options.smoke else (4, 8, 16) if stage == "naming" else (16, 64, 256)
         shown = {n: known(model, n, 4 if options.smoke else 128) for n in asked} if stage != "tower" else {}
-        log = options.out / "mini_training.jsonl"
-        before = [line for line in read_log(log) if line["stage"] != stage]
-        write_log(log, before + [{"stage": stage, **line} for line in lines])
+        if ranks.rank == 0:
+            # Not what the call returned: that lacks what was logged before a kill.
+            lines, log = read_log(options.out / f"{stage}.jsonl"), options.out / "mini_training.jsonl"
+            before = [line for line in read_log(log) if line["stage"] != stage]
+            write_log(log, before + [{"stage": stage, **line} for line in lines])
         shard = 15 * 2**20
-        model.save_pretrained(options.out / f"checkpoint-{stage}", max_shard_bytes=shard, dtype=torch.bfloat16)
+        export(model, options.out / f"checkpoint-{stage}", ranks, max_shard_bytes=shard, dtype=torch.bfloat16)
         # Last: a stage is done when everything that it leaves is there. Killed before, it is resumed at its last step.
         done.append(stage)
-        with whole_file(progress) as part:
-            torch.save({"model": model.state_dict(), "stages": done, "recipe": repr(recipe)}, part)
-        seconds = round(time.monotonic() - begun, 1)
-        print(
-            json.dumps({"stage": stage, "seconds": seconds, "last": lines[-1:], "recall": kept, "known": shown}),
-            flush=True,
-        )
+        save_model(progress, model, {"stages": done, "recipe": repr(recipe)}, ranks)
+        if ranks.rank == 0:
+            seconds = round(time.monotonic() - begun, 1)
+            print(
+                json.dumps({"stage": stage, "seconds": seconds, "last": lines[-1:], "recall": kept, "known": shown}),
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from minikeye.config import KeyeConfig
 from minikeye.keye import KeyeVL
 from minikeye.minivid.lessons import Lesson, needle_lesson, needles, right
 from minikeye.training.loop import LoopConfig
+from minikeye.training.parallel.checkpoints import export
+from minikeye.training.parallel.mesh import add_arguments, join, spread
 from minikeye.training.stage import SLOW, STAGES, teach
 from minikeye.training.tower import teach_tower
 
@@ -44,18 +46,22 @@ def lessons_from(config: KeyeConfig, steps: int, step: int) -> Iterator[Lesson]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the resumable states, logs and checkpoint")
+    add_arguments(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     begun, model = time.monotonic(), KeyeVL(KeyeConfig.nano())
-    teach_tower(model, TOWER, STILLS, options.out)
-    teach(model, STAGES["dense"], DENSE, partial(lessons_from, model.config, DENSE.steps), options.out)
-    model.eval().save_pretrained(options.out / "checkpoint-nano", dtype=torch.bfloat16)
-    print(json.dumps({"seconds": round(time.monotonic() - begun)}))
+    ranks = join("cpu", options.ep, options.cp)
+    spread(model, ranks)
+    teach_tower(model, TOWER, STILLS, options.out, ranks=ranks)
+    teach(model, STAGES["dense"], DENSE, partial(lessons_from, model.config, DENSE.steps), options.out, ranks=ranks)
+    export(model.eval(), options.out / "checkpoint-nano", ranks, dtype=torch.bfloat16)
+    tell = print if ranks.rank == 0 else lambda line: None
+    tell(json.dumps({"seconds": round(time.monotonic() - begun)}))
     for frames in (4, 8, 16):
         for blank in (False, True):
             score = right(model, needles(model.config, 11, 0, 1000, frames, "test", blank), "dense")
-            print(json.dumps({"frames": frames, "blank": blank, **{n: round(100 * s, 1) for n, s in score.items()}}))
+            tell(json.dumps({"frames": frames, "blank": blank, **{n: round(100 * s, 1) for n, s in score.items()}}))
 
 
 if __name__ == "__main__":

@@ -22,8 +22,10 @@ from minikeye.minivid.dataset import make_videos
 from minikeye.minivid.lessons import Lesson, Size, parts_right, question_prompts
 from minikeye.training.curriculum import CROWD, PLAIN, Curriculum
 from minikeye.training.loop import LoopConfig
+from minikeye.training.parallel.checkpoints import export
+from minikeye.training.parallel.mesh import add_arguments, join, spread
 from minikeye.training.stage import SLOW, STAGES, teach
-from minikeye.training.step import autocast, on
+from minikeye.training.step import autocast
 from minikeye.training.tower import teach_tower
 
 TOWER = LoopConfig(steps=4500, lr=3e-3, warmup=100, save_every=500)
@@ -65,11 +67,13 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--workers", type=int, default=6, help="processes that make prompts")
     parser.add_argument("--smoke", action="store_true", help="a few tiny steps of every stage, on a CPU")
+    add_arguments(parser)
     options = parser.parse_args()
-    device = on(options.device)
+    ranks = join(options.device, options.ep, options.cp)
     torch.manual_seed(0)
-    model = KeyeVL(KeyeConfig.nano()).to(device)
+    model = KeyeVL(KeyeConfig.nano()).to(ranks.device(options.device))
     model.visual.chunk_patches = 2**20  # one pass: memory is not short here
+    spread(model, ranks)
     share = 0.001 if options.smoke else 1.0
     loops = {"tower": TOWER, "naming": NAMING, "dense": DENSE}
     loops = {name: loop.scaled(share) if options.smoke else loop for name, loop in loops.items()}
@@ -78,16 +82,17 @@ def main() -> None:
     for name in options.stages:
         if name == "tower":
             stills = 16 if options.smoke else STILLS
-            teach_tower(model, loops[name], stills, options.out, sides=((side, side),))
+            teach_tower(model, loops[name], stills, options.out, sides=((side, side),), ranks=ranks)
             shown = {}
         else:
             lessons = ways[name].lessons_from(model.config, loops[name].steps, STAGES[name].number, options.workers)
-            teach(model, STAGES[name], loops[name], lessons, options.out)
+            teach(model, STAGES[name], loops[name], lessons, options.out, ranks=ranks)
             shown = {} if options.smoke else {n: known(model, n, side) for n in (8, 16)}
-        model.eval().save_pretrained(options.out / f"checkpoint-{name}", dtype=torch.bfloat16)
+        export(model.eval(), options.out / f"checkpoint-{name}", ranks, dtype=torch.bfloat16)
         model.train()
         seconds = round(time.monotonic() - begun)
-        print(json.dumps({"stage": name, "side": side, "seconds": seconds, "known": shown}), flush=True)
+        if ranks.rank == 0:
+            print(json.dumps({"stage": name, "side": side, "seconds": seconds, "known": shown}), flush=True)
 
 
 if __name__ == "__main__":

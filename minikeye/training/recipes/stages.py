@@ -14,10 +14,12 @@ from pathlib import Path
 import torch
 
 from minikeye.config import KeyeConfig
-from minikeye.files import CHECKPOINT, whole_file
+from minikeye.files import CHECKPOINT
 from minikeye.keye import KeyeVL
 from minikeye.results import write_result
 from minikeye.training.loop import LoopConfig
+from minikeye.training.parallel.checkpoints import export, load_model, save_model
+from minikeye.training.parallel.mesh import add_arguments, join, spread
 from minikeye.training.pretrain.abilities import chance, known
 from minikeye.training.pretrain.order import ABILITIES, COURSES, Course
 from minikeye.training.stage import SLOW, teach
@@ -67,28 +69,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the resumable states, logs and checkpoints")
     parser.add_argument("--smoke", action="store_true", help="two steps of every stage")
+    add_arguments(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
     loops = {name: loop.scaled(0.001) if options.smoke else loop for name, loop in LOOPS.items()}
     tokens, count = (256, 8) if options.smoke else (TOKENS, 500)
     model, state, recipe = begin(), options.out / "done.pt", repr((loops, tokens))
-    rows: list[dict] = []
-    if state.is_file():
-        saved = torch.load(state, weights_only=True)
-        if saved["recipe"] != recipe:
-            raise ValueError(f"{options.out} holds a run of another recipe (--smoke): choose another --out")
-        rows = json.loads(saved["rows"])
-        model.load_state_dict(saved["model"])
+    ranks = join("cpu", options.ep, options.cp)
+    spread(model, ranks)
+    saved = load_model(state, model, ranks) or {"recipe": recipe, "rows": "[]"}
+    if saved["recipe"] != recipe:
+        raise ValueError(f"{options.out} holds a run of another recipe (--smoke): choose another --out")
+    rows: list[dict] = json.loads(saved["rows"])
     for course in COURSES[len(rows) :]:
         name, begun = course.stage.name, time.monotonic()
         lessons = course.lessons_from(model.config, loops[name].steps, tokens)
-        teach(model, course.stage, loops[name], lessons, options.out)
-        model.save_pretrained(options.out / f"checkpoint-{name}", dtype=torch.bfloat16)
+        teach(model, course.stage, loops[name], lessons, options.out, ranks=ranks)
+        export(model, options.out / f"checkpoint-{name}", ranks, dtype=torch.bfloat16)
         rows.append({"stage": name, "report": course.report, "known": probe(model, course, count)})
-        with whole_file(state) as part:  # last: a stage is done when everything that it leaves is there
-            torch.save({"model": model.state_dict(), "rows": json.dumps(rows), "recipe": recipe}, part)
-        print(json.dumps(rows[-1] | {"seconds": round(time.monotonic() - begun)}), flush=True)
-    report(options.out / "stages.json", rows, model.config, count)
+        # Last: a stage is done when everything that it leaves is there.
+        save_model(state, model, {"rows": json.dumps(rows), "recipe": recipe}, ranks)
+        if ranks.rank == 0:
+            print(json.dumps(rows[-1] | {"seconds": round(time.monotonic() - begun)}), flush=True)
+    if ranks.rank == 0:
+        report(options.out / "stages.json", rows, model.config, count)
 
 
 if __name__ == "__main__":

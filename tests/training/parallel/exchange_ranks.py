@@ -1,4 +1,4 @@
-"""One of several processes that balance the tower's work: `python exchange_ranks.py RANK RANKS FOLDER`.
+"""One of several processes that balance the tower's work: `python exchange_ranks.py FOLDER`, by `play`.
 
 Imported, it has the cases; run, it plays them all and leaves what came out in FOLDER/RANK.pt.
 """
@@ -92,10 +92,10 @@ def refused(rank: int) -> str:
 
 
 if __name__ == "__main__":
-    rank, ranks, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    folder = Path(sys.argv[1])
     torch.set_num_threads(1)
-    store = f"file://{folder / 'store'}"
-    dist.init_process_group("gloo", store, timedelta(minutes=2), rank=rank, world_size=ranks)
+    dist.init_process_group("gloo", timeout=timedelta(minutes=2))
+    rank = dist.get_rank()
     out = {(case, frozen): play(case, rank, frozen) for case in CASES for frozen in (False, True)}
     torch.save(out | {"refused": refused(rank)}, folder / f"{rank}.pt")
     dist.destroy_process_group()

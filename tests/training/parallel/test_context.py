@@ -1,6 +1,6 @@
 """Context parallelism against one process: selections, outputs, losses, gradients, logits, bytes.
 
-Ranks are a list first, then two real processes: this file, run as a script with a rank and a folder, is one of them.
+Ranks are a list first, then two real processes: this file, run as a script by `play`, is one of them.
 """
 
 import sys
@@ -296,18 +296,17 @@ def frozen(group: dist.ProcessGroup) -> dict:
     return {"sent": sent.bytes, "others": [part[n].grad for n in "kv"]}
 
 
-def main(folder: Path, rank: int) -> None:
+def main(folder: Path) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("error")  # as in the tests
-    store = dist.FileStore(str(folder / "store"), 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     group = dist.group.WORLD
     found = {name: one_rank(layer(name), group) for name in TOKENS} | {"again": one_rank(layer("packed"), group)}
     found["frozen"] = frozen(group)
     found |= {case: model_on_a_rank(*case, group) for case in PASSES}
-    torch.save(found, folder / f"{rank}.pt")
+    torch.save(found, folder / f"{dist.get_rank()}.pt")
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]))

@@ -1,7 +1,5 @@
 """Two and three processes that balance the tower's work compute what one does; nobody waits for ever."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,23 +13,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", params=[2, 3])
-def played(request, tmp_path_factory):
-    """What every rank got. A rank that waits for another ends with the group's timeout; none outlives the test."""
-    folder, ranks = tmp_path_factory.mktemp("ranks"), request.param
-    script = Path(__file__).with_name("exchange_ranks.py")
-    command = [sys.executable, script]
-    processes = [
-        subprocess.Popen([*command, str(r), str(ranks), folder], stderr=subprocess.PIPE, text=True)
-        for r in range(ranks)
-    ]
-    try:
-        said = [process.communicate()[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert [p.returncode for p in processes] == [0] * ranks, said
-    return [torch.load(folder / f"{r}.pt") for r in range(ranks)]
+def played(request, play):
+    """What every rank got."""
+    return play(Path(__file__).with_name("exchange_ranks.py"), request.param)
 
 
 def alone(case, ranks, frozen):

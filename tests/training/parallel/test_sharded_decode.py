@@ -1,6 +1,6 @@
 """Decoding over keys in parts against one process: selections bit for bit, ties included; outputs to rounding.
 
-Ranks are a list first, then two real processes: this file, run as a script with a rank and a folder, is one of them.
+Ranks are a list first, then two real processes: this file, run as a script by `play`, is one of them.
 """
 
 import inspect
@@ -116,20 +116,19 @@ def test_two_ranks_are_one_process(ranks, name):
     assert torch.equal(ranks[0][name]["out"], ranks[1][name]["out"])
 
 
-def main(folder: Path, rank: int) -> None:
+def main(folder: Path) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("error")  # as in the tests
-    store = dist.FileStore(str(folder / "store"), 2)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
     x, found = drawn(33, 7), {}
     for name, owner in CASES.items():
-        shard = shard_of(x, owner, rank)
+        shard = shard_of(x, owner, dist.get_rank())
         with count_sent() as sent:
             out, selected = decode(x["q"], x["index_q"], x["index_w"], shard, 8, 30, dist.group.WORLD)
         found[name] = {"out": out, "selected": selected, "sent": sent.bytes}
-    torch.save(found, folder / f"{rank}.pt")
+    torch.save(found, folder / f"{dist.get_rank()}.pt")
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]))
