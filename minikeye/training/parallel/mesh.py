@@ -16,7 +16,8 @@ Left out: pipelines, tensor parallelism, copies of the whole among which gradien
 import argparse
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -161,6 +162,26 @@ def sharded(unit: nn.Module, mesh: DeviceMesh, axis: int = 0) -> None:
     assert isinstance(unit, FSDPModule)
     unit.set_gradient_divide_factor(1.0)
     unit.set_force_sum_reduction_for_comms(True)
+
+
+@contextmanager
+def gathered(model: KeyeVL, ranks: Ranks) -> Iterator[None]:
+    """While this holds, every rank has all parameters of a model that was `spread`, and passes need no partner.
+
+    For sampling: answers are of different lengths, and a pass that gathers parameters waits for all ranks. Every rank
+    has to enter and to leave; in between each may make as many passes as it likes, without gradient. It takes the
+    memory of the whole model. With ep the experts of other ranks stay where they are: not for such a model.
+    """
+    units = [unit for unit in model.modules() if isinstance(unit, FSDPModule)] if ranks.everyone is not None else []
+    for unit in units:
+        unit.unshard()
+        unit.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for unit in units:
+            unit.set_reshard_after_forward(True, recurse=False)
+            unit.reshard()
 
 
 def local(x: Tensor) -> Tensor:
