@@ -23,11 +23,11 @@ from minikeye.files import CHECKPOINT, write_whole
 from minikeye.keye import KeyeVL
 from minikeye.minivid.lessons import Lesson
 from minikeye.results import hardware, write_result
-from minikeye.rl.groups import judge
-from minikeye.rl.learn import RolloutConfig, decoder, learns, reinforce, sampled
+from minikeye.rl.groups import decoder, judge
+from minikeye.rl.learn import RolloutConfig, learns, reinforce
 from minikeye.rl.mopd.domains import DOMAINS, EXPERTS, Domain, DomainCourse
 from minikeye.rl.questions import ask, prompts_from
-from minikeye.rl.rollout import answer_logprobs
+from minikeye.rl.rollout import answer_logprobs, sampled
 from minikeye.training.loop import LoopConfig
 from minikeye.training.stage import DENSE, teach
 
