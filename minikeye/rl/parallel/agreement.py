@@ -7,6 +7,7 @@ all go the same way: a rank that went another would wait for the others, and the
 Report, section 5.1, names no such thing for post-training; the layout is our choice.
 """
 
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
@@ -36,6 +37,21 @@ def require_rows_alone(model: KeyeVL, ranks: Ranks) -> None:
         )
     if ranks.size > 1 and not isinstance(model, FSDPModule):
         raise ValueError(f"expected a model that lies on all {ranks.size} ranks: call spread(model, ranks) first")
+
+
+def require_whole(model: KeyeVL) -> None:
+    """Raise ValueError for a model that is spread over ranks."""
+    if isinstance(model, FSDPModule):
+        raise ValueError(
+            "expected a model of one process, got one that is spread over ranks: agents learn in one process each, "
+            "run one for each seed"
+        )
+
+
+def require_one_process(instead: str) -> None:
+    """Raise ValueError where torchrun started several processes. instead: what to run, in words."""
+    if (size := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise ValueError(f"expected one process, got {size} by torchrun: {instead}")
 
 
 def shares(count: int, number: int) -> list[slice]:

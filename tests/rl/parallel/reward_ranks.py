@@ -24,7 +24,9 @@ from minikeye.rl.gspo import CISPO, DAPO, DR_GRPO, GRPO
 from minikeye.rl.learn import RolloutConfig, learns, reinforce, with_visual_tokens
 from minikeye.rl.mopd.distill import DistillConfig, apart_at_start, distill
 from minikeye.rl.mopd.estimators import SAMPLED
+from minikeye.rl.mopd.merging import imitate
 from minikeye.rl.mopd.teachers import Asked, Route, Teacher, Teachers
+from minikeye.rl.parallel.agreement import require_whole
 from minikeye.rl.second_chance import SecondChance
 from minikeye.training.loop import LoopConfig
 from minikeye.training.parallel.mesh import ALONE, Ranks, gathered, join, spread
@@ -136,6 +138,29 @@ def taught(case: str, ranks: Ranks = ALONE) -> dict[str, Any]:
     return {"lines": lines, "parameters": whole(model), "far": far}
 
 
+def imitated(ranks: Ranks = ALONE) -> dict[str, Any]:
+    """Two kinds of prompts, of one of which a rank has none."""
+    model = policy(ranks)
+    lines = imitate(model, lambda step: batch(step, (3, 1)), teachers(), TEACHING, LOOP, ranks=ranks)
+    return {"lines": lines, "parameters": whole(model)}
+
+
+def resumed(ranks: Ranks, folder: Path) -> dict[str, Any]:
+    """As `rewarded("GSPO")`, stopped after two of four steps by a reward that fails."""
+    count, reward, config, _ = REWARDS["GSPO"]
+    loop, asked = replace(LOOP, save_every=2), questions(policy(), count)
+
+    def fails(text: str, number: int) -> float:
+        if number >= count:
+            raise KeyError("of the second rollout")
+        return reward(text, number)
+
+    raised(lambda: reinforce(policy(ranks), asked, fails, config, loop, folder, "resumed", ranks=ranks))
+    model = policy(ranks)
+    lines = reinforce(model, asked, reward, config, loop, folder, "resumed", ranks=ranks)
+    return {"lines": lines, "parameters": whole(model)}
+
+
 def raised(run: Callable[[], Any]) -> tuple[str, str]:
     try:
         run()
@@ -172,6 +197,7 @@ def wrong(ranks: Ranks, folder: Path) -> dict[str, tuple[str, str]]:
 
     alone = policy()
     found = {"reward": run(policy(ranks), broken), "bug": run(policy(ranks), unknown), "whole": run(policy())}
+    found["agent"] = raised(lambda: require_whole(policy(ranks)))
     found |= {when: run(spoilt(when)) for when in ("answering", "learning", "gradient")}
     two, one = (init_device_mesh("cpu", sizes, mesh_dim_names=("data", "context")) for sizes in ((1, 2), (2, 1)))
     split = init_device_mesh("cpu", (1, 2), mesh_dim_names=("copies", "experts"))
@@ -200,11 +226,11 @@ def passes(ranks: Ranks) -> dict[str, Any]:
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("error")
-    warnings.filterwarnings("ignore", "FSDP2-wrapped module")
     ranks = join("cpu")
     out: dict[str, Any] = {"reward": {case: rewarded(case, ranks) for case in REWARDS}}
     out["lessons"] = {case: taught(case, ranks) for case in LESSONS}
     prompts, _ = questions(policy(ranks), 3, ranks)(1)
+    out |= {"imitated": imitated(ranks), "resumed": resumed(ranks, folder)}
     out |= {"visual": prompts["visual"], "wrong": wrong(ranks, folder), "passes": passes(ranks)}
     torch.save(out, folder / f"{ranks.rank}.pt")
     dist.destroy_process_group()

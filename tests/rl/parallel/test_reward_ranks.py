@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from reward_ranks import LESSONS, LOOP, REWARDS, policy, questions, rewarded, taught
+from reward_ranks import LESSONS, LOOP, REWARDS, imitated, policy, questions, rewarded, taught
 
 from minikeye.rl.parallel.agreement import alike, by_rows, shares, totals
 from minikeye.training.parallel.mesh import ALONE
@@ -64,6 +64,20 @@ def test_teachers_teach_as_in_one_process(ranks, case):
 
 
 @pytest.mark.slow
+def test_teachers_are_imitated_as_in_one_process(ranks):
+    as_one([rank["imitated"] for rank in ranks], imitated())
+
+
+@pytest.mark.slow
+def test_two_ranks_that_stopped_go_on_to_the_same_bits(ranks):
+    for rank in ranks:
+        strip = lambda lines: [{k: x for k, x in line.items() if k != "seconds"} for line in lines]  # noqa: E731
+        assert strip(rank["resumed"]["lines"]) == strip(rank["reward"]["GSPO"]["lines"])[2:]
+        for name, p in rank["reward"]["GSPO"]["parameters"].items():
+            assert torch.equal(rank["resumed"]["parameters"][name], p), name
+
+
+@pytest.mark.slow
 def test_ranks_fail_together(ranks):
     """The one that failed says what it always says, the other whose it was. Nobody waits for the timeout."""
     first, second = (rank["wrong"] for rank in ranks)
@@ -80,6 +94,7 @@ def test_ranks_fail_together(ranks):
     assert "stopped at step 0: " in first["learning"][1] and "reinforce.failed.pt" in first["learning"][1]
     assert "the gradient of model." in first["gradient"][1]
     assert first["whole"] == second["whole"] and "call spread(model, ranks) first" in first["whole"][1]
+    assert first["agent"] == second["agent"] and "agents learn in one process each" in first["agent"][1]
     assert first["experts"] == second["experts"] and "got ep 2 and cp 1" in first["experts"][1]
     assert first["context"] == second["context"] and "got ep 1 and cp 2" in first["context"][1]
 
