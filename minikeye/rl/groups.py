@@ -62,8 +62,12 @@ class Groups:
 
 
 def share_of(prompts: Prompts, rows: slice | list[int] | Bool[Tensor, " b"]) -> Prompts:
-    """Some of the prompts, with their visual tokens: every prompt has equally many."""
+    """Some of the prompts, with their visual tokens. Raises ValueError where not every prompt has equally many."""
     count, out = len(prompts["input_ids"]), {}
+    if isinstance(rows, slice) and range(count)[rows] == range(count):
+        return dict(prompts)
+    if count and len(visual := prompts.get("visual", ())) % count:
+        raise ValueError(f"expected equally many visual tokens a prompt, got {len(visual)} for {count} prompts")
     for name, value in prompts.items():
         if name == "positions":
             out[name] = value[:, rows]

@@ -26,7 +26,7 @@ from torch import Tensor
 from minikeye.files import whole_file
 from minikeye.inputs.tokenizer import load_tokenizer
 from minikeye.keye import KeyeVL
-from minikeye.rl.groups import joined_prompts, share_of
+from minikeye.rl.groups import Prompts, joined_prompts, share_of
 from minikeye.rl.learn import learns, require_finite
 from minikeye.rl.mopd.estimators import OVERLAP, Estimator
 from minikeye.rl.mopd.shaping import collapse_start, token_weights
@@ -129,10 +129,13 @@ def compare(
     ranks: each for its share of the rows; one without a row passes over the first, where nothing is said then.
     """
     require_batch(student, asked, teachers)
-    prompts = joined_prompts([each.prompts for each in asked])
-    count = len(prompts["input_ids"])
+    count = sum(map(len, asked))
+
+    def prompts(rows: slice) -> Prompts:
+        return joined_prompts([each.prompts for each in of_rows(asked, rows)])
+
     with gathered(student, ranks):
-        work = lambda rows: sampled_among(student, prompts, rows, how, seed)  # noqa: E731
+        work = lambda rows: sampled_among(student, prompts(rows), rows.start, count, how, seed)  # noqa: E731
         answers = joined_answers(by_rows(ranks, count, work))
     rows = share(ranks, count)
     own = answers.of(rows)
@@ -142,7 +145,7 @@ def compare(
         parts = of_rows(asked, rows)
         theirs = teachers.distributions(parts, own.ids.split([*map(len, parts)]), how.temperature, how.attention)
         with autocast(student.device):
-            logits = answer_logits(student, share_of(prompts, rows), own.ids, how.attention)
+            logits = answer_logits(student, prompts(rows), own.ids, how.attention)
         ours = distributions(logits, how.temperature)
     return Compared(asked, own, ours, theirs, rows, answers.mask)
 

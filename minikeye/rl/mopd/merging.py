@@ -77,7 +77,7 @@ def imitate(
         teacher, rows = teachers.of(each.route).model, share(ranks, len(each))
         asked = rows if rows.start < rows.stop else slice(0, 1)
         prompts = {key: x.to(teacher.device) for key, x in each.prompts.items()}
-        answers = sampled_among(teacher, prompts, asked, config, seed)
+        answers = sampled_among(teacher, share_of(prompts, asked), asked.start, len(each), config, seed)
         teacher.eval()
         answers = answers if asked is rows else answers.silent
         return share_of(each.prompts, asked), answers.ids.to(student.device)

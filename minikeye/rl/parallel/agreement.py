@@ -24,6 +24,7 @@ from minikeye.training.parallel.mesh import Ranks
 from minikeye.training.parallel.wire import all_gather
 
 Result = TypeVar("Result")
+PATIENCE = 600.0  # seconds for `mesh.join`: answers end at different times, and a rank waits for the longest
 KINDS = (FloatingPointError, ValueError, RuntimeError)  # of errors that keep their kind on other ranks
 
 

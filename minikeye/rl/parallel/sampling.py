@@ -20,13 +20,15 @@ from minikeye.training.parallel.wire import all_gather
 
 
 def sampled_among(
-    model: KeyeVL, prompts: Prompts, rows: slice, how: Sampling, seed: int, record: bool = False
+    model: KeyeVL, own: Prompts, first: int, count: int, how: Sampling, seed: int, record: bool = False
 ) -> Answers:
-    """Answers to some rows of a batch of prompts: those that `sampled` draws for them among all others, to rounding."""
-    if rows == slice(0, count := len(prompts["input_ids"])):
-        return sampled(model, prompts, how, seed, record)
-    draw = Draw(seed, rows.start * how.group, count * how.group)
-    return sampled(model, share_of(prompts, rows), how, draw, record)
+    """Answers to some of `count` prompts: those that `sampled` draws for them among all others, to rounding.
+
+    own: the prompts, which are those from number `first` on.
+    """
+    if len(own["input_ids"]) == count:
+        return sampled(model, own, how, seed, record)
+    return sampled(model, own, how, Draw(seed, first * how.group, count * how.group), record)
 
 
 def answered(
@@ -43,7 +45,7 @@ def answered(
     decode = decoder(model)
 
     def work(rows: slice) -> tuple[Answers, Tensor]:
-        own = sampled_among(model, prompts, rows, how, seed, record)
+        own = sampled_among(model, share_of(prompts, rows), rows.start, len(known), how, seed, record)
         return own, judge(own, known[rows], reward, decode)
 
     answers, rewards = zip(*by_rows(ranks, len(known), work), strict=True)
