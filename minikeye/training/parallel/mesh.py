@@ -150,6 +150,11 @@ def spread(model: KeyeVL, ranks: Ranks) -> None:
             sharded(layer.mlp.experts, ranks.experts["copies"], axis=1)  # axis 0, of the experts, is cut already
     for unit in (model.visual, model.mlp_AR, *model.model.layers, model):
         sharded(unit, ranks.everyone)
+    # What is gathered ahead on the way back is said here. FSDP would take it from all passes since the last way back,
+    # of which ranks that answer apart (`gathered`) make different numbers: they would wait for each other.
+    back = [model.visual, model.mlp_AR, *model.model.layers, model]
+    for unit, ahead in zip(back, [model.visual, model.mlp_AR, model.model.layers[0], *back[2:-1]], strict=True):
+        unit.set_modules_to_backward_prefetch([ahead])  # itself: nothing
     # The tower may run before the decoder does, and FSDP takes the unit that runs first for the root of all others.
     with torch.no_grad():
         model({"input_ids": torch.zeros(1, 1, dtype=torch.long, device=model.device)}, attention="dense")
