@@ -16,6 +16,9 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from minikeye.config import KeyeConfig
+from minikeye.evaluation import rl_context
+from minikeye.evaluation.mopd.arms import Family, Plan, learn
+from minikeye.files import CHECKPOINT
 from minikeye.inference.generate import generate
 from minikeye.keye import KeyeVL
 from minikeye.minivid.dataset import make_videos
@@ -23,6 +26,7 @@ from minikeye.minivid.lessons import Lesson, Size, question_prompts
 from minikeye.rl.gspo import CISPO, DAPO, DR_GRPO, GRPO
 from minikeye.rl.learn import RolloutConfig, learns, reinforce, with_visual_tokens
 from minikeye.rl.mopd.distill import DistillConfig, apart_at_start, distill
+from minikeye.rl.mopd.domains import EXPERTS
 from minikeye.rl.mopd.estimators import SAMPLED
 from minikeye.rl.mopd.merging import imitate
 from minikeye.rl.mopd.teachers import Asked, Route, Teacher, Teachers
@@ -161,6 +165,18 @@ def resumed(ranks: Ranks, folder: Path) -> dict[str, Any]:
     return {"lines": lines, "parameters": whole(model)}
 
 
+def studied(ranks: Ranks = ALONE) -> dict[str, list[dict]]:
+    """A study of reward, from a checkpoint on; and an arm of that of many teachers, with prompts of all kinds."""
+    sizes = {"frames": 8, "span": 1, "lessons": 3, "base_steps": 2, "prompts": 4, "group": 3, "iterations": 2}
+    study = rl_context.Study(**sizes, every=1, check=3, test=5)
+    folder = CHECKPOINT.with_name("nano_things")
+    rows = [*rl_context.measure(folder, study, 0, ["base", "context"], ranks=ranks)]
+    family = Family(0, policy(), {name: policy(seed=n) for n, name in enumerate(EXPERTS, 1)}, {})
+    log = learn("wrong_router", policy(), family, Plan(steps=2, prompts=1), ranks)["log"]
+    rows = [{k: x for k, x in row.items() if k not in ("cpu_seconds", "hardware", "torch")} for row in rows]
+    return {"reward": rows, "teachers": log}
+
+
 def raised(run: Callable[[], Any]) -> tuple[str, str]:
     try:
         run()
@@ -230,7 +246,7 @@ def main(folder: Path) -> None:
     out: dict[str, Any] = {"reward": {case: rewarded(case, ranks) for case in REWARDS}}
     out["lessons"] = {case: taught(case, ranks) for case in LESSONS}
     prompts, _ = questions(policy(ranks), 3, ranks)(1)
-    out |= {"imitated": imitated(ranks), "resumed": resumed(ranks, folder)}
+    out |= {"studied": studied(ranks), "imitated": imitated(ranks), "resumed": resumed(ranks, folder)}
     out |= {"visual": prompts["visual"], "wrong": wrong(ranks, folder), "passes": passes(ranks)}
     torch.save(out, folder / f"{ranks.rank}.pt")
     dist.destroy_process_group()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from reward_ranks import LESSONS, LOOP, REWARDS, imitated, policy, questions, rewarded, taught
+from reward_ranks import LESSONS, LOOP, REWARDS, imitated, policy, questions, rewarded, studied, taught
 
 from minikeye.rl.parallel.agreement import alike, by_rows, shares, totals
 from minikeye.training.parallel.mesh import ALONE
@@ -66,6 +66,16 @@ def test_teachers_teach_as_in_one_process(ranks, case):
 @pytest.mark.slow
 def test_teachers_are_imitated_as_in_one_process(ranks):
     as_one([rank["imitated"] for rank in ranks], imitated())
+
+
+@pytest.mark.slow
+def test_studies_have_the_rows_of_one_process(ranks):
+    """What is written is rounded, scores and logs alike."""
+    one = studied()
+    for rank in ranks:
+        assert rank["studied"]["reward"] == one["reward"] and len(one["reward"]) == 2
+        for ours, theirs in zip(rank["studied"]["teachers"], one["teachers"], strict=True):
+            assert ours == pytest.approx(theirs, abs=1e-4, rel=1e-5)
 
 
 @pytest.mark.slow
