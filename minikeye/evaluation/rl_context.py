@@ -31,11 +31,12 @@ from minikeye.minivid.tasks import Problem, parse_order
 from minikeye.results import hardware, write_result
 from minikeye.rl.groups import Prompts
 from minikeye.rl.learn import RolloutConfig, learns, reinforce
+from minikeye.rl.parallel.agreement import PATIENCE
 from minikeye.rl.questions import Answered, Course, ask, evidence_reward, lessons_from, prompts_from, word_reward
 from minikeye.scores import student_mean
 from minikeye.training.loop import LoopConfig
+from minikeye.training.parallel.mesh import ALONE, Ranks, join, spread
 from minikeye.training.stage import DENSE, teach
-from minikeye.training.step import on
 
 REWARDS = {"outcome": word_reward, "context": evidence_reward}
 ARMS = ("base", *REWARDS)
@@ -71,27 +72,33 @@ class Study:
 
 
 def taught_base(
-    folder: Path, study: Study, seed: int, states: Path | None, device: torch.device | str = "cpu"
+    folder: Path,
+    study: Study,
+    seed: int,
+    states: Path | None,
+    device: torch.device | str = "cpu",
+    ranks: Ranks = ALONE,
 ) -> KeyeVL:
     """The checkpoint, taught the questions with careless evidence; tower, projector and indexers as they were.
 
     states: where a resumable state is kept, so that a base is taught once; None: nowhere.
     """
     model = KeyeVL.from_pretrained(folder, dtype=torch.float32, device=device)
+    spread(model, ranks)
     loop = LoopConfig(steps=study.base_steps, lr=study.base_lr, warmup=10)
     lessons = lessons_from(model, study.course(seed), study.lessons, study.base_steps)
-    teach(model, replace(DENSE, learns=learns), loop, lessons, states / f"base-{seed}" if states else None)
+    teach(model, replace(DENSE, learns=learns), loop, lessons, states / f"base-{seed}" if states else None, ranks=ranks)
     return model
 
 
-def rewarded(model: KeyeVL, study: Study, seed: int, arm: str) -> list[dict[str, float | int]]:
+def rewarded(model: KeyeVL, study: Study, seed: int, arm: str, ranks: Ranks = ALONE) -> list[dict[str, float | int]]:
     """Teach one arm in place; returns its checks, the one before the first iteration first."""
     checks: list[dict[str, float | int]] = []
     true = replace(study.course(seed), span=0, spot=0)  # the reference solution of a prompt is the true one
-    questions_at = prompts_from(model, true, study.prompts, UNSEEN)
+    questions_at = prompts_from(model, true, study.prompts, UNSEEN, ranks=ranks)
 
     def look(iteration: int) -> None:
-        said = ask(model, examination(study), study.check)
+        said = ask(model, examination(study), study.check, ranks=ranks)
         checks.append({"iteration": iteration, **shares(said)})
 
     config = RolloutConfig(group=study.group, max_new_tokens=study.answer_tokens(), seed=seed)
@@ -103,7 +110,7 @@ def rewarded(model: KeyeVL, study: Study, seed: int, arm: str) -> list[dict[str,
         weight_decay=0.0,
         log_every=1,
     )
-    reinforce(model, watched(questions_at, study.every, look), REWARDS[arm], config, loop)
+    reinforce(model, watched(questions_at, study.every, look), REWARDS[arm], config, loop, ranks=ranks)
     look(study.iterations)
     return checks
 
@@ -189,15 +196,16 @@ def measure(
     wanted: list[str],
     states: Path | None = None,
     device: torch.device | str = "cpu",
+    ranks: Ranks = ALONE,
 ) -> Iterator[dict]:
     """The lines of one seed that are wanted, one after another: both arms begin from the same base."""
-    base = taught_base(folder, study, seed, states, device)
+    base = taught_base(folder, study, seed, states, device, ranks)
     begun = {name: p.clone() for name, p in base.state_dict().items()}
     for arm in wanted:
         start = time.process_time()
         base.load_state_dict(begun)
-        checks = [] if arm == "base" else rewarded(base, study, seed, arm)
-        said = ask(base, examination(study), study.test)
+        checks = [] if arm == "base" else rewarded(base, study, seed, arm, ranks)
+        said = ask(base, examination(study), study.test, ranks=ranks)
         row = {"seed": seed, "arm": arm, **asdict(study), "checks": checks, "levels": levels(said, study.frames)}
         row |= {name: row["levels"]["all"][name] for name in shares(said)}
         row |= {"cpu_seconds": round(time.process_time() - start), "torch": torch.__version__}
@@ -240,14 +248,17 @@ def main() -> None:
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, default=field.default)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
-    device = on(options.device)
+    ranks = join(options.device, timeout=PATIENCE)
+    device = ranks.device(options.device)
     study = Study(**{field.name: getattr(options, field.name) for field in fields(Study)})
     torch.set_num_threads(1)  # the tensors are too small to share
     rows = json.loads(options.out.read_text(encoding="utf-8"))["rows"] if options.out.is_file() else []
     for seed in options.seeds:
         done = {row["arm"] for row in rows if row["seed"] == seed}
         wanted = [arm for arm in ARMS if arm not in done]
-        for row in measure(options.checkpoint, study, seed, wanted, options.states, device) if wanted else []:
+        for row in measure(options.checkpoint, study, seed, wanted, options.states, device, ranks) if wanted else []:
+            if ranks.rank:
+                continue
             rows.append(row)
             print(json.dumps({name: row[name] for name in ("seed", "arm", "word", "wrong_evidence")}), flush=True)
             report(options.out, rows, options.checkpoint, study)

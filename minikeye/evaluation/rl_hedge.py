@@ -25,10 +25,11 @@ from minikeye.minivid.scene import PLAIN
 from minikeye.minivid.tasks import Problem, grounding, parse_interval, things_of
 from minikeye.results import hardware, write_result
 from minikeye.rl.learn import RolloutConfig, reinforce
+from minikeye.rl.parallel.agreement import PATIENCE
 from minikeye.rl.questions import Answered, Course, ask, interval_reward, prompts_from
 from minikeye.scores import bootstrap_mean
 from minikeye.training.loop import LoopConfig
-from minikeye.training.step import on
+from minikeye.training.parallel.mesh import ALONE, Ranks, join, spread
 
 UNSEEN = 1_000_000  # first video of the prompts
 LENGTHS = ("length", "share")
@@ -92,16 +93,19 @@ def mean_ratio(some: Sequence[float], of: Sequence[float]) -> float:
     return round(sum(a / b for a, b in zip(some, of, strict=True)) / max(1, len(some)), 3)
 
 
-def examine(model: KeyeVL, course: Course, n: int) -> dict:
+def examine(model: KeyeVL, course: Course, n: int, ranks: Ranks = ALONE) -> dict:
     """`n` test questions, answered by sparse attention."""
     videos, _ = course.examination().questions(0, n)
     others = [grounding(things[1]) if len(things := things_of(of)) == 2 else None for of in videos.events]
-    return split(ask(model, course, n, attention="sparse", rows=50), others)
+    return split(ask(model, course, n, attention="sparse", rows=50, ranks=ranks), others)
 
 
-def measure(folder: Path, study: Study, seed: int, device: torch.device | str = "cpu") -> Iterator[dict]:
+def measure(
+    folder: Path, study: Study, seed: int, device: torch.device | str = "cpu", ranks: Ranks = ALONE
+) -> Iterator[dict]:
     """The rows of one seed, from the checkpoint on."""
     model = KeyeVL.from_pretrained(folder, dtype=torch.float32, device=device)
+    spread(model, ranks)
     course = study.course(seed)
     config = RolloutConfig(group=study.group, max_new_tokens=20, attention="sparse", seed=seed)
     steps = config.minibatches * study.iterations
@@ -110,13 +114,20 @@ def measure(folder: Path, study: Study, seed: int, device: torch.device | str = 
         log = []
         if number:  # a call begins Adam anew; its prompts follow those of the call before
             first = UNSEEN + (number - 1) * study.iterations * study.prompts
-            lines = reinforce(model, prompts_from(model, course, study.prompts, first), interval_reward, config, loop)
+            prompts = prompts_from(model, course, study.prompts, first, ranks=ranks)
+            lines = reinforce(model, prompts, interval_reward, config, loop, ranks=ranks)
             log = [
                 {key: round(line[key], 4) for key in ("step", "reward", "teaches", "ratio", "clipped")}
                 for line in lines
             ]
         asked = study.test if number in (0, study.checks) else study.check
-        row = {"seed": seed, "number": number, **asdict(study), "things": examine(model, course, asked), "log": log}
+        row = {
+            "seed": seed,
+            "number": number,
+            **asdict(study),
+            "things": examine(model, course, asked, ranks),
+            "log": log,
+        }
         yield row | {"hardware": hardware(), "torch": torch.__version__}
 
 
@@ -150,12 +161,16 @@ def main() -> None:
     for field in fields(Study):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, default=field.default)
     options = parser.parse_args()
-    study, device = Study(**{field.name: getattr(options, field.name) for field in fields(Study)}), on(options.device)
+    study = Study(**{field.name: getattr(options, field.name) for field in fields(Study)})
+    ranks = join(options.device, timeout=PATIENCE)
+    device = ranks.device(options.device)
     rows = json.loads(options.out.read_text(encoding="utf-8"))["rows"] if options.out.is_file() else []
     done = {row["seed"] for row in rows if row["number"] == study.checks}
     rows = [row for row in rows if row["seed"] in done]  # a seed that was stopped is done again
     for seed in (seed for seed in options.seeds if seed not in done):
-        for row in measure(options.checkpoint, study, seed, device):
+        for row in measure(options.checkpoint, study, seed, device, ranks):
+            if ranks.rank:
+                continue
             rows.append(row)
             print(json.dumps({name: row[name] for name in ("seed", "number", "things")}), flush=True)
             report(options.out, rows, study)

@@ -30,9 +30,11 @@ from minikeye.minivid.scene import PLAIN
 from minikeye.minivid.tasks import NEEDLE_QUESTION, Problem, parse_needle
 from minikeye.results import hardware, write_result
 from minikeye.rl.learn import RolloutConfig, learns, reinforce
+from minikeye.rl.parallel.agreement import PATIENCE
 from minikeye.rl.questions import Course, ask, prompts_from
 from minikeye.rl.second_chance import SecondChance
 from minikeye.training.loop import LoopConfig
+from minikeye.training.parallel.mesh import ALONE, Ranks, join, spread
 from minikeye.training.stage import DENSE, teach
 
 NANO = CHECKPOINT.parent / "nano"
@@ -109,9 +111,10 @@ def lesson(model: KeyeVL, course: Course, first: int, count: int) -> Lesson:
     return Lesson(pad(prompts, "right"), videos, course.size(count))
 
 
-def taught_base(folder: Path, study: Study, seed: int) -> KeyeVL:
+def taught_base(folder: Path, study: Study, seed: int, ranks: Ranks = ALONE) -> KeyeVL:
     """The checkpoint, taught by the late annotator and taught to take a report."""
     model = KeyeVL.from_pretrained(folder, dtype=torch.float32)
+    spread(model, ranks)
     course = study.course(seed)
 
     def lessons_from(step: int) -> Iterator[Lesson]:
@@ -119,13 +122,13 @@ def taught_base(folder: Path, study: Study, seed: int) -> KeyeVL:
             yield lesson(model, course, n * study.lessons, study.lessons)
 
     loop = LoopConfig(steps=study.base_steps, lr=study.base_lr, warmup=10)
-    teach(model, replace(DENSE, learns=learns), loop, lessons_from, None)
+    teach(model, replace(DENSE, learns=learns), loop, lessons_from, None, ranks=ranks)
     return model
 
 
-def right(model: KeyeVL, study: Study, seed: int) -> float:
+def right(model: KeyeVL, study: Study, seed: int, ranks: Ranks = ALONE) -> float:
     """Percent of test questions whose second is right, greedily."""
-    said = ask(model, study.course(seed), study.test)
+    said = ask(model, study.course(seed), study.test, ranks=ranks)
     return percent([exact_second(*pair) for pair in zip(said.answers, said.problems, strict=True)])
 
 
@@ -133,18 +136,18 @@ def percent(values: list[float]) -> float:
     return round(100 * sum(values) / len(values), 2)
 
 
-def measure(folder: Path, study: Study, seed: int) -> Iterator[dict]:
+def measure(folder: Path, study: Study, seed: int, ranks: Ranks = ALONE) -> Iterator[dict]:
     """A line for each arm: right seconds before and after, and what the log says of each iteration."""
-    model = taught_base(folder, study, seed)
+    model = taught_base(folder, study, seed, ranks)
     begun = {name: p.clone() for name, p in model.state_dict().items()}
-    before = right(model, study, seed)
+    before = right(model, study, seed, ranks)
     loop = LoopConfig(steps=2 * study.iterations, lr=study.lr, warmup=0, final_lr=0.05, weight_decay=0.0, log_every=1)
     for arm, chance in ARMS.items():
         model.load_state_dict(begun)
-        questions_at = prompts_from(model, study.course(seed), study.prompts, UNSEEN)
+        questions_at = prompts_from(model, study.course(seed), study.prompts, UNSEEN, ranks=ranks)
         config = RolloutConfig(max_new_tokens=14, seed=seed)
-        log = reinforce(model, questions_at, exact_second, config, loop, second_chance=chance)[::2]
-        row = {"seed": seed, "arm": arm, **asdict(study), "before": before, "after": right(model, study, seed)}
+        log = reinforce(model, questions_at, exact_second, config, loop, second_chance=chance, ranks=ranks)[::2]
+        row = {"seed": seed, "arm": arm, **asdict(study), "before": before, "after": right(model, study, seed, ranks)}
         names = ("reward", "teaches", "rescued", "hint_ratio")
         row |= {name: [round(line[name], 4) for line in log] for name in names}
         yield row | {"hardware": hardware(), "torch": torch.__version__}
@@ -179,13 +182,15 @@ def main() -> None:
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, default=field.default)
     options = parser.parse_args()
     study = Study(**{field.name: getattr(options, field.name) for field in fields(Study)})
+    ranks = join("cpu", timeout=PATIENCE)
     torch.set_num_threads(1)
     rows = json.loads(options.out.read_text(encoding="utf-8"))["rows"] if options.out.is_file() else []
     for seed in options.seeds:
         if not any(row["seed"] == seed for row in rows):
-            rows += measure(options.checkpoint, study, seed)
-            print(json.dumps(summarise(rows[-len(ARMS) :])), flush=True)
-            write(options.out, rows)
+            rows += measure(options.checkpoint, study, seed, ranks)
+            if ranks.rank == 0:
+                print(json.dumps(summarise(rows[-len(ARMS) :])), flush=True)
+                write(options.out, rows)
 
 
 def write(path: Path, rows: list[dict]) -> None:

@@ -17,7 +17,6 @@ Vision tower, projector and indexer are frozen, attention is dense (`learn.learn
 """
 
 import argparse
-import copy
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -34,11 +33,12 @@ from minikeye.minivid.lessons import Lesson
 from minikeye.minivid.tasks import Problem, parse_interval, score
 from minikeye.results import hardware, write_result
 from minikeye.rl.learn import RolloutConfig, learns, reinforce
+from minikeye.rl.parallel.agreement import PATIENCE
 from minikeye.rl.questions import Answered, Course, ask, interval_reward, lessons_from, prompts_from
 from minikeye.scores import student_mean
 from minikeye.training.loop import LoopConfig
+from minikeye.training.parallel.mesh import ALONE, Ranks, join, spread
 from minikeye.training.stage import DENSE, teach
-from minikeye.training.step import on
 
 SFT = replace(DENSE, learns=learns)
 AFTER = 100_000  # the first video after the base's
@@ -80,8 +80,8 @@ ARMS: dict[str, tuple[bool, Callable[[str, Problem], float] | None]] = {
 class Checks:
     """The learning curve of an arm: wraps what a run asks for step by step, and looks at the model on the way."""
 
-    def __init__(self, model: KeyeVL, course: Course, plan: Plan, steps: int):
-        self.model, self.course, self.count = model, course, plan.check_questions
+    def __init__(self, model: KeyeVL, course: Course, plan: Plan, steps: int, ranks: Ranks = ALONE):
+        self.model, self.course, self.count, self.ranks = model, course, plan.check_questions, ranks
         self.at = {round(n * steps / plan.checks) for n in range(1, plan.checks)}  # the end is the examination
         self.curve: list[tuple[int, float]] = []  # step, mean temporal IoU in percent
         self.seconds = 0.0  # CPU time that looking took
@@ -89,7 +89,7 @@ class Checks:
     def look(self, step: int) -> None:
         if step in self.at:
             begun, training = time.process_time(), self.model.training
-            self.curve.append((step, percent(ask(self.model, self.course, self.count))))
+            self.curve.append((step, percent(ask(self.model, self.course, self.count, ranks=self.ranks))))
             self.model.train(training)
             self.seconds += time.process_time() - begun
 
@@ -111,28 +111,28 @@ def percent(answered: Answered) -> float:
     return round(100 * sum(values) / len(values), 2)
 
 
-def base_of(model: KeyeVL, course: Course, plan: Plan) -> None:
+def base_of(model: KeyeVL, course: Course, plan: Plan, ranks: Ranks = ALONE) -> None:
     """Imitation of the careless annotator."""
     loop = LoopConfig(plan.base_steps, plan.base_lr, warmup=min(10, plan.base_steps))
-    teach(model, SFT, loop, lessons_from(model, course, plan.base_videos, plan.base_steps), None)
+    teach(model, SFT, loop, lessons_from(model, course, plan.base_videos, plan.base_steps), None, ranks=ranks)
 
 
-def learn(model: KeyeVL, arm: str, course: Course, plan: Plan) -> dict:
+def learn(model: KeyeVL, arm: str, course: Course, plan: Plan, ranks: Ranks = ALONE) -> dict:
     """One arm from the base on; what it took, and its curve in optimiser steps."""
     clean, reward = ARMS[arm]
     course = replace(course, span=0) if clean else course
     steps, begun = 2 * plan.iterations, time.process_time()
     loop = LoopConfig(steps, plan.lr, warmup=0, weight_decay=0.0, log_every=1)
     if reward is None:
-        checks = Checks(model, course, plan, steps)
+        checks = Checks(model, course, plan, steps, ranks)
         lessons = lessons_from(model, course, plan.videos, steps, AFTER)
-        teach(model, SFT, loop, checks.lessons(lessons), None)
+        teach(model, SFT, loop, checks.lessons(lessons), None, ranks=ranks)
         row = {"videos": steps * plan.videos, "answers": steps * plan.videos, "curve": checks.curve}
     else:
-        checks = Checks(model, course, plan, plan.iterations)
-        prompts = prompts_from(model, course, plan.videos, AFTER)
+        checks = Checks(model, course, plan, plan.iterations, ranks)
+        prompts = prompts_from(model, course, plan.videos, AFTER, ranks=ranks)
         config = RolloutConfig(group=plan.group, max_new_tokens=26, seed=course.seed)
-        lines = reinforce(model, checks.prompts(prompts), reward, config, loop)
+        lines = reinforce(model, checks.prompts(prompts), reward, config, loop, ranks=ranks)
         videos = plan.iterations * plan.videos
         row = {"videos": videos, "answers": videos * plan.group, "curve": [(2 * n, x) for n, x in checks.curve]}
         row |= {name: [round(line[name], 3) for line in lines[::2]] for name in ("reward", "teaches")}
@@ -165,23 +165,34 @@ def examined(answered: Answered, frames: int) -> dict:
     return row | {"constant": round(100 * answered.constant(), 2), "by": by}
 
 
-def run_seed(model: KeyeVL, start: dict, seed: int, arms: list[str], plan: Plan) -> Iterator[dict]:
+def kept(model: KeyeVL) -> dict:
+    """A copy of its parameters, or of this rank's parts of them."""
+    return {name: p.clone() for name, p in model.state_dict().items()}
+
+
+def run_seed(
+    model: KeyeVL, start: dict, seed: int, arms: list[str], plan: Plan, ranks: Ranks = ALONE
+) -> Iterator[dict]:
     """Rows of the arms that are named, the base's among them if it is; the base is made in any case."""
     course = Course("G", plan.frames, span=plan.span, seed=seed)
     model.load_state_dict(start)
     begun = time.process_time()
-    base_of(model, course, plan)
-    base, seconds = copy.deepcopy(model.state_dict()), round(time.process_time() - begun, 1)
+    base_of(model, course, plan, ranks)
+    base, seconds = kept(model), round(time.process_time() - begun, 1)
     if "base" in arms:
         videos = plan.base_steps * plan.base_videos
         took = {"videos": videos, "answers": videos, "cpu_seconds": seconds}
-        yield {"seed": seed, "arm": "base"} | examined(ask(model, course, plan.questions), plan.frames) | took
+        yield (
+            {"seed": seed, "arm": "base"}
+            | examined(ask(model, course, plan.questions, ranks=ranks), plan.frames)
+            | took
+        )
     for arm in (arm for arm in ARMS if arm in arms):
         model.load_state_dict(base)
-        took = learn(model, arm, course, plan)
-        row = {"seed": seed, "arm": arm} | examined(ask(model, course, plan.questions), plan.frames) | took
+        took = learn(model, arm, course, plan, ranks)
+        row = {"seed": seed, "arm": arm} | examined(ask(model, course, plan.questions, ranks=ranks), plan.frames) | took
         if arm == "rl":
-            row["shuffled"] = percent(ask(model, course, plan.questions, shuffle=True))
+            row["shuffled"] = percent(ask(model, course, plan.questions, shuffle=True, ranks=ranks))
         yield row
 
 
@@ -228,12 +239,16 @@ def main() -> None:
     options = parser.parse_args()
     plan = Plan(**{name: getattr(options, name) for name in Plan.__dataclass_fields__})
     rows = json.loads(options.out.read_text(encoding="utf-8"))["rows"] if options.out.is_file() else []
-    model = KeyeVL.from_pretrained(options.checkpoint, dtype=torch.float32, device=on(options.device))
-    start = copy.deepcopy(model.state_dict())
+    ranks = join(options.device, timeout=PATIENCE)
+    model = KeyeVL.from_pretrained(options.checkpoint, dtype=torch.float32, device=ranks.device(options.device))
+    spread(model, ranks)
+    start = kept(model)
     for seed in options.seeds:
         done = {row["arm"] for row in rows if row["seed"] == seed}
         if missing := [arm for arm in options.arms if arm not in done]:
-            for row in run_seed(model, start, seed, missing, plan):
+            for row in run_seed(model, start, seed, missing, plan, ranks):
+                if ranks.rank:
+                    continue
                 rows.append(row | {"hardware": hardware(), "torch": torch.__version__})
                 print({name: row[name] for name in ("seed", "arm", "n", "miou", "exact", "cpu_seconds")}, flush=True)
                 report(options.out, rows)

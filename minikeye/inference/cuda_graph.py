@@ -26,6 +26,8 @@ def obstacle(model, attention: str = "sparse", backend: str = "auto", record: ob
     """Why decoding cannot be captured in a CUDA graph, in words; "" where it can. The arguments are those of a pass."""
     if not isinstance(model.model.layers, nn.ModuleList):
         return "the model is streamed"
+    if hasattr(model, "unshard"):  # FSDP put it there, whose import alone takes half a second
+        return "the model is spread over ranks"
     places = {(p.device, p.dtype) for p in model.model.layers.parameters()}
     if len({device for device, _ in places}) > 1:
         return "the model is split over devices"

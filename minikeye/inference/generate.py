@@ -46,6 +46,15 @@ class Generation:
         return (ids, logprobs) if stop < 0 else ([*ids, stop], [*logprobs, float(self.stop_logprobs[n])])
 
 
+@dataclass(frozen=True)
+class Draw:
+    """The random numbers of a batch of which only some rows are generated here: what they would be among all others."""
+
+    seed: int
+    first: int  # number of the first row that is generated here
+    rows: int  # of the whole batch
+
+
 class _Answers:
     """The rows of a generation while they grow."""
 
@@ -77,11 +86,17 @@ class _Answers:
 
 
 def sample(
-    logits: Float[Tensor, "b v"], temperature: float, top_k: int, top_p: float, generator: torch.Generator | None
+    logits: Float[Tensor, "b v"],
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    generator: torch.Generator | None,
+    among: Draw | None = None,
 ) -> Int[Tensor, " b"]:
     """The next token of every row. temperature 0 takes the most likely one; top_k 0 and top_p 1 keep all.
 
-    top_p keeps the smallest set of most likely tokens whose probability reaches top_p.
+    top_p keeps the smallest set of most likely tokens whose probability reaches top_p. among: the batch of which these
+    are some rows.
     """
     if temperature == 0.0:
         return logits.argmax(dim=-1)
@@ -95,7 +110,11 @@ def sample(
         beyond = before >= top_p * p.sum(-1, keepdim=True)
         beyond[:, 0] = False  # the most likely token stays, however small top_p
         p = torch.zeros_like(p).scatter(-1, order, ordered.masked_fill(beyond, 0.0))
-    return torch.multinomial(p, 1, generator=generator).squeeze(-1)
+    if among is None:
+        return torch.multinomial(p, 1, generator=generator).squeeze(-1)
+    # What `multinomial` does for one token a row, with the noise of all rows.
+    noise = p.new_empty(among.rows, p.shape[-1]).exponential_(generator=generator)
+    return (p / noise[among.first : among.first + len(p)]).argmax(dim=-1)
 
 
 def log_probabilities(
@@ -135,7 +154,7 @@ def generate(
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
-    seed: int | None = None,
+    seed: int | Draw | None = None,
     attention: Mode = "sparse",
     backend: str = "auto",
     record: bool = False,
@@ -148,17 +167,18 @@ def generate(
     inputs: as a Processor makes them. cache: what earlier calls have read; `inputs` then hold what is new, without a
     Processor's positions, which count from 0. After a call the cache holds the prompt and every token drawn but the
     last: to go on, give the tokens from `cache.length` on; after an error or Ctrl-C it is what it was before. Rows that
-    stopped at different steps cannot go on together;
-    for conversations there is `chat.Chat`, for many answers to one prompt `Cache.repeat`. chunk: tokens of the prompt
-    that pass through a layer at a time; None: all at once. stop_ids: tokens that end a row; they are told in `stops`.
+    stopped at different steps cannot go on together; for conversations there is `chat.Chat`, for many answers to one
+    prompt `Cache.repeat`. chunk: tokens of the prompt that pass through a layer at a time; None: all at once. stop_ids:
+    tokens that end a row; they are told in `stops`.
     Greedy unless told otherwise: at temperature 0, top_k, top_p and seed change nothing; `processor.generation` has the
-    checkpoint's own numbers. seed: fixes the sampling. record: keep what the query that produced each token selected
-    (query 0 is the prompt's last token). observer: sees every layer of every step, also of the step that ends the
-    answer; not with record. on_token: called with each step's tokens [b] as they come, -1 for rows that have ended.
+    checkpoint's own numbers. seed: fixes the sampling; a `Draw` that of some rows of a larger batch. record: keep what
+    the query that produced each token selected (query 0 is the prompt's last token). observer: sees every layer of
+    every step, also of the step that ends the answer; not with record. on_token: called with each step's tokens [b] as
+    they come, -1 for rows that have ended.
     graphs: decode by replaying a CUDA graph; None: where that is possible (`cuda_graph.obstacle` says why not).
-    Raises ValueError for inputs that are none, sampling numbers out of range and more tokens than the context holds,
-    FloatingPointError where the logits are not finite, NotEnoughMemory before anything is read where cache and
-    activations will not fit, RuntimeError for graphs=True where there is an obstacle.
+    Raises ValueError for inputs that are none, sampling numbers out of range, a draw without these rows and more tokens
+    than the context holds, FloatingPointError where the logits are not finite, NotEnoughMemory before anything is read
+    where cache and activations will not fit, RuntimeError for graphs=True where there is an obstacle.
     """
     whole = isinstance(max_new_tokens, int) and isinstance(top_k, int)
     if not whole or max_new_tokens < 1 or not 0 <= temperature < math.inf or top_k < 0 or not 0 < top_p <= 1:
@@ -172,7 +192,11 @@ def generate(
         raise ValueError(f"inputs must be what a Processor returns, or {{'input_ids': int [b t]}}; got {inputs!r:.100}")
     ids = token_ids(inputs, model.config, cache)
     device = ids.device
-    generator = torch.Generator(device).manual_seed(seed) if seed is not None else None
+    among = seed if isinstance(seed, Draw) else None
+    if among is not None and not 0 <= among.first <= among.rows - len(ids):
+        raise ValueError(f"expected {len(ids)} rows within those of the draw, got {among}")
+    number = seed if among is None else among.seed
+    generator = torch.Generator(device).manual_seed(number) if number is not None else None
     cache = model.new_cache() if cache is None else cache
     room = _room(model.config, cache.length + ids.shape[1], max_new_tokens)
     _require_memory(model, ids, cache, room, chunk)
@@ -184,7 +208,7 @@ def generate(
         out = model(inputs, cache, last=1, chunk=chunk, **options)
         while True:
             logits = sayable(out.logits[:, -1].to(device), model.config)
-            token = sample(logits, temperature, top_k, top_p, generator)
+            token = sample(logits, temperature, top_k, top_p, generator, among)
             if not answers.add(token, _picked(logits, token, temperature)):
                 break
             if record:

@@ -19,8 +19,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from minikeye.files import whole_file
-from minikeye.rl.replay import together
-from minikeye.rl.rollout import Answers
+from minikeye.inputs.tokenizer import load_tokenizer
+from minikeye.keye import KeyeVL
+from minikeye.rl.parallel.agreement import shares as parts_of
+from minikeye.rl.rollout import Answers, joined_answers
 
 Prompts = dict[str, Tensor]  # inputs of a pass, padded on the left; visual tokens in the place of pixels
 
@@ -50,8 +52,7 @@ class Groups:
 
     def share(self, number: int, shares: int) -> "Groups":
         """Share `number` of `shares`, in order; sizes differ by one at most, and some are empty where groups lack."""
-        first, last = (len(self) * n // shares for n in (number, number + 1))
-        return self.of(slice(first, last))
+        return self.of(parts_of(len(self), shares)[number])
 
     def save(self, path: Path, step: int) -> None:
         """Write everything to one file that `torch.load(path)` reads as a dict of tensors and the step."""
@@ -61,8 +62,12 @@ class Groups:
 
 
 def share_of(prompts: Prompts, rows: slice | list[int] | Bool[Tensor, " b"]) -> Prompts:
-    """Some of the prompts, with their visual tokens: every prompt has equally many."""
+    """Some of the prompts, with their visual tokens. Raises ValueError where not every prompt has equally many."""
     count, out = len(prompts["input_ids"]), {}
+    if isinstance(rows, slice) and range(count)[rows] == range(count):
+        return dict(prompts)
+    if count and len(visual := prompts.get("visual", ())) % count:
+        raise ValueError(f"expected equally many visual tokens a prompt, got {len(visual)} for {count} prompts")
     for name, value in prompts.items():
         if name == "positions":
             out[name] = value[:, rows]
@@ -83,6 +88,13 @@ def judge(
         row, column = (~rewards.isfinite()).nonzero()[0].tolist()
         raise ValueError(f"the reward of {texts[row][column]!r} is {rewards[row, column]}: expected a finite number")
     return rewards
+
+
+def decoder(model: KeyeVL) -> Callable[[list[int]], str]:
+    """From an answer's tokens, filled with -1 or not, to its text without the end of the turn."""
+    tokenizer = load_tokenizer(model.config)
+    silent = {-1, tokenizer.token_id("<|im_end|>")}
+    return lambda ids: tokenizer.decode([token for token in ids if token not in silent])
 
 
 def over_sampled(batch_at: Callable[[int], Groups], most: int) -> tuple[Groups, dict[str, float]]:
@@ -136,22 +148,11 @@ def joined(parts: Sequence[Groups]) -> Groups:
             f"expected batches of prompts with the same inputs and equally many visual tokens a prompt, got "
             f"{[sorted(part.prompts) for part in parts]} and {sorted(visual)}: over-sample from one kind of prompts"
         )
-    n = max(part.answers.ids.shape[2] for part in parts)
-    wide = lambda x, value: F.pad(x, (0, n - x.shape[2]), value=value)  # noqa: E731
     prompts = joined_prompts([part.prompts for part in parts])
     t = prompts["input_ids"].shape[1]
-    choices = [
-        chosen.wide(t - part.prompts["input_ids"].shape[1], n - part.answers.ids.shape[2])
-        for part in parts
-        if (chosen := part.answers.choices) is not None
-    ]
     return Groups(
         prompts,
-        Answers(
-            torch.cat([wide(part.answers.ids, -1) for part in parts]),
-            torch.cat([wide(part.answers.logprobs, 0.0) for part in parts]),
-            together(choices) if choices else None,
-        ),
+        joined_answers([part.answers for part in parts], [t - part.prompts["input_ids"].shape[1] for part in parts]),
         *(
             torch.cat([getattr(part, name) for part in parts])
             for name in ("rewards", "advantages", "teaches", "hinted", "importance")

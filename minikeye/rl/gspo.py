@@ -86,17 +86,20 @@ def advantages(
     return a, kept
 
 
-def token_divisors(mask: Bool[Tensor, "n t"], variant: Variant) -> Int[Tensor, "n 1"]:
+def token_divisors(
+    mask: Bool[Tensor, "n t"], variant: Variant, batch: Bool[Tensor, "all s"] | None = None
+) -> Int[Tensor, "n 1"]:
     """What the gain of each token is divided by; on-policy, the loss's gradient with respect to log pi is -A over it.
 
     With n answers that have a token, of |o_i| tokens: "answers" n |o_i|, a mean of means; "tokens" sum |o_i|, where all
     tokens of the batch are alike; "length" n L, a sum over a constant. An answer without a token is not counted.
     """
     lengths = mask.sum(dim=1, keepdim=True).clamp(min=1)
-    answers = mask.any(dim=1).sum()
+    batch = mask if batch is None else batch
+    answers = batch.any(dim=1).sum()
     if variant.average == "answers":
         return answers * lengths
-    return (mask.sum() if variant.average == "tokens" else answers * variant.length).expand_as(lengths)
+    return (batch.sum() if variant.average == "tokens" else answers * variant.length).expand_as(lengths)
 
 
 def k3(log_ratio: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -111,6 +114,7 @@ def objective(
     advantages: Float[Tensor, " n"],
     variant: Variant,
     reference_logprobs: Float[Tensor, "n t"] | None = None,
+    batch: Bool[Tensor, "all s"] | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
     """The loss to minimise, and numbers for the log. Only new_logprobs gets a gradient.
 
@@ -118,21 +122,24 @@ def objective(
     any adds nothing, the KL term included. Numbers, the first four over the units of the ratio (answers or tokens):
     "clipped": the bound holds, so that a gain has no gradient, or a weight is not its ratio; "outside": the ratio is
     beyond 1 - low .. 1 + high, on the harmless side too; "ratio": mean; "largest"; and "kl": KL(old || new), nats a
-    token. Raises ValueError for a batch without a token to learn, and for kl > 0 without a reference.
+    token. batch: the mask of a whole batch of which these are some answers, perhaps none with a token; loss and numbers
+    are then parts of the batch's, which is the sum of all parts; of "largest", the largest. Raises ValueError for a
+    batch without a token to learn, and for kl > 0 without a reference.
     """
     shapes = [list(x.shape) for x in (new_logprobs, old_logprobs, mask, advantages)]
     if shapes[:3] != [shapes[0]] * 3 or len(shapes[0]) != 2 or shapes[3] != shapes[0][:1]:
         raise ValueError(f"expected log-probs and mask [n t] and advantages [n], got {shapes}")
-    if not bool(mask.any()):
+    batch = mask if batch is None else batch
+    if not bool(batch.any()):
         raise ValueError("expected a token to learn, got a mask of nothing: skip a batch whose groups were all dropped")
     if variant.kl > 0 and reference_logprobs is None:
         raise ValueError(f"expected the reference's log-probs for kl = {variant.kl}, got none: give them or set kl = 0")
     new = new_logprobs.to(torch.promote_types(new_logprobs.dtype, torch.float32))
     token = _log_ratio(new, old_logprobs.detach(), mask)
-    log_ratio, unit = token, mask
+    log_ratio, unit, units = token, mask, batch.sum()
     if variant.ratio == "sequence":
         log_ratio = token.sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)  # [n 1]
-        unit = mask.any(dim=1, keepdim=True)
+        unit, units = mask.any(dim=1, keepdim=True), batch.any(dim=1).sum()
     ratio = log_ratio.clamp(-LARGEST, LARGEST).exp()
     bounded = ratio.clamp(1 - variant.low, 1 + variant.high)
     a = advantages.detach()[:, None]
@@ -140,18 +147,18 @@ def objective(
     if variant.kl > 0:
         to_reference = _log_ratio(reference_logprobs.detach(), new, mask).clamp(-LARGEST, LARGEST)
         gain = gain - variant.kl * k3(to_reference)
-    loss = -(torch.where(mask, gain, 0.0) / token_divisors(mask, variant)).sum()
+    loss = -(torch.where(mask, gain, 0.0) / token_divisors(mask, variant, batch)).sum()
 
     with torch.no_grad():
         outside = bounded != ratio
         clipped = outside & (ratio * a > bounded * a) if variant.clip == "gain" else outside
-        share = lambda what: (what & unit).sum() / unit.sum()  # noqa: E731
+        share = lambda what: (what & unit).sum() / units  # noqa: E731
         numbers = {
             "clipped": share(clipped),
             "outside": share(outside),
-            "ratio": torch.where(unit, ratio, 0.0).sum() / unit.sum(),
+            "ratio": torch.where(unit, ratio, 0.0).sum() / units,
             "largest": ratio.masked_fill(~unit, 0.0).max(),
-            "kl": k3(token.clamp(-LARGEST, LARGEST)).sum() / mask.sum(),
+            "kl": k3(token.clamp(-LARGEST, LARGEST)).sum() / batch.sum(),
         }
     return loss, numbers
 

@@ -12,7 +12,7 @@ Axes: b prompt, g answer of a prompt, n token of an answer.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,14 +20,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from minikeye.inputs.tokenizer import load_tokenizer
 from minikeye.keye import KeyeVL
-from minikeye.rl.groups import Groups, Prompts, Reward, judge, over_sampled, share_of
+from minikeye.rl.groups import Groups, Prompts, Reward, decoder, over_sampled, share_of
 from minikeye.rl.gspo import GSPO, Variant, advantages, objective
+from minikeye.rl.parallel.agreement import alike, by_rows, require_rows_alone, share, totals
+from minikeye.rl.parallel.sampling import answered, tokens_of_all
 from minikeye.rl.replay import Replay
-from minikeye.rl.rollout import Answers, Sampling, answer_logprobs, sampled
+from minikeye.rl.rollout import Answers, Sampling, answer_logprobs
 from minikeye.rl.second_chance import SecondChance, all_wrong, importance, mixed, rolled_back, told_again
 from minikeye.training.loop import LoopConfig, train
+from minikeye.training.parallel.mesh import ALONE, Ranks, gathered, local
 from minikeye.training.stage import trainable
 from minikeye.training.step import autocast
 
@@ -66,13 +68,16 @@ def learns(name: str) -> bool:
 
 
 @torch.no_grad()
-def with_visual_tokens(model: KeyeVL, inputs: Mapping[str, Tensor]) -> Prompts:
-    """The same inputs with visual tokens in the place of pixels: what a frozen tower says once it says for good."""
+def with_visual_tokens(model: KeyeVL, inputs: Mapping[str, Tensor], *, ranks: Ranks = ALONE) -> Prompts:
+    """The same inputs with visual tokens in the place of pixels: what a frozen tower says once it says for good.
+
+    ranks: each runs the tower on its share of the frames, and gets all tokens; all call it with the same inputs.
+    """
     kept = {name: value for name, value in inputs.items() if name not in ("patches", "grids")}
     if "patches" not in inputs:
         return kept
     with autocast(model.device):
-        return kept | {"visual": model.visual_tokens(inputs["patches"], inputs["grids"])}
+        return kept | {"visual": tokens_of_all(model, inputs["patches"], inputs["grids"], ranks)}
 
 
 def reinforce(
@@ -84,6 +89,8 @@ def reinforce(
     folder: Path | None = None,
     name: str = "reinforce",
     second_chance: SecondChance | None = None,
+    *,
+    ranks: Ranks = ALONE,
 ) -> list[dict[str, float | int]]:
     """Teach the decoder by reward; returns the log lines of this call.
 
@@ -98,7 +105,13 @@ def reinforce(
     prompts with pixels or without equally many known; FloatingPointError for a loss or a gradient that is not finite,
     before any parameter moves, naming the file `folder`/NAME.failed.pt that `Groups.save` wrote; and what `train`
     raises.
+
+    ranks: the model is `spread` over them, and all call this alike, `questions_at` giving every rank all prompts. Each
+    answers its share of the prompts, with the whole model in its memory meanwhile (`mesh.gathered`), and judges the
+    answers; all hear of all, and each learns from its share of the groups: the numbers of one process. A reward that
+    fails on one rank stops all. ep and cp are left out: ValueError.
     """
+    require_rows_alone(model, ranks)
     if loop.steps % config.minibatches or loop.save_every % config.minibatches:
         raise ValueError(
             f"expected steps and save_every that are multiples of {config.minibatches} minibatches, got {loop.steps} "
@@ -124,7 +137,7 @@ def reinforce(
         iteration, number = divmod(step, config.minibatches)
         if number == 0:
             first = iteration * config.oversample
-            batch_at = lambda n: roll_out(model, questions_at, first + n, reward, config, second_chance)  # noqa: E731
+            batch_at = lambda n: roll_out(model, questions_at, first + n, reward, config, second_chance, ranks)  # noqa: E731
             rolled = over_sampled(batch_at, config.oversample)
         if rolled is None:
             raise ValueError(
@@ -137,17 +150,19 @@ def reinforce(
         if not len(part := groups.share(number, config.minibatches)):  # no gradient, and so no step
             return torch.zeros(()), numbers | STILL
         try:
-            loss, more = learn_from(model, part, config)
-            require_finite(loss, parameters)
+            loss, more = learn_from(model, part, config, ranks)
+            require_finite(loss, parameters, ranks)
         except FloatingPointError as error:
             kept = "was not kept: give a folder"
             if folder is not None:
-                part.save(path := Path(folder) / f"{name}.failed.pt", step)
+                path = Path(folder) / f"{name}.failed.pt"
+                if ranks.rank == 0:
+                    part.save(path, step)
                 kept = f"(prompts, answers, advantages) is in {path}"
             raise FloatingPointError(f"{name} stopped at step {step}: {error}; its batch {kept}") from error
         return loss, numbers | more
 
-    return train(parameters, backward_at, loop, folder, name)
+    return train(parameters, backward_at, loop, folder, name, ranks=ranks)
 
 
 def roll_out(
@@ -157,12 +172,13 @@ def roll_out(
     reward: Reward,
     config: RolloutConfig,
     second_chance: SecondChance | None = None,
+    ranks: Ranks = ALONE,
 ) -> Groups:
     """`config.group` answers to each prompt of batch `number`, judged and compared; drawn from the number alone.
 
-    second_chance: how prompts whose answers all earned 0 are asked again, for as many answers. Raises ValueError for
-    prompts with pixels or without equally many known, and for a number of prompts that is no multiple of the
-    minibatches.
+    second_chance: how prompts whose answers all earned 0 are asked again, for as many answers. ranks: as of
+    `reinforce`; every rank gets all groups. Raises ValueError for prompts with pixels or without equally many known,
+    and for a number of prompts that is no multiple of the minibatches.
     """
     prompts, known = questions_at(number)
     if "patches" in prompts or len(known) != len(prompts["input_ids"]):
@@ -173,27 +189,20 @@ def roll_out(
     if len(known) % config.minibatches:
         raise ValueError(f"expected prompts in {config.minibatches} equal minibatches, got {len(known)}")
     seed = config.seed * 1_000_003 + number
-    answers = sampled(model, prompts, config, seed, record=config.replay != "none")
-    rewards = judge(answers, known, reward, decoder(model))
-    hinted = torch.zeros_like(rewards, dtype=torch.bool)
-    if second_chance is not None and (rows := all_wrong(rewards)):
-        wrong, about = [answers.ids[row, 0] for row in rows], [known[row] for row in rows]
-        part = share_of(prompts, rows)
-        again, right = asked_again(model, part, wrong, about, reward, config, second_chance, seed + 2**40)
-        answers, rewards, hinted = mixed(answers, rewards, rows, again, right, second_chance.most)
-    answers, ratios = stripped(model, prompts, answers, hinted, config)
+    with gathered(model, ranks):
+        answers, rewards = answered(model, prompts, known, reward, config, seed, ranks, config.replay != "none")
+        hinted = torch.zeros_like(rewards, dtype=torch.bool)
+        if second_chance is not None and (rows := all_wrong(rewards)):
+            wrong, about = [answers.ids[row, 0] for row in rows], [known[row] for row in rows]
+            part = share_of(prompts, rows)
+            again, right = asked_again(model, part, wrong, about, reward, config, second_chance, seed + 2**40, ranks)
+            answers, rewards, hinted = mixed(answers, rewards, rows, again, right, second_chance.most)
+        answers, ratios = stripped(model, prompts, answers, hinted, config, ranks)
     groups = torch.arange(len(known)).repeat_interleave(config.group)
     values, teaches = (x.view(rewards.shape) for x in advantages(rewards.flatten(), groups, config.variant))
     if second_chance is not None:
         values = torch.where(hinted, second_chance.weight * values, values)
     return Groups(prompts, answers, rewards, values, teaches[:, 0], hinted, ratios)
-
-
-def decoder(model: KeyeVL) -> Callable[[list[int]], str]:
-    """From an answer's tokens, filled with -1 or not, to its text without the end of the turn."""
-    tokenizer = load_tokenizer(model.config)
-    silent = {-1, tokenizer.token_id("<|im_end|>")}
-    return lambda ids: tokenizer.decode([token for token in ids if token not in silent])
 
 
 def asked_again(
@@ -205,26 +214,36 @@ def asked_again(
     config: RolloutConfig,
     chance: SecondChance,
     seed: int,
+    ranks: Ranks = ALONE,
 ) -> tuple[Answers, Float[Tensor, "b g"]]:
     """Answers to prompts that were answered wrongly, told the mistake; and rewards, 0 for what does not stand alone."""
     decode = decoder(model)
     said = [[token for token in ids.tolist() if token >= 0] for ids in wrong]
     reports = [chance.report(decode(ids), about) for ids, about in zip(said, known, strict=True)]
-    again = sampled(model, told_again(prompts, said, reports, model.config), config, seed)
     alone = lambda text, about: reward(text, about) if chance.independent(text) else 0.0  # noqa: E731
-    return again, judge(again, known, alone, decode)
+    return answered(model, told_again(prompts, said, reports, model.config), known, alone, config, seed, ranks)
 
 
 @torch.no_grad()
 def stripped(
-    model: KeyeVL, prompts: Prompts, answers: Answers, hinted: Bool[Tensor, "b g"], config: RolloutConfig
+    model: KeyeVL,
+    prompts: Prompts,
+    answers: Answers,
+    hinted: Bool[Tensor, "b g"],
+    config: RolloutConfig,
+    ranks: Ranks = ALONE,
 ) -> tuple[Answers, Float[Tensor, "b g"]]:
     """The answers as ones to the plain prompts: old log-probs `rolled_back` where hinted, and `importance` there."""
     ratios = torch.ones(hinted.shape)
     if not (rows := hinted.any(dim=1).nonzero().flatten().tolist()):
         return answers, ratios
-    with autocast(model.device):
-        plain = answer_logprobs(model, share_of(prompts, rows), answers.ids[rows], config.temperature, config.attention)
+
+    def work(part: slice) -> Tensor:
+        asked, ids = share_of(prompts, rows[part]), answers.ids[rows[part]]
+        with autocast(model.device):
+            return answer_logprobs(model, asked, ids, config.temperature, config.attention)
+
+    plain = torch.cat(by_rows(ranks, len(rows), work))
     where = hinted.to(plain.device)
     three = plain[where[rows]], answers.logprobs[where], answers.mask[where]
     logprobs = answers.logprobs.clone()
@@ -232,35 +251,49 @@ def stripped(
     return Answers(answers.ids, logprobs), ratios
 
 
-def learn_from(model: KeyeVL, groups: Groups, config: RolloutConfig) -> tuple[Tensor, dict[str, Tensor]]:
+def learn_from(
+    model: KeyeVL, groups: Groups, config: RolloutConfig, ranks: Ranks = ALONE
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss and numbers over all answers of these groups; leaves the gradients in the parameters.
+
+    ranks: each passes over its share of the groups; one without a group over the first, which then counts for nothing.
 
     Choices that were recorded are taken again (`config.replay`): experts and keys are the sampler's, gate weights and
     gradients are this pass's.
     Numbers: those of `objective`; "hinted": answers of a second chance; "hint_ratio": mean of their importance, 1
     where there are none.
     """
-    answers = groups.answers
-    with autocast(model.device):
-        new = answer_logprobs(
-            model, groups.prompts, answers.ids, config.temperature, config.attention,
-            choices=answers.choices, replay=config.replay,
-        )  # fmt: skip
-    rows = (x.flatten(0, 1) for x in (new, answers.logprobs, answers.mask))
-    loss, numbers = objective(*rows, groups.advantages.flatten().to(new.device), config.variant)
+    own = groups.of(share(ranks, len(groups)))
+    if not len(own):
+        own = replace(first := groups.of(slice(1)), answers=first.answers.silent)
+    answers, batch = own.answers, groups.answers.mask.flatten(0, 1)
+    with alike(ranks):
+        with autocast(model.device):
+            new = answer_logprobs(
+                model, own.prompts, answers.ids, config.temperature, config.attention,
+                choices=answers.choices, replay=config.replay,
+            )  # fmt: skip
+        rows = (x.flatten(0, 1) for x in (new, answers.logprobs, answers.mask))
+        loss, numbers = objective(*rows, own.advantages.flatten().to(new.device), config.variant, batch=batch)
     loss.backward()
+    numbers = totals(ranks, {"loss": loss.detach()} | numbers, largest=("largest",))
     ratios = groups.importance[groups.hinted]
-    return loss, numbers | {
+    return numbers.pop("loss"), numbers | {
         "hinted": groups.hinted.sum(),
         "hint_ratio": ratios.mean() if len(ratios) else torch.ones(()),
     }
 
 
-def require_finite(loss: Tensor, parameters: dict[str, nn.Parameter]) -> None:
-    """Raise FloatingPointError for a loss or a gradient that is not finite, naming the first such parameter."""
+def require_finite(loss: Tensor, parameters: dict[str, nn.Parameter], ranks: Ranks = ALONE) -> None:
+    """Raise FloatingPointError for a loss or a gradient that is not finite, naming the first such parameter.
+
+    loss: the whole one, the same on all ranks.
+    """
     if not bool(loss.isfinite()):
         raise FloatingPointError(f"the loss is {float(loss.detach())}")
-    graded = {name: p.grad for name, p in parameters.items() if p.grad is not None}
-    finite = torch.stack([grad.isfinite().all() for grad in graded.values()]).tolist()  # a GPU waits once
-    if not all(finite):
-        raise FloatingPointError(f"the gradient of {list(graded)[finite.index(False)]} is not finite")
+    graded = {name: local(p.grad) for name, p in parameters.items() if p.grad is not None}
+    broken = torch.stack([~grad.isfinite().all() for grad in graded.values()]).int()
+    spoilt = ranks.total(broken).tolist()  # a GPU waits once
+    if any(spoilt):
+        name = next(name for name, ranks_with in zip(graded, spoilt, strict=True) if ranks_with)
+        raise FloatingPointError(f"the gradient of {name} is not finite")

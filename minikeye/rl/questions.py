@@ -25,10 +25,12 @@ from minikeye.minivid.questions.scoring import score
 from minikeye.minivid.scene import Difficulty
 from minikeye.minivid.tasks import Problem, parse_interval, parse_order
 from minikeye.model.step import Mode
-from minikeye.rl.groups import Prompts
+from minikeye.rl.groups import Prompts, share_of
 from minikeye.rl.learn import with_visual_tokens
+from minikeye.rl.parallel.agreement import by_rows
 from minikeye.rl.rewards import Solution, context_reward, outcome_reward
 from minikeye.scores import constant_iou
+from minikeye.training.parallel.mesh import ALONE, Ranks, gathered
 from minikeye.training.step import autocast
 
 
@@ -115,26 +117,38 @@ def lessons_from(
 
 
 def prompts_from(
-    model: KeyeVL, course: Asking, count: int, first: int = 0
+    model: KeyeVL, course: Asking, count: int, first: int = 0, *, ranks: Ranks = ALONE
 ) -> Callable[[int], tuple[Prompts, list[Problem]]]:
-    """For `learn.reinforce`: batch n asks about videos first + n * count and on; known is the annotator's problem."""
+    """For `learn.reinforce`: batch n asks about videos first + n * count and on; known is the annotator's problem.
+
+    ranks: over which the model is spread; all get all prompts, the tower's work is shared.
+    """
 
     def batch(number: int) -> tuple[Prompts, list[Problem]]:
         videos, problems = course.questions(first + number * count, count)
-        return prompts_of(model, course, videos, problems), problems
+        return prompts_of(model, course, videos, problems, ranks=ranks), problems
 
     return batch
 
 
 @torch.no_grad()
 def prompts_of(
-    model: KeyeVL, course: Asking, videos: MiniVideos | None, problems: Sequence[Problem], blank: bool = False
+    model: KeyeVL,
+    course: Asking,
+    videos: MiniVideos | None,
+    problems: Sequence[Problem],
+    blank: bool = False,
+    *,
+    ranks: Ranks = ALONE,
 ) -> Prompts:
-    """Prompts with visual tokens in the place of pixels, padded on the left. blank: grey pixels, the blind control."""
+    """Prompts with visual tokens in the place of pixels, padded on the left. blank: grey pixels, the blind control.
+
+    ranks: as of `learn.with_visual_tokens`.
+    """
     prompts = course.tokens(videos, problems, model.config)
     inputs = Lesson(prompts, videos, course.size(len(problems))).inputs(model.config, model.device, blank)
     mask = prompts["attention_mask"].to(model.device)
-    return with_visual_tokens(model, inputs | {"attention_mask": mask})
+    return with_visual_tokens(model, inputs | {"attention_mask": mask}, ranks=ranks)
 
 
 def shuffled(prompts: Prompts, frames: int, seed: int) -> Prompts:
@@ -179,22 +193,33 @@ def ask(
     shuffle: bool = False,
     rows: int = 64,
     blank: bool = False,
+    *,
+    ranks: Ranks = ALONE,
 ) -> Answered:
     """Greedy answers to the first `count` questions of the course's examination. rows: prompts in a batch.
 
     shuffle: with every video's frames in another order. blank: with grey frames. The model is left in evaluation mode.
+    ranks: which share the questions and all get all answers; where the model is spread over them, each has it whole in
+    its memory meanwhile.
     """
     tokenizer, test, out = load_tokenizer(model.config), course.examination(), Answered([], [], [])
     stop = (tokenizer.token_id("<|im_end|>"),)
     model.eval()
     for first in range(0, count, rows):
         videos, problems = test.questions(first, min(rows, count - first))
-        prompts = prompts_of(model, test, videos, problems, blank)
+        prompts = prompts_of(model, test, videos, problems, blank, ranks=ranks)
         prompts = shuffled(prompts, test.size(len(problems)).frames, first) if shuffle else prompts
-        with autocast(model.device):
-            said = model.generate(prompts, max_new_tokens=40, stop_ids=stop, attention=attention)
+
+        def work(part: slice, prompts: Prompts = prompts) -> list[str]:
+            own = share_of(prompts, part)
+            with autocast(model.device):
+                said = model.generate(own, max_new_tokens=40, stop_ids=stop, attention=attention)
+            return [tokenizer.decode(said.row(row)) for row in range(len(own["input_ids"]))]
+
+        with gathered(model, ranks):
+            texts = by_rows(ranks, len(problems), work)
         out.problems.extend(problems)
-        out.answers.extend(tokenizer.decode(said.row(row)) for row in range(len(problems)))
+        out.answers.extend(text for part in texts for text in part)
         out.durations.extend([0.0] * len(problems) if videos is None else videos.seconds[:, -1].tolist())
     return out
 

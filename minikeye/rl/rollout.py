@@ -10,23 +10,24 @@ Axes: b prompt, g answer of a prompt, n token of an answer, t token of a prompt,
 Report, "Post-Training": GSPO samples groups. The layout is our choice; sharing the prompt's pass is common practice.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from minikeye import ops
-from minikeye.inference.generate import log_probabilities, sayable
+from minikeye.inference.generate import Draw, log_probabilities, sayable
 from minikeye.inputs.tokenizer import load_tokenizer
 from minikeye.keye import KeyeVL
 from minikeye.model.batch import first_tokens
 from minikeye.model.decoder import ruled
 from minikeye.model.step import MODES, AttentionTrace, Mode, Observer
-from minikeye.rl.replay import ChoiceRecorder, Choices, Replay, replaying
+from minikeye.rl.replay import ChoiceRecorder, Choices, Replay, replaying, together
 from minikeye.training.step import autocast
 
 
@@ -47,6 +48,30 @@ class Answers:
         """Those to some of the prompts."""
         choices = None if self.choices is None else self.choices.of(rows, self.ids.shape[1])
         return Answers(self.ids[rows], self.logprobs[rows], choices)
+
+    @property
+    def silent(self) -> "Answers":
+        """Answers of the same shape that say nothing: a pass over them counts for nothing."""
+        return replace(self, ids=torch.full_like(self.ids, -1), logprobs=torch.zeros_like(self.logprobs))
+
+
+def joined_answers(parts: Sequence[Answers], moved: Sequence[int] | None = None) -> Answers:
+    """Answers to several batches of prompts as one, filled further on the right.
+
+    moved: by how many tokens each batch's prompts are padded further on the left.
+    """
+    n = max(part.ids.shape[2] for part in parts)
+    wide = lambda x, value: F.pad(x, (0, n - x.shape[2]), value=value)  # noqa: E731
+    choices = [
+        chosen.wide(left, n - part.ids.shape[2])
+        for part, left in zip(parts, moved or [0] * len(parts), strict=True)
+        if (chosen := part.choices) is not None
+    ]
+    return Answers(
+        torch.cat([wide(part.ids, -1) for part in parts]),
+        torch.cat([wide(part.logprobs, 0.0) for part in parts]),
+        together(choices) if choices else None,
+    )
 
 
 @dataclass(frozen=True)
@@ -69,10 +94,12 @@ class Sampling:
             )
 
 
-def sampled(model: KeyeVL, prompts: Mapping[str, Any], how: Sampling, seed: int, record: bool = False) -> Answers:
+def sampled(
+    model: KeyeVL, prompts: Mapping[str, Any], how: Sampling, seed: int | Draw, record: bool = False
+) -> Answers:
     """`how.group` answers to each prompt, by the model as it answers, not as it learns; left in training mode.
 
-    seed: fixes the draw. record: with the choices of experts and keys. Raises as `sample_answers`.
+    seed: as of `sample_answers`. record: with the choices of experts and keys. Raises as `sample_answers`.
     """
     recorder = ChoiceRecorder() if record else None
     stop = (load_tokenizer(model.config).token_id("<|im_end|>"),)
@@ -93,7 +120,7 @@ def sample_answers(
     group: int,
     max_new_tokens: int,
     stop_ids: tuple[int, ...],
-    seed: int,
+    seed: int | Draw,
     temperature: float = 1.0,
     attention: Mode = "dense",
     observer: Observer | None = None,
@@ -101,9 +128,10 @@ def sample_answers(
     """`group` answers to each prompt, of at most max_new_tokens tokens, drawn at `temperature` from one reading.
 
     prompts: inputs of a pass with positions, padded on the left, each ending where its answer begins, such as
-    `Lesson(question_prompts(...), videos, size).inputs(config, device)`. seed: fixes the draw. observer: sees every
-    layer of every pass, of the prompts once and then of each token in rows b * g (`replay.ChoiceRecorder`). Raises
-    ValueError for group < 1 or prompts of one token, and what `generate` raises.
+    `Lesson(question_prompts(...), videos, size).inputs(config, device)`. seed: fixes the draw; of some prompts of a
+    batch, `Draw` of its answers b * g. observer: sees every layer of every pass, of the prompts once and then of each
+    token in rows b * g (`replay.ChoiceRecorder`). Raises ValueError for group < 1 or prompts of one token, and what
+    `generate` raises.
     """
     require_positions(prompts)
     ids, mask = prompts["input_ids"], prompts.get("attention_mask")

@@ -105,7 +105,7 @@ def test_an_arm_learns_from_true_references(tmp_path, monkeypatch):
     """Prompts of the arms carry the true evidence, though the base saw careless labels; checks stand at 0, 1 and 2."""
     known, loops, study = [], [], replace(SMALL, final_lr=1.0)
 
-    def reinforce(model, questions_at, reward, config, loop):
+    def reinforce(model, questions_at, reward, config, loop, ranks):
         known.extend(problem for number in range(2) for problem in questions_at(number)[1])
         loops.append(loop)
         assert reward("[[9.0, 9.5]] 1.0 during", asked("[[3.0, 9.0]] 1.0 during")[0]) == float(arm == "outcome")

@@ -47,12 +47,12 @@ def test_rows(tmp_path, monkeypatch):
     """Checks before, between and after, each after its own prompts; sparse attention asks, samples and learns."""
     asked, rolled, plain = [], [], rl_hedge.reinforce
 
-    def reinforce(model, questions_at, reward, config, loop):
+    def reinforce(model, questions_at, reward, config, loop, ranks):
         rolled.append((config.attention, [problem.answer for problem in questions_at(0)[1]]))
         assert reward("[[0.0, 2.0]]", about(1.0, 2.0)) == 0.5
         return plain(model, questions_at, reward, config, loop)
 
-    def watched(model, course, n, attention, rows):
+    def watched(model, course, n, attention, rows, ranks):
         asked.append((course, n, attention))
         return ask(model, course, n, attention=attention, rows=rows)
 

@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 
-from minikeye.inference.generate import Generation, generate, log_probabilities, sample, sayable
+from minikeye.inference.generate import Draw, Generation, generate, log_probabilities, sample, sayable
 from minikeye.keye import KeyeVL
 
 PROMPT = torch.tensor([[72, 105, 32, 116, 104, 101, 114, 101]])
@@ -145,6 +145,37 @@ def test_sampling_frequencies(generator):
     p = logits[0].softmax(-1)
     share = sample(logits, 1.0, 0, 1.0, generator).bincount(minlength=4) / 20_000
     assert ((share - p).abs() < 4 * (p * (1 - p) / 20_000).sqrt()).all()
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (5, 1.0), (0, 0.7)])
+@pytest.mark.parametrize("rows", [(0, 7), (0, 3), (3, 4), (6, 7)])
+def test_some_rows_draw_what_they_draw_among_all(rows, top_k, top_p, generator):
+    """What `torch.multinomial` draws for them, many times over, from one state of the generator."""
+    first, last = rows
+    for _ in range(200):
+        logits = 3 * torch.randn(7, 40, generator=generator)
+        state = generator.get_state()
+        expected = sample(logits, 0.9, top_k, top_p, generator)
+        after = generator.get_state()
+        generator.set_state(state)
+        found = sample(logits[first:last], 0.9, top_k, top_p, generator, Draw(0, first, 7))
+        assert torch.equal(found, expected[first:last])
+        assert torch.equal(generator.get_state(), after)  # the next token's numbers are the same, too
+
+
+def test_rows_of_a_batch_answer_as_among_all(model):
+    """Also where others end sooner. A draw without such rows is refused."""
+    ids, options = (
+        torch.tensor([[1, 2, 3], [4, 5, 6], [7, 8, 9], [1, 5, 9]]),
+        {"temperature": 1.5, "attention": "dense"},
+    )
+    whole = generate(model, {"input_ids": ids}, 12, seed=4, stop_ids=(*range(60),), **options)
+    part = generate(model, {"input_ids": ids[1:3]}, 12, seed=Draw(4, 1, 4), stop_ids=(*range(60),), **options)
+    assert [part.row(n) for n in range(2)] == [whole.row(n) for n in (1, 2)]
+    assert len({len(whole.row(n)) for n in range(4)}) > 1
+    for bad in (Draw(4, 3, 4), Draw(4, -1, 4)):
+        with pytest.raises(ValueError, match="expected 2 rows within those of the draw"):
+            generate(model, {"input_ids": ids[1:3]}, 12, seed=bad, **options)
 
 
 def test_temperature_zero_is_argmax():

@@ -232,9 +232,9 @@ def test_what_is_not_finite_is_kept_and_stops_the_run(tmp_path, monkeypatch, wha
     model, steps = policy(), []
     config = replace(SMALL, variant=GSPO)
 
-    def broken(*given):
+    def broken(*given, **batch):
         steps.append(given)
-        loss, numbers = objective(*given)
+        loss, numbers = objective(*given, **batch)
         if len(steps) == 4:
             before.update({n: p.detach().clone() for n, p in model.named_parameters()})
             if what == "loss":
@@ -263,7 +263,7 @@ def test_what_is_not_finite_is_kept_and_stops_the_run(tmp_path, monkeypatch, wha
 
 def test_without_a_folder_nothing_is_kept(monkeypatch):
     model = policy()
-    nan = lambda *given: (objective(*given)[0] * math.nan, {})  # noqa: E731
+    nan = lambda *given, **batch: (objective(*given, **batch)[0] * math.nan, {})  # noqa: E731
     monkeypatch.setattr("minikeye.rl.learn.objective", nan)
     with pytest.raises(FloatingPointError, match=r"step 0: the loss is nan; its batch was not kept: give a folder"):
         reinforce(model, questions(model), early, SMALL, LOOP)

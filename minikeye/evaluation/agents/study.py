@@ -33,6 +33,7 @@ from minikeye.rl.agent.imitate import Demonstration, demonstrate, imitate
 from minikeye.rl.agent.learn import AgentConfig, reinforce
 from minikeye.rl.agent.trajectory import Writer
 from minikeye.rl.learn import learns
+from minikeye.rl.parallel.agreement import require_one_process
 from minikeye.scores import student_mean
 from minikeye.training.loop import LoopConfig
 from minikeye.training.stage import SLOW
@@ -247,6 +248,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that play the expert's episodes")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
+    require_one_process("run one for each family and seed (--families, --seeds, --out), and join their files by --add")
     device, command = on(options.device), called(options)
     files = [path for path in (options.out, *options.add) if path.is_file()]
     rows = gathered(files, options.scale, options.checkpoint.name)

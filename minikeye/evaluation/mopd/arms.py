@@ -35,6 +35,7 @@ from minikeye.rl.mopd.teachers import AllTeachers, Asked, Route, Teacher, Teache
 from minikeye.rl.questions import ask, prompts_from
 from minikeye.rl.rollout import Sampling
 from minikeye.training.loop import LoopConfig
+from minikeye.training.parallel.mesh import ALONE, Ranks, spread
 
 NEW = 500_000  # first number of what students learn from: neither base nor experts saw it
 KEPT = ("words",)  # domains that their own base teaches
@@ -80,10 +81,10 @@ def routes(experts: dict[str, KeyeVL], moved: int = 0) -> dict[Route, Teacher]:
 
 
 def batches(
-    model: KeyeVL, seed: int, count: int, names: Sequence[str] = (*EXPERTS, *KEPT)
+    model: KeyeVL, seed: int, count: int, names: Sequence[str] = (*EXPERTS, *KEPT), ranks: Ranks = ALONE
 ) -> Callable[[int], list[Asked]]:
     """For `distill`: `count` new prompts of every domain that has a teacher."""
-    at = {name: prompts_from(model, DomainCourse(DOMAINS[name], seed), count, NEW) for name in names}
+    at = {name: prompts_from(model, DomainCourse(DOMAINS[name], seed), count, NEW, ranks=ranks) for name in names}
     return lambda step: [Asked(at[name](step)[0], route(DOMAINS[name])) for name in names]
 
 
@@ -128,13 +129,13 @@ def config_of(plan: Plan, seed: int) -> DistillConfig:
     return DistillConfig(group=plan.answers, max_new_tokens=LONGEST, k=plan.k, seed=seed)
 
 
-def distilled(arm: str, student: KeyeVL, family: Family, plan: Plan) -> dict:
+def distilled(arm: str, student: KeyeVL, family: Family, plan: Plan, ranks: Ranks = ALONE) -> dict:
     """One row of `DISTILLED`."""
     way = DISTILLED[arm]
     loop = LoopConfig(plan.steps, plan.lr, warmup=min(10, plan.steps), weight_decay=0.0, log_every=1)
-    asked = batches(student, family.seed, plan.prompts, way.names)
+    asked = batches(student, family.seed, plan.prompts, way.names, ranks)
     config = replace(config_of(plan, family.seed), **way.change)
-    lines = distill(student, asked, way.teachers(family), config, loop)
+    lines = distill(student, asked, way.teachers(family), config, loop, ranks=ranks)
     return {"rollouts": plan.steps * len(way.names) * plan.prompts * plan.answers, "log": thinned(lines)}
 
 
@@ -149,12 +150,12 @@ def thinned(lines: Sequence[dict], points: int = 20) -> list[dict]:
     ]
 
 
-def sft(student: KeyeVL, family: Family, plan: Plan) -> dict:
+def sft(student: KeyeVL, family: Family, plan: Plan, ranks: Ranks) -> dict:
     """Off-policy: the teachers' own answers."""
     config = Sampling(group=plan.answers, max_new_tokens=LONGEST, seed=family.seed)
     loop = LoopConfig(plan.steps, plan.lr, warmup=min(10, plan.steps), weight_decay=0.0, log_every=1)
-    asked = batches(student, family.seed, plan.prompts)
-    lines = imitate(student, asked, right(family), config, loop)
+    asked = batches(student, family.seed, plan.prompts, ranks=ranks)
+    lines = imitate(student, asked, right(family), config, loop, ranks=ranks)
     return {"rollouts": plan.steps * len((*EXPERTS, *KEPT)) * plan.prompts * plan.answers, "log": thinned(lines)}
 
 
@@ -165,11 +166,12 @@ def by_domain(said: str, known: tuple[Domain, Problem]) -> float:
 
 
 def reinforced(
-    student: KeyeVL, family: Family, plan: Plan, order: Sequence[str], lr: float, first: int = 0
+    student: KeyeVL, family: Family, plan: Plan, order: Sequence[str], lr: float, ranks: Ranks, first: int = 0
 ) -> list[dict]:
     """GSPO, iteration n about the domain order[n]; its own optimiser and schedule. first: number of its first batch."""
     at = {
-        name: prompts_from(student, DomainCourse(DOMAINS[name], family.seed), plan.rl_prompts, NEW) for name in EXPERTS
+        name: prompts_from(student, DomainCourse(DOMAINS[name], family.seed), plan.rl_prompts, NEW, ranks=ranks)
+        for name in EXPERTS
     }
 
     def asked(number: int) -> tuple[Prompts, list[tuple[Domain, Problem]]]:
@@ -178,25 +180,25 @@ def reinforced(
 
     config = RolloutConfig(group=plan.group, max_new_tokens=LONGEST, seed=family.seed + first)
     loop = LoopConfig(2 * len(order), lr, warmup=0, weight_decay=0.0, log_every=1)
-    lines = reinforce(student, asked, by_domain, config, loop)
+    lines = reinforce(student, asked, by_domain, config, loop, ranks=ranks)
     return [{key: line[key] for key in ("step", "reward", "teaches", "length")} for line in lines[::2]]
 
 
-def mixrl(student: KeyeVL, family: Family, plan: Plan) -> dict:
-    lines = reinforced(student, family, plan, [*EXPERTS] * plan.iterations, plan.rl_lr)
+def mixrl(student: KeyeVL, family: Family, plan: Plan, ranks: Ranks) -> dict:
+    lines = reinforced(student, family, plan, [*EXPERTS] * plan.iterations, plan.rl_lr, ranks)
     return {"rollouts": len(lines) * plan.rl_prompts * plan.group, "log": thinned(lines)}
 
 
-def cascade(student: KeyeVL, family: Family, plan: Plan, order: Sequence[str] = EXPERTS) -> dict:
+def cascade(student: KeyeVL, family: Family, plan: Plan, ranks: Ranks, order: Sequence[str] = EXPERTS) -> dict:
     lines: list[dict] = []
     for name in order:
         lr = made.rate(name, made.Plan())
-        lines += reinforced(student, family, plan, [name] * plan.iterations, lr, first=len(lines))
+        lines += reinforced(student, family, plan, [name] * plan.iterations, lr, ranks, first=len(lines))
     return {"rollouts": len(lines) * plan.rl_prompts * plan.group, "log": thinned(lines, len(order))}
 
 
-def cascade_back(student: KeyeVL, family: Family, plan: Plan) -> dict:
-    return cascade(student, family, plan, EXPERTS[::-1])
+def cascade_back(student: KeyeVL, family: Family, plan: Plan, ranks: Ranks) -> dict:
+    return cascade(student, family, plan, ranks, EXPERTS[::-1])
 
 
 def added(student: KeyeVL, family: Family, scale: float) -> None:
@@ -205,26 +207,26 @@ def added(student: KeyeVL, family: Family, scale: float) -> None:
     student.load_state_dict(arithmetic(family.base.state_dict(), states, scale))
 
 
-def average(student: KeyeVL, family: Family, plan: Plan) -> dict:
+def average(student: KeyeVL, family: Family, plan: Plan, ranks: Ranks) -> dict:
     added(student, family, 1 / len(family.experts))
     return {"rollouts": 0}
 
 
-def chosen_arithmetic(student: KeyeVL, family: Family, plan: Plan) -> dict:
+def chosen_arithmetic(student: KeyeVL, family: Family, plan: Plan, ranks: Ranks) -> dict:
     """The scale whose mean score over all domains with an expert is best on the validation split."""
     found = {}
     for scale in plan.scales:
         added(student, family, scale)
-        found[scale] = sum(validated(student, DOMAINS[name], family.seed, plan.validation) for name in EXPERTS)
+        found[scale] = sum(validated(student, DOMAINS[name], family.seed, plan.validation, ranks) for name in EXPERTS)
     best = max(found, key=found.__getitem__)
     added(student, family, best)
     return {"rollouts": 0, "scale": best}
 
 
 @torch.no_grad()
-def validated(model: KeyeVL, domain: Domain, seed: int, count: int) -> float:
+def validated(model: KeyeVL, domain: Domain, seed: int, count: int, ranks: Ranks = ALONE) -> float:
     """Mean score of greedy answers about the validation split."""
-    said = ask(model, Validation(domain, seed), count)
+    said = ask(model, Validation(domain, seed), count, ranks=ranks)
     return sum(domain.reward(*pair) for pair in zip(said.answers, said.problems, strict=True)) / count
 
 
@@ -235,7 +237,7 @@ class Validation(DomainCourse):
         return replace(DomainCourse(self.domain, self.seed), split="validation")
 
 
-RIVALS: dict[str, Callable[[KeyeVL, Family, Plan], dict]] = {
+RIVALS: dict[str, Callable[[KeyeVL, Family, Plan, Ranks], dict]] = {
     "mixrl": mixrl,
     "cascade": cascade,
     "cascade_back": cascade_back,
@@ -244,11 +246,17 @@ RIVALS: dict[str, Callable[[KeyeVL, Family, Plan], dict]] = {
     "arithmetic": chosen_arithmetic,
 }
 ARMS = (*DISTILLED, *RIVALS)
+WHOLE = ("average", "arithmetic")  # arms that learn nothing: weights are added up
 
 
-def learn(arm: str, student: KeyeVL, family: Family, plan: Plan) -> dict:
-    """Teach the student in place; rollouts, log and the CPU seconds it took, as a row keeps them."""
+def learn(arm: str, student: KeyeVL, family: Family, plan: Plan, ranks: Ranks = ALONE) -> dict:
+    """Teach the student in place; rollouts, log and the CPU seconds it took, as a row keeps them.
+
+    ranks: over which the student, a whole one, is then spread, unless its arm is among `WHOLE`.
+    """
+    if arm not in WHOLE:
+        spread(student, ranks)
     begun = time.process_time()
     way = RIVALS.get(arm)
-    row = way(student, family, plan) if way else distilled(arm, student, family, plan)
+    row = way(student, family, plan, ranks) if way else distilled(arm, student, family, plan, ranks)
     return row | {"cpu_seconds": round(time.process_time() - begun, 1)}

@@ -23,12 +23,15 @@ from minikeye.files import CHECKPOINT, write_whole
 from minikeye.keye import KeyeVL
 from minikeye.minivid.lessons import Lesson
 from minikeye.results import hardware, write_result
-from minikeye.rl.groups import judge
-from minikeye.rl.learn import RolloutConfig, decoder, learns, reinforce, sampled
+from minikeye.rl.groups import decoder, judge
+from minikeye.rl.learn import RolloutConfig, learns, reinforce
 from minikeye.rl.mopd.domains import DOMAINS, EXPERTS, Domain, DomainCourse
+from minikeye.rl.parallel.agreement import PATIENCE
 from minikeye.rl.questions import ask, prompts_from
-from minikeye.rl.rollout import answer_logprobs
+from minikeye.rl.rollout import answer_logprobs, sampled
 from minikeye.training.loop import LoopConfig
+from minikeye.training.parallel.checkpoints import export
+from minikeye.training.parallel.mesh import ALONE, Ranks, join, spread
 from minikeye.training.stage import DENSE, teach
 
 BASE = "base"
@@ -76,14 +79,14 @@ def mixed(
     return lessons
 
 
-def teach_base(model: KeyeVL, seed: int, plan: Plan, folder: Path) -> None:
+def teach_base(model: KeyeVL, seed: int, plan: Plan, folder: Path, ranks: Ranks = ALONE) -> None:
     """True answers, then careless ones."""
     able = LoopConfig(plan.able_steps, plan.able_lr, warmup=20, save_every=100)
     stage = replace(DENSE, learns=learns, name="able")
-    teach(model, stage, able, mixed(model, ABLE_SHARES, seed, False, plan, plan.able_steps, 0), folder)
+    teach(model, stage, able, mixed(model, ABLE_SHARES, seed, False, plan, plan.able_steps, 0), folder, ranks=ranks)
     careless = LoopConfig(plan.careless_steps, plan.careless_lr, warmup=10, save_every=100)
     lessons = mixed(model, CARELESS_SHARES, seed, True, plan, plan.careless_steps, CARELESS)
-    teach(model, replace(stage, name="careless"), careless, lessons, folder)
+    teach(model, replace(stage, name="careless"), careless, lessons, folder, ranks=ranks)
 
 
 def rate(name: str, plan: Plan) -> float:
@@ -91,25 +94,25 @@ def rate(name: str, plan: Plan) -> float:
     return plan.gentle_lr if name in GENTLE else plan.lr
 
 
-def teach_expert(model: KeyeVL, domain: Domain, seed: int, plan: Plan) -> list[dict]:
+def teach_expert(model: KeyeVL, domain: Domain, seed: int, plan: Plan, ranks: Ranks = ALONE) -> list[dict]:
     """GSPO with true answers; the log lines of the first minibatches."""
     config = RolloutConfig(group=plan.group, max_new_tokens=domain.max_new_tokens, seed=seed)
     lr = rate(domain.name, plan)
     loop = LoopConfig(2 * plan.iterations, lr, warmup=0, weight_decay=0.0, log_every=1)
-    prompts = prompts_from(model, DomainCourse(domain, seed), plan.prompts, EXPERT)
-    return reinforce(model, prompts, domain.reward, config, loop)[::2]
+    prompts = prompts_from(model, DomainCourse(domain, seed), plan.prompts, EXPERT, ranks=ranks)
+    return reinforce(model, prompts, domain.reward, config, loop, ranks=ranks)[::2]
 
 
 def percent(values: Sequence[float]) -> float:
     return round(100 * sum(values) / len(values), 2)
 
 
-def examined(model: KeyeVL, seed: int, plan: Plan, blank: bool = False) -> dict[str, float]:
+def examined(model: KeyeVL, seed: int, plan: Plan, blank: bool = False, ranks: Ranks = ALONE) -> dict[str, float]:
     """Score of greedy answers in every domain, in percent. blank: grey pixels; domains of text are left out."""
     out = {}
     for name, domain in DOMAINS.items():
         if not (blank and domain.modality == "text"):
-            said = ask(model, DomainCourse(domain, seed), plan.questions, blank=blank)
+            said = ask(model, DomainCourse(domain, seed), plan.questions, blank=blank, ranks=ranks)
             out[name] = percent([domain.reward(*pair) for pair in zip(said.answers, said.problems, strict=True)])
     return out
 
@@ -150,24 +153,30 @@ def distance(student: KeyeVL, teacher: KeyeVL, domain: Domain, seed: int, plan: 
     return round(float(gap[answers.mask].mean()), 4)
 
 
-def rows_of(checkpoint: Path, folder: Path, seed: int, plan: Plan, done: set[str]) -> Iterator[dict]:
-    """Lines of what is not done: the base, then an expert for each domain; the checkpoint of each is there before."""
+def rows_of(
+    checkpoint: Path, folder: Path, seed: int, plan: Plan, done: set[str], ranks: Ranks = ALONE
+) -> Iterator[dict]:
+    """Lines of what is not done: the base, then an expert for each domain; the checkpoint of each is there before.
+
+    ranks: teach together; what is measured is a whole model on each.
+    """
     for name in (BASE, *EXPERTS):
         if name in done:
             continue
         begun, row = time.process_time(), {"seed": seed, "model": name}
         model = KeyeVL.from_pretrained(checkpoint if name == BASE else folder / BASE, dtype=torch.float32)
+        spread(model, ranks)
         if name == BASE:
-            teach_base(model, seed, plan, folder)
+            teach_base(model, seed, plan, folder, ranks)
         else:
-            log = teach_expert(model, DOMAINS[name], seed, plan)
+            log = teach_expert(model, DOMAINS[name], seed, plan, ranks)
             row |= {key: [round(line[key], 3) for line in log] for key in ("reward", "teaches")}
-        model.eval().save_pretrained(folder / name, dtype=torch.bfloat16)
+        export(model.eval(), folder / name, ranks, dtype=torch.bfloat16)
         row["cpu_seconds"] = round(time.process_time() - begun, 1)
         model = KeyeVL.from_pretrained(folder / name, dtype=torch.float32)  # what is measured is what is kept
-        row["scores"] = examined(model, seed, plan)
+        row["scores"] = examined(model, seed, plan, ranks=ranks)
         if name == BASE:
-            row |= {"blank": examined(model, seed, plan, blank=True), "constant": constants(seed, plan)}
+            row |= {"blank": examined(model, seed, plan, blank=True, ranks=ranks), "constant": constants(seed, plan)}
             row["drawn"] = drawn(model, seed, plan)
         else:
             base = KeyeVL.from_pretrained(folder / BASE, dtype=torch.float32)
@@ -191,16 +200,19 @@ def summarise(rows: list[dict]) -> dict[str, float | int]:
     return out
 
 
-def make(checkpoint: Path, out: Path, seed: int, plan: Plan) -> list[dict]:
+def make(checkpoint: Path, out: Path, seed: int, plan: Plan, ranks: Ranks = ALONE) -> list[dict]:
     """All lines of a seed, made or found. Raises ValueError where the folder holds a seed of other sizes."""
     folder, path = out / f"seed-{seed}", out / f"seed-{seed}" / "scores.json"
     rows, sizes = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else [], folder / "plan.txt"
     folder.mkdir(parents=True, exist_ok=True)
     if sizes.is_file() and sizes.read_text(encoding="utf-8") != repr(plan):
         raise ValueError(f"{folder} holds a seed of other sizes (--smoke?): choose another --out")
-    write_whole(sizes, repr(plan).encode())
-    for row in rows_of(checkpoint, folder, seed, plan, {row["model"] for row in rows}):
+    if ranks.rank == 0:
+        write_whole(sizes, repr(plan).encode())
+    for row in rows_of(checkpoint, folder, seed, plan, {row["model"] for row in rows}, ranks):
         rows.append(row | {"hardware": hardware(), "torch": torch.__version__})
+        if ranks.rank:
+            continue
         shown = {key: row[key] for key in ("model", "scores", "drawn", "distance", "cpu_seconds") if key in row}
         print(json.dumps(shown), flush=True)
         what = "greedy score in percent of a base and its experts in all domains, and distances in nats a token"
@@ -216,8 +228,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="a few tiny steps of everything")
     options = parser.parse_args()
+    ranks = join("cpu", timeout=PATIENCE)
     torch.set_num_threads(1)
-    make(options.checkpoint, options.out, options.seed, SMOKE if options.smoke else Plan())
+    make(options.checkpoint, options.out, options.seed, SMOKE if options.smoke else Plan(), ranks)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,9 @@ from minikeye.keye import KeyeVL
 from minikeye.results import hardware, write_result
 from minikeye.rl.mopd.distill import apart_at_start
 from minikeye.rl.mopd.domains import EXPERTS, PROBES
+from minikeye.rl.parallel.agreement import PATIENCE
 from minikeye.scores import student_mean
+from minikeye.training.parallel.mesh import ALONE, Ranks, join
 
 BETTER = 5.0  # points that an expert must be above its base for a headroom to be spoken of: else it is noise
 
@@ -40,21 +42,31 @@ def family(folder: Path, seed: int, foreign: int | None) -> Family:
     return Family(seed, load(seed, experts.BASE), {name: load(seed, name) for name in EXPERTS}, others)
 
 
-def rows_of(made: Family, plan: Plan, arms: list[str], questions: int, done: set[str]) -> Iterator[dict]:
+def rows_of(
+    made: Family, plan: Plan, arms: list[str], questions: int, done: set[str], ranks: Ranks = ALONE
+) -> Iterator[dict]:
     """The lines of one seed that are wanted and not done: base and experts first."""
     sizes = replace(experts.Plan(), questions=questions)
     for name, model in ((experts.BASE, made.base), *((f"expert {n}", m) for n, m in made.experts.items())):
         if name not in done:
             more = {"constant": experts.constants(made.seed, sizes)} if name == experts.BASE else {}
-            yield {"seed": made.seed, "arm": name, "scores": experts.examined(model, made.seed, sizes), **more}
-    begun = {name: p.clone() for name, p in made.base.state_dict().items()}
-    student = KeyeVL(made.base.config)
+            yield {
+                "seed": made.seed,
+                "arm": name,
+                "scores": experts.examined(model, made.seed, sizes, ranks=ranks),
+                **more,
+            }
     for arm in arms:
         if arm in done:
             continue
-        student.load_state_dict(begun)
-        took = learn(arm, student, made, plan)
-        yield {"seed": made.seed, "arm": arm, "scores": experts.examined(student, made.seed, sizes), **took}
+        student = copy.deepcopy(made.base)
+        took = learn(arm, student, made, plan, ranks)
+        yield {
+            "seed": made.seed,
+            "arm": arm,
+            "scores": experts.examined(student, made.seed, sizes, ranks=ranks),
+            **took,
+        }
 
 
 def headrooms(rows: list[dict], arm: str, able: bool = False) -> dict[str, dict[int, float]]:
@@ -175,6 +187,7 @@ def main() -> None:
         if field.type in (int, float):
             parser.add_argument(f"--{field.name.replace('_', '-')}", type=field.type, default=field.default)
     options = parser.parse_args()
+    ranks = join("cpu", timeout=PATIENCE)
     torch.set_num_threads(1)
     plan = Plan(**{field.name: getattr(options, field.name) for field in fields(Plan) if hasattr(options, field.name)})
     folder = options.models or options.out.with_suffix("")
@@ -188,16 +201,19 @@ def main() -> None:
         if not {*arms, experts.BASE, *(f"expert {name}" for name in EXPERTS)} - done:
             continue
         for each in {seed, foreign} - {None} if "foreign" in arms else {seed}:
-            experts.make(options.checkpoint, folder, each, experts.SMOKE if options.smoke else experts.Plan())
+            experts.make(options.checkpoint, folder, each, experts.SMOKE if options.smoke else experts.Plan(), ranks)
         made = family(folder, seed, foreign if "foreign" in arms else None)
         student = copy.deepcopy(made.base)
         far = apart_at_start(student, batches(student, seed, plan.prompts)(0), right(made), config_of(plan, seed))
-        print({route: round(kl, 2) for route, kl in far.items()}, "nats a token, student || teacher", flush=True)
-        for row in rows_of(made, plan, arms, options.questions, done):
+        if ranks.rank == 0:
+            print({route: round(kl, 2) for route, kl in far.items()}, "nats a token, student || teacher", flush=True)
+        for row in rows_of(made, plan, arms, options.questions, done, ranks):
+            if ranks.rank:
+                continue
             rows.append(row | sizes | {"hardware": hardware(), "torch": torch.__version__, "start_kl": far})
             print(json.dumps({key: row[key] for key in ("seed", "arm", "scores")}), flush=True)
             report(options.out, rows)
-    if rows:
+    if rows and ranks.rank == 0:
         report(options.out, rows)
 
 

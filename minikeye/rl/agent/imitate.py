@@ -25,6 +25,7 @@ from minikeye.rl import partial
 from minikeye.rl.agent.environment import Budget, Environment
 from minikeye.rl.agent.reading import Frames, rows
 from minikeye.rl.agent.trajectory import Writer, answered, begin, results_of
+from minikeye.rl.parallel.agreement import require_whole
 from minikeye.rl.partial import PartialConfig
 from minikeye.rl.record import Rollout
 from minikeye.training.loop import LoopConfig, train
@@ -100,8 +101,9 @@ def imitate(
 
     batch_at(step) -> what step learns from, the same for the same step. folder, name, and what is raised: as of
     `loop.train`; and ValueError for a batch without a token to learn. wanted: which parameters learn, by name; all but
-    the indexers.
+    the indexers. In one process: ValueError for a model that is spread over ranks.
     """
+    require_whole(model)
     parameters = trainable(model, wanted)
 
     def backward_at(step: int) -> tuple[Tensor, dict[str, Tensor]]:

@@ -38,6 +38,7 @@ from minikeye.rl.agent.trajectory import (
 )
 from minikeye.rl.gspo import GSPO, Variant, advantages, objective
 from minikeye.rl.learn import STILL, learns, require_finite
+from minikeye.rl.parallel.agreement import require_whole
 from minikeye.rl.partial import PartialConfig
 from minikeye.training.loop import LoopConfig, train
 from minikeye.training.stage import trainable
@@ -149,13 +150,15 @@ def reinforce(
     steps, `config.minibatches` an iteration. folder: a run that was killed goes on from there to the same numbers; the
     episodes that wait lie in NAME.waiting-STEP.json. wanted: which parameters learn, by name. Raises ValueError where
     steps or save_every are not whole iterations, and for a folder whose waiting episodes are gone; FloatingPointError
-    for a loss or a gradient that is not finite, before any parameter moves; and what `train` raises.
+    for a loss or a gradient that is not finite, before any parameter moves; and what `train` raises. In one process:
+    ValueError for a model that is spread over ranks.
     """
     if loop.steps % config.minibatches or loop.save_every % config.minibatches:
         raise ValueError(
             f"expected steps and save_every that are multiples of {config.minibatches} minibatches, got {loop.steps} "
             f"and {loop.save_every}: an iteration is used up before a state is saved"
         )
+    require_whole(model)
     parameters = trainable(model, wanted)
     play, parts, numbers = Play(world, writer, config), list[list[Trajectory]](), dict[str, float]()
 

@@ -15,25 +15,28 @@ Axes: b prompt, g answer of a prompt, n token of an answer, v vocabulary.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from minikeye.files import whole_file
 from minikeye.inputs.tokenizer import load_tokenizer
 from minikeye.keye import KeyeVL
-from minikeye.rl.groups import joined_prompts
+from minikeye.rl.groups import Prompts, joined_prompts, share_of
 from minikeye.rl.learn import learns, require_finite
 from minikeye.rl.mopd.estimators import OVERLAP, Estimator
 from minikeye.rl.mopd.shaping import collapse_start, token_weights
 from minikeye.rl.mopd.support import apart, distributions
 from minikeye.rl.mopd.teachers import Asked, Route, Teachers
-from minikeye.rl.rollout import Answers, Sampling, answer_logits, require_positions, sampled
+from minikeye.rl.parallel.agreement import alike, by_rows, require_rows_alone, share, totals
+from minikeye.rl.parallel.sampling import sampled_among
+from minikeye.rl.rollout import Answers, Sampling, answer_logits, joined_answers, require_positions
 from minikeye.training.loop import LoopConfig, train
+from minikeye.training.parallel.mesh import ALONE, Ranks, gathered
 from minikeye.training.stage import trainable
 from minikeye.training.step import autocast
 
@@ -73,12 +76,25 @@ class DistillConfig(Sampling):
 
 @dataclass(frozen=True)
 class Compared:
-    """One batch: what the student said, and both distributions at every place of it."""
+    """One batch: what the student said, and both distributions at every place of it, or of a rank's rows of it."""
 
     asked: Sequence[Asked]
-    answers: Answers
+    answers: Answers  # of the rows, and so are both distributions
     student: Float[Tensor, "b g n v"]  # log-probabilities, with gradients
     teacher: Float[Tensor, "b g n v"]
+    rows: slice = field(default_factory=lambda: slice(None))  # of the batch
+    batch: Bool[Tensor, "all g m"] | None = None  # mask of all answers; None: the rows are all
+
+    @property
+    def mask(self) -> Bool[Tensor, "all g m"]:
+        """Which places of the whole batch hold a token."""
+        return self.answers.mask if self.batch is None else self.batch
+
+    def among(self, values: Float[Tensor, "b g n"]) -> Float[Tensor, "all g m"]:
+        """Numbers of the rows' tokens in their places of the whole batch, 0 elsewhere: ranks' sums are its numbers."""
+        out = values.new_zeros(self.mask.shape)
+        out[self.rows] = values.masked_fill(~self.answers.mask, 0.0)
+        return out
 
 
 def require_batch(student: KeyeVL, asked: Sequence[Asked], teachers: Teachers) -> Sequence[Asked]:
@@ -105,16 +121,44 @@ def require_batch(student: KeyeVL, asked: Sequence[Asked], teachers: Teachers) -
     return asked
 
 
-def compare(student: KeyeVL, asked: Sequence[Asked], teachers: Teachers, how: DistillConfig, seed: int) -> Compared:
-    """Let the student answer, and its teachers read. Raises ValueError as `require_batch`."""
+def compare(
+    student: KeyeVL, asked: Sequence[Asked], teachers: Teachers, how: DistillConfig, seed: int, ranks: Ranks = ALONE
+) -> Compared:
+    """Let the student answer, and its teachers read. Raises ValueError as `require_batch`.
+
+    ranks: each for its share of the rows; one without a row passes over the first, where nothing is said then.
+    """
     require_batch(student, asked, teachers)
-    prompts = joined_prompts([each.prompts for each in asked])
-    answers = sampled(student, prompts, how, seed)
-    parts = answers.ids.split([len(each) for each in asked])
-    theirs = teachers.distributions(asked, parts, how.temperature, how.attention)
-    with autocast(student.device):
-        logits = answer_logits(student, prompts, answers.ids, how.attention)
-    return Compared(asked, answers, distributions(logits, how.temperature), theirs)
+    count = sum(map(len, asked))
+
+    def prompts(rows: slice) -> Prompts:
+        return joined_prompts([each.prompts for each in of_rows(asked, rows)])
+
+    with gathered(student, ranks):
+        work = lambda rows: sampled_among(student, prompts(rows), rows.start, count, how, seed)  # noqa: E731
+        answers = joined_answers(by_rows(ranks, count, work))
+    rows = share(ranks, count)
+    own = answers.of(rows)
+    if rows.start == rows.stop:
+        rows, own = slice(0, 1), answers.of(slice(0, 1)).silent
+    with alike(ranks):
+        parts = of_rows(asked, rows)
+        theirs = teachers.distributions(parts, own.ids.split([*map(len, parts)]), how.temperature, how.attention)
+        with autocast(student.device):
+            logits = answer_logits(student, prompts(rows), own.ids, how.attention)
+        ours = distributions(logits, how.temperature)
+    return Compared(asked, own, ours, theirs, rows, answers.mask)
+
+
+def of_rows(asked: Sequence[Asked], rows: slice) -> list[Asked]:
+    """The prompts of some rows of the batch, by kind; kinds without any are left out."""
+    found, first = [], 0
+    for each in asked:
+        part = slice(max(0, rows.start - first), max(0, rows.stop - first))
+        if range(len(each))[part]:
+            found.append(replace(each, prompts=share_of(each.prompts, part)))
+        first += len(each)
+    return found
 
 
 def token_shares(mask: Tensor, average: Literal["tokens", "answers"]) -> Float[Tensor, "b g n"]:
@@ -137,6 +181,7 @@ def objective(
     -E[ A^ log pi ], with A^ = weight of the token times A, less lambda_rep from tau on. weights: of
     `shaping.token_weights`. Numbers, means over the tokens of the batch: those of `support.apart`, "length" (tokens of
     an answer), "collapsed" (share of answers), "kept" (of tokens, by icepop), and "kl TASK (MODALITY)" for every route.
+    Of a rank's rows, loss and numbers are their parts of the batch's: sums over the ranks are what they are called.
     """
     mask, taken = both.answers.mask, both.answers.ids.clamp(min=0)
     own = both.student.gather(-1, taken[..., None]).squeeze(-1)
@@ -150,34 +195,39 @@ def objective(
         ratio = (own.detach() - both.answers.logprobs).exp()
         counted = mask & (ratio >= how.icepop[0]) & (ratio <= how.icepop[1])
         loss = loss * ratio
-    loss = (torch.where(counted, loss, 0.0) * token_shares(mask, how.average)).sum()
+    loss = (torch.where(counted, loss, 0.0) * token_shares(both.mask, how.average)[both.rows]).sum()
 
     seen = apart(both.student, both.teacher, taken, how.k)
-    mean = lambda values, where: float(values[where].mean()) if bool(where.any()) else 0.0  # noqa: E731
-    numbers = {name: mean(values, mask) for name, values in seen.items()}
-    numbers |= {"length": float(mask.sum(-1).float().mean()), "kept": mean(counted.float(), mask)}
-    numbers["collapsed"] = sum(start is not None for start in starts) / len(starts)
-    return loss, numbers | {f"kl {route}": kl for route, kl in by_route(both.asked, seen["kl"], mask).items()}
+    everywhere = both.mask
+    mean = lambda values: float(both.among(values)[everywhere].mean()) if bool(everywhere.any()) else 0.0  # noqa: E731
+    numbers = {name: mean(values) for name, values in seen.items()}
+    numbers |= {"length": float(both.among(mask.float()).sum(-1).mean()), "kept": mean(counted.float())}
+    numbers["collapsed"] = sum(start is not None for start in starts) / everywhere[..., 0].numel()
+    return loss, numbers | {f"kl {route}": kl for route, kl in by_route(both, seen["kl"]).items()}
 
 
-def by_route(asked: Sequence[Asked], values: Float[Tensor, "b g n"], mask: Tensor) -> dict[str, float]:
-    """Mean of a number over the tokens of each route."""
-    sizes, found = [len(each) for each in asked], {}
-    for each, value, where in zip(asked, values.split(sizes), mask.split(sizes), strict=True):
+def by_route(both: Compared, values: Float[Tensor, "b g n"]) -> dict[str, float]:
+    """Mean of a number over the tokens of each route; of a rank's rows, their part of it."""
+    sizes, found = [len(each) for each in both.asked], {}
+    for each, value, where in zip(both.asked, both.among(values).split(sizes), both.mask.split(sizes), strict=True):
         found.setdefault(str(each.route), []).append(value[where])
     return {route: float(torch.cat(parts).sum()) / max(1, sum(map(len, parts))) for route, parts in found.items()}
 
 
 @torch.no_grad()
-def apart_at_start(student: KeyeVL, asked: Sequence[Asked], teachers: Teachers, how: DistillConfig) -> dict[str, float]:
+def apart_at_start(
+    student: KeyeVL, asked: Sequence[Asked], teachers: Teachers, how: DistillConfig, *, ranks: Ranks = ALONE
+) -> dict[str, float]:
     """Reverse KL(student || teacher) of every route, named "TASK (MODALITY)", nats a token.
 
     On the student's own answers at temperature 1, eight to a prompt, or `how.group` if that is more. Raises ValueError
-    where one is above `how.most_kl`: what a student cannot do at all, nobody corrects on-policy.
+    where one is above `how.most_kl`: what a student cannot do at all, nobody corrects on-policy. ranks: as of
+    `distill`; all get the same numbers.
     """
-    both = compare(student, asked, teachers, replace(how, group=max(8, how.group), temperature=1.0), how.seed)
+    both = compare(student, asked, teachers, replace(how, group=max(8, how.group), temperature=1.0), how.seed, ranks)
     taken = both.answers.ids.clamp(min=0)
-    far = by_route(asked, apart(both.student, both.teacher, taken, how.k)["kl"], both.answers.mask)
+    found = totals(ranks, by_route(both, apart(both.student, both.teacher, taken, how.k)["kl"]))
+    far = {route: float(kl) for route, kl in found.items()}
     if beyond := {route: round(kl, 2) for route, kl in far.items() if kl > how.most_kl}:
         raise ValueError(
             f"expected every teacher within {how.most_kl} nats a token of the student, got {beyond}: teach the student "
@@ -194,6 +244,8 @@ def distill(
     loop: LoopConfig,
     folder: Path | None = None,
     name: str = "mopd",
+    *,
+    ranks: Ranks = ALONE,
 ) -> list[dict[str, float | int]]:
     """Teach the student by its teachers; returns the log lines of this call, with the numbers of `objective`.
 
@@ -202,7 +254,12 @@ def distill(
     whether it is too far. The student is left in training mode, all but what `learns` names frozen. Raises ValueError
     as `apart_at_start` and `require_batch`; FloatingPointError for logits, a loss or a gradient that is not finite,
     before any parameter moves, naming the file `folder`/NAME.failed.pt with the prompts; and what `train` raises.
+
+    ranks: the student is `spread` over them, teachers are whole on each; all call this alike, with all prompts. Each
+    answers its share of the rows, with the whole student in its memory meanwhile (`mesh.gathered`), and learns from it:
+    the numbers of one process. ep and cp are left out: ValueError.
     """
+    require_rows_alone(student, ranks)
     known: set[Route] = set()
     parameters = trainable(student, learns)
     tokenizer = load_tokenizer(student.config)
@@ -216,21 +273,24 @@ def distill(
         asked = batch_at(step)
         try:
             if new := [each for each in asked if each.route not in known]:
-                apart_at_start(student, new, teachers, config)
+                apart_at_start(student, new, teachers, config, ranks=ranks)
                 known.update(each.route for each in new)
-            both = compare(student, asked, teachers, config, config.seed * 1_000_003 + step)
+            both = compare(student, asked, teachers, config, config.seed * 1_000_003 + step, ranks)
             loss, numbers = objective(both, config, weights)
             loss.backward()
-            require_finite(loss, parameters)
+            numbers = totals(ranks, {"loss": loss.detach()} | numbers)
+            require_finite(loss := numbers.pop("loss"), parameters, ranks)
         except FloatingPointError as error:
             kept = "was not kept: give a folder"
             if folder is not None:
-                save(asked, path := Path(folder) / f"{name}.failed.pt", step)
+                path = Path(folder) / f"{name}.failed.pt"
+                if ranks.rank == 0:
+                    save(asked, path, step)
                 kept = f"is in {path}"
             raise FloatingPointError(f"{name} stopped at step {step}: {error}; its batch {kept}") from error
-        return loss.detach(), numbers
+        return loss, numbers
 
-    return train(parameters, backward_at, loop, folder, name)
+    return train(parameters, backward_at, loop, folder, name, ranks=ranks)
 
 
 def save(asked: Sequence[Asked], path: Path, step: int) -> None:

@@ -8,14 +8,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from minikeye.keye import KeyeVL
+from minikeye.rl.groups import Prompts, share_of
 from minikeye.rl.learn import learns, require_finite
 from minikeye.rl.mopd.distill import require_batch
 from minikeye.rl.mopd.teachers import AllTeachers, Asked, Teachers
-from minikeye.rl.rollout import Sampling, answer_logprobs, sampled
+from minikeye.rl.parallel.agreement import alike, require_rows_alone, share
+from minikeye.rl.parallel.sampling import sampled_among
+from minikeye.rl.rollout import Sampling, answer_logprobs
 from minikeye.training.loop import LoopConfig, train
+from minikeye.training.parallel.mesh import ALONE, Ranks
 from minikeye.training.stage import trainable
 from minikeye.training.step import autocast
 
@@ -52,33 +57,48 @@ def imitate(
     loop: LoopConfig,
     folder: Path | None = None,
     name: str = "imitate",
+    *,
+    ranks: Ranks = ALONE,
 ) -> list[dict[str, float | int]]:
     """Off-policy: the student learns what its teachers say by cross-entropy, a mean over all tokens of the batch.
 
     Arguments as of `distill.distill`; here the teachers are sampled, as `config` says, and the student never is, whose
     probabilities are those at temperature 1. A teacher answers the student's own prompts, `reads` is not asked. Raises
-    ValueError for `AllTeachers`, which give no answers, and as `distill.require_batch`.
+    ValueError for `AllTeachers`, which give no answers, and as `distill.require_batch`. ranks: as of `distill.distill`;
+    each has its share of the answers to every kind of prompts.
     """
     if isinstance(teachers, AllTeachers):
         raise ValueError("expected one teacher for each route, got AllTeachers: a mean of teachers says nothing")
+    require_rows_alone(student, ranks)
     parameters = trainable(student, learns)
+
+    def said(each: Asked, seed: int) -> tuple[Prompts, Int[Tensor, "b g n"]]:
+        """This rank's prompts with what their teacher says; where it has none, the first, and nothing said."""
+        teacher, rows = teachers.of(each.route).model, share(ranks, len(each))
+        asked = rows if rows.start < rows.stop else slice(0, 1)
+        prompts = {key: x.to(teacher.device) for key, x in each.prompts.items()}
+        answers = sampled_among(teacher, share_of(prompts, asked), asked.start, len(each), config, seed)
+        teacher.eval()
+        answers = answers if asked is rows else answers.silent
+        return share_of(each.prompts, asked), answers.ids.to(student.device)
 
     def backward_at(step: int) -> tuple[Tensor, dict[str, float]]:
         for p in parameters.values():
             p.grad = None
-        total, tokens, answers = torch.zeros((), device=student.device), 0, 0
-        for n, each in enumerate(require_batch(student, batch_at(step), teachers)):
-            teacher = teachers.of(each.route).model
-            prompts = {key: x.to(teacher.device) for key, x in each.prompts.items()}
-            said = sampled(teacher, prompts, config, config.seed * 1_000_003 + 1_009 * step + n).ids.to(student.device)
-            teacher.eval()
-            with autocast(student.device):
-                logprobs = answer_logprobs(student, each.prompts, said, attention=config.attention)
+        total, seed = torch.zeros((), device=student.device), config.seed * 1_000_003 + 1_009 * step
+        batch = require_batch(student, batch_at(step), teachers)
+        with alike(ranks):
+            lessons = [said(each, seed + n) for n, each in enumerate(batch)]
+        for prompts, ids in lessons:
+            with alike(ranks), autocast(student.device):
+                logprobs = answer_logprobs(student, prompts, ids, attention=config.attention)
             total = total - logprobs.sum()
-            tokens, answers = tokens + int((said >= 0).sum()), answers + said.shape[0] * said.shape[1]
+        own = sum(int((ids >= 0).sum()) for _, ids in lessons)
+        tokens = int(ranks.total(torch.tensor(own, device=student.device)))
         loss = total / max(tokens, 1)
         loss.backward()
-        require_finite(loss, parameters)
-        return loss.detach(), {"length": tokens / answers}
+        whole = ranks.total(loss)
+        require_finite(whole, parameters, ranks)
+        return whole, {"length": tokens / (config.group * sum(map(len, batch)))}
 
-    return train(parameters, backward_at, loop, folder, name)
+    return train(parameters, backward_at, loop, folder, name, ranks=ranks)

@@ -16,7 +16,8 @@ Left out: pipelines, tensor parallelism, copies of the whole among which gradien
 import argparse
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -153,6 +154,11 @@ def spread(model: KeyeVL, ranks: Ranks) -> None:
             sharded(layer.mlp.experts, ranks.experts["copies"], axis=1)  # axis 0, of the experts, is cut already
     for unit in (model.visual, model.mlp_AR, *model.model.layers, model):
         sharded(unit, ranks.everyone)
+    # What is gathered ahead on the way back is said here. FSDP would take it from all passes since the last way back,
+    # of which ranks that answer apart (`gathered`) make different numbers: they would wait for each other.
+    back = [model.visual, model.mlp_AR, *model.model.layers, model]
+    for unit, ahead in zip(back, [model.visual, model.mlp_AR, model.model.layers[0], *back[2:-1]], strict=True):
+        unit.set_modules_to_backward_prefetch([ahead])  # itself: nothing
     # The tower may run before the decoder does, and FSDP takes the unit that runs first for the root of all others.
     with torch.no_grad():
         model({"input_ids": torch.zeros(1, 1, dtype=torch.long, device=model.device)}, attention="dense")
@@ -165,6 +171,26 @@ def sharded(unit: nn.Module, mesh: DeviceMesh, axis: int = 0) -> None:
     assert isinstance(unit, FSDPModule)
     unit.set_gradient_divide_factor(1.0)
     unit.set_force_sum_reduction_for_comms(True)
+
+
+@contextmanager
+def gathered(model: KeyeVL, ranks: Ranks) -> Iterator[None]:
+    """While this holds, every rank has all parameters of a model that was `spread`, and passes need no partner.
+
+    For sampling: answers are of different lengths, and a pass that gathers parameters waits for all ranks. Every rank
+    has to enter and to leave; in between each may make as many passes as it likes, without gradient. It takes the
+    memory of the whole model. With ep the experts of other ranks stay where they are: not for such a model.
+    """
+    units = [unit for unit in model.modules() if isinstance(unit, FSDPModule)] if ranks.everyone is not None else []
+    for unit in units:
+        unit.unshard()
+        unit.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for unit in units:
+            unit.set_reshard_after_forward(True, recurse=False)
+            unit.reshard()
 
 
 def local(x: Tensor) -> Tensor:

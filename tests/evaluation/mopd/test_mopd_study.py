@@ -69,7 +69,7 @@ def test_who_teaches_what(made):
 def test_the_scale_of_arithmetic_is_chosen_on_validation(made, monkeypatch):
     seen = []
 
-    def validated(model, domain, seed, count):
+    def validated(model, domain, seed, count, ranks):
         seen.append(domain.name)
         moved = float((model.lm_head.weight - made.base.lm_head.weight).detach().abs().mean())
         return -abs(moved - best)  # the smaller scale is right

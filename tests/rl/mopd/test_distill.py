@@ -115,7 +115,7 @@ def test_a_teacher_too_far_is_refused_before_training(teachers):
 
 def test_a_route_without_teacher_is_refused_before_sampling(teachers, monkeypatch):
     lonely = [*batch(0), replace(batch(0)[0], route=Route("up", "image"))]
-    monkeypatch.setattr("minikeye.rl.mopd.distill.sampled", None)
+    monkeypatch.setattr("minikeye.rl.mopd.distill.sampled_among", None)
     with pytest.raises(ValueError, match=r"got up \(image\)"):
         compare(policy(), lonely, teachers, SMALL, 0)
 
@@ -245,7 +245,7 @@ def test_the_printed_form_moves_the_student_and_not_towards_the_teachers(teacher
 
 
 def test_what_cannot_be_taught_is_refused_before_sampling(teachers, monkeypatch):
-    monkeypatch.setattr("minikeye.rl.mopd.distill.sampled", None)
+    monkeypatch.setattr("minikeye.rl.mopd.distill.sampled_among", None)
     student, asked = policy(), batch(0)
     with pytest.raises(ValueError, match=r"prompts to ask, got \[\]"):
         compare(student, [], teachers, SMALL, 0)
