@@ -254,7 +254,7 @@ def test_a_death_is_retried_once() -> None:
             with pytest.raises(WorkerDied, match=r"^a.mp4: SIGKILL"):
                 await videos.read(request(2))
             assert (await videos.read(request(2))).frames[0, 0, 0, 0] == 2  # errors are not kept
-        assert len(local.jobs) == 2 + 2 + 1 and videos.statistics.deaths == 3 and local.starts == 4
+            assert len(local.jobs) == 2 + 2 + 1 and videos.statistics.deaths == 3 and local.starts == 4
 
     run(body)
 
