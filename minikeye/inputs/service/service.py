@@ -209,6 +209,7 @@ class VideoService:
             begun = time.perf_counter()
             try:
                 answers = await loop.run_in_executor(self._threads, worker.run, job)
+                pairs = list(zip(tickets, answers, strict=True))
             except (WorkerDied, TookTooLong) as error:
                 self.statistics.deaths += 1
                 self._lost(tickets, error)
@@ -216,7 +217,7 @@ class VideoService:
                 self._fail(tickets, ServiceError(job.requests[0].source, f"{type(error).__name__}: {error}"))
             else:
                 self.statistics.deaths += any(isinstance(result, OutOfMemory) for result in answers)  # it was killed
-                for ticket, result in zip(tickets, answers, strict=True):
+                for ticket, result in pairs:
                     self._settle(ticket, result)
             self.statistics.decoding += time.perf_counter() - begun
 
