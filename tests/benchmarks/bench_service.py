@@ -193,11 +193,12 @@ def main() -> None:
     # Faults: a worker killed every 2 s, one stopped every 10 s and killed at the limit; one file of fifty cut off.
     cut = Path(clips[0]).with_name("cut.mp4")
     cut.write_bytes(Path(clips[0]).read_bytes()[:-2000])
-    many = [*asked["clips_16"], (str(cut), [0]), *asked["clips_16"] * 5]
-    killed = add("a worker killed every 2 s, one file cut off", run("service_2", many, "", signal="SIGKILL", every=2.0))
+    many = [*asked["clips_16"], (str(cut), [0]), *asked["clips_16"] * 3]
+    fault = {"signal": "SIGKILL", "every": 2.0, "config": {"cache_bytes": 0}}
+    killed = add("a worker killed every 2 s, one file cut off", run("service_2", many, "", **fault))
     stopped = add(
         "a worker stopped every 10 s, limit 3 s",
-        run("service_2", many, "", signal="SIGSTOP", every=10.0, config={"limit": 3.0}),
+        run("service_2", many, "", signal="SIGSTOP", every=10.0, config={"limit": 3.0, "cache_bytes": 0}),
     )
     add("a worker killed every 2 s", run("pyav", asked["clips_16"] * 3, arguments.rivals, signal="SIGKILL", every=2.0))
     summary["service_lost"] = killed["asked"] - killed["taken"] + killed["errors"] - 1  # the file that is cut off
