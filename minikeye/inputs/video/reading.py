@@ -6,8 +6,8 @@ starts late stay exact. (The released code uses frame index / average rate.) Pix
 """
 
 import math
-from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from minikeye.inputs.sampling import Sampling, VideoError, sample
 from minikeye.inputs.video.container import PacketIndex, index_packets
 from minikeye.inputs.video.envelope import open_video, packets_of
 from minikeye.inputs.video.frames import FrameResizer
+from minikeye.inputs.video.ranges import plan_decode
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class VideoPlan:
     path: str | Path
     index: PacketIndex
     info: VideoInfo
-    request: dict[str, object]  # what `sample` was asked for besides the file: config, factor, videos, fps, max_frames
+    request: dict[str, object]  # what was asked of the file: arguments of `sample`, or those of `plan_frames`
     sampling: Sampling
     span: tuple[float, float] | None = None  # seconds from..to where only a part is read; None: all of it
 
@@ -78,10 +79,14 @@ def plan_video(
     *,
     fps: float | int | None = None,
     max_frames: int | None = None,
+    index: PacketIndex | None = None,
 ) -> VideoPlan:
-    """The frames and their size that `read_video` gives, from the packets alone. Raises VideoError as it does."""
+    """The frames and their size that `read_video` gives, from the packets alone: `index`, where they were read before.
+
+    Raises VideoError as `read_video` does.
+    """
     request = {"config": config, "factor": factor, "videos": videos, "fps": fps, "max_frames": max_frames}
-    return _planned(path, index_packets(path), request)
+    return _planned(path, index_packets(path) if index is None else index, request)
 
 
 def plan_span(
@@ -105,10 +110,40 @@ def plan_span(
     return _planned(plan.path, plan.index, request, span)
 
 
+def plan_frames(
+    path: str | Path,
+    index: PacketIndex,
+    size: tuple[int, int],
+    *,
+    indices: Sequence[int] = (),
+    seconds: Sequence[float] = (),
+) -> VideoPlan:
+    """Chosen frames at a size (width, height) in pixels: those `indices`, and those shown at `seconds`.
+
+    Indices count in order of presentation, seconds from the first frame shown. The plan has each frame once, in order.
+    Raises VideoError for a frame or a second that lies outside of the video.
+    """
+    return _planned(path, index, {"size": size, "chosen": tuple(indices), "seconds": tuple(seconds)})
+
+
+def _chosen(index: PacketIndex, info: VideoInfo, size: tuple[int, int], frames: tuple, seconds: tuple) -> Sampling:
+    if bad := [i for i in frames if not 0 <= i < info.frames]:
+        raise VideoError(f"expected frames 0 to {info.frames - 1} of the video, got {bad[0]}")
+    if bad := [s for s in seconds if not 0 <= s <= info.seconds]:
+        raise VideoError(f"expected seconds 0 to {info.seconds:.3f} of the video, got {bad[0]:g}")
+    if not frames and not seconds:
+        raise VideoError("expected at least one frame or second to read, got none")
+    wanted = {*frames, *(index.shown_at(second) for second in seconds)}
+    return Sampling(tuple(sorted(wanted)), *size, 0, ())
+
+
 def _planned(
     path: str | Path, index: PacketIndex, request: dict[str, object], span: tuple[float, float] | None = None
 ) -> VideoPlan:
     info = _info(index)
+    if "chosen" in request:
+        sampling = _chosen(index, info, request["size"], request["chosen"], request["seconds"])
+        return VideoPlan(path, index, info, request, sampling)
     first, stop, seconds, fps = 0, info.frames, info.seconds, info.fps
     if span is not None:
         first, stop = index.shown_at(span[0]), index.shown_at(span[1]) + 1
@@ -137,20 +172,22 @@ def read_video(
     return decode_video(plan_video(path, config, factor, videos, fps=fps, max_frames=max_frames))
 
 
-def decode_video(plan: VideoPlan) -> Video:
-    """Decode what was planned. Raises VideoError where a frame cannot be decoded."""
+def decode_video(plan: VideoPlan, threads: int = 0) -> Video:
+    """Decode a plan on `threads` threads (0: all cores). Raises VideoError where a frame cannot be decoded."""
     index, sampling = plan.index, plan.sampling
     count = len(sampling.indices)
     frames = np.empty((count, 3, sampling.height, sampling.width), dtype=np.uint8)  # torch would wake threads that spin
     rows = {int(index.order[i]): row for row, i in enumerate(sampling.indices)}  # decoding position -> row of `frames`
-    reading = _Reading(plan, rows, frames)
+    reading = _Reading(plan, rows, frames, threads)
     if index.timed:
-        reading.some()
-    if reading.missing or reading.corrupt:  # or keyframe flags are wrong (intra refresh): then decode everything
+        with suppress(VideoError):  # what is really damaged raises again below
+            reading.some()
+    if reading.missing or reading.corrupt:  # or keyframe flags are wrong (intra refresh, APNG): then decode everything
         reading.all()
     if reading.missing and not reading.corrupt and len(reading.came) < len(index.order) and not reading.complains():
         # The decoder is content, so these packets hold no picture of their own: plan again without them.
-        return decode_video(_planned(plan.path, index.only(reading.came), plan.request, plan.span))
+        again = _planned(plan.path, index.only(reading.came), plan.request, plan.span)
+        return decode_video(again, threads)
     if reading.missing:
         lost = index.seconds(sampling.indices[min(reading.missing)])
         raise VideoError(
@@ -185,8 +222,10 @@ class _Reading:
     time, and the frame says which packet it came from, whatever the file's clock does.
     """
 
-    def __init__(self, plan: VideoPlan, rows: dict[int, int], frames: UInt8[np.ndarray, "f 3 height width"]):
-        self._path, self._index, self._rows, self._frames = plan.path, plan.index, rows, frames
+    def __init__(
+        self, plan: VideoPlan, rows: dict[int, int], frames: UInt8[np.ndarray, "f 3 height width"], threads: int
+    ):
+        self._path, self._index, self._rows, self._frames, self._threads = plan.path, plan.index, rows, frames, threads
         self._resize = FrameResizer((plan.sampling.width, plan.sampling.height), plan.index.orientation)
         self.missing = set(rows.values())
         self.corrupt: set[int] = set()  # packets of pictures that the decoder marked as damaged
@@ -240,6 +279,7 @@ class _Reading:
             # Threads that decode whole frames mark pictures as damaged whose second field is still to come.
             stream.thread_type = "SLICE" if any(self._index.second) else "AUTO"
             decoder = stream.codec_context
+            decoder.thread_count = self._threads
             if errors:
                 decoder.options = {**decoder.options, "err_detect": errors}
             lean = wanted is not None and decoder.name == "h264"
@@ -258,26 +298,3 @@ class _Reading:
                     start, stop = next(ranges, (stop, 0))
                     if stop == 0:
                         return
-
-
-def plan_decode(
-    pts: array | list[int], keyframes: bytearray | list[bool], wanted: list[int], restart: int = 8
-) -> list[tuple[int, int]]:
-    """Packets to decode, as ascending [start, stop) ranges of decoding positions, so that `wanted` ones come out.
-
-    A range begins at the last keyframe that is neither decoded nor shown after the wanted frame (frames shown before an
-    open group's keyframe lean on the group before it). Ranges closer than `restart` packets are joined: emptying the
-    decoder costs about as much (our choice). One range from 0 is plain sequential decoding.
-    """
-    plan: list[tuple[int, int]] = []
-    key = [i for i, flag in enumerate(keyframes) if flag]
-    last = -1  # the last of `key` at or before the wanted packet
-    for position in sorted(wanted):
-        while last + 1 < len(key) and key[last + 1] <= position:
-            last += 1
-        start = next((key[i] for i in range(last, -1, -1) if pts[key[i]] <= pts[position]), 0)
-        if plan and start < plan[-1][1] + restart:
-            plan[-1] = (plan[-1][0], position + 1)
-        else:
-            plan.append((start, position + 1))
-    return plan
