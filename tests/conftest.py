@@ -1,5 +1,6 @@
 """Shapes are checked in every test: jaxtyping reads the annotations of minikeye, beartype enforces them."""
 
+import os
 import random
 from pathlib import Path
 
@@ -61,3 +62,16 @@ def lively():
 def generator() -> torch.Generator:
     """A seeded generator of its own, for tests that draw their inputs."""
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def smollm2_file() -> Path:
+    """SmolLM2's GGUF file. Skips where `make real` was not run, unless MINIKEYE_REQUIRE_REAL is set, as in CI."""
+    from minikeye.checkpoint.smollm2 import smollm2
+
+    try:
+        return smollm2()
+    except FileNotFoundError as absent:
+        if os.environ.get("MINIKEYE_REQUIRE_REAL"):
+            raise
+        pytest.skip(str(absent))
