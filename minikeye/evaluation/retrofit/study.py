@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from minikeye.checkpoint.gguf_weights import load_gguf
+from minikeye.checkpoint.indexers import save_indexers
 from minikeye.checkpoint.smollm2 import smollm2
 from minikeye.config import IndexerConfig, KeyeConfig
 from minikeye.evaluation.retrofit.measures import measure
@@ -180,6 +181,10 @@ def run(options: argparse.Namespace) -> None:
             report(options.out, rows, arms.logs)
             written = time.monotonic()
     report(options.out, rows, arms.logs)
+    for name in ("warmup", "indexers"):
+        if options.save and name in arms.weights:
+            note = f"seed {options.seed}, {plan.recipe}, held-out texts {texts.digest}"
+            save_indexers(arms.get(name), options.save / name, note)
     print(f"{len(rows)} cells, {time.monotonic() - begun:.0f} s, {arms.logs}", flush=True)
 
 
@@ -190,6 +195,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=HEADS, help=f"index heads; {HEADS}: the main study")
     parser.add_argument("--work", type=Path, help="folder for the states of training, to go on from")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no cell after so many seconds")
+    parser.add_argument("--save", type=Path, help="folder for the indexers after the warm-up and after L_sparse alone")
     parser.add_argument("--smoke", action="store_true", help="a tiny random model and short texts, on a CPU")
     parser.add_argument("--merge", type=Path, nargs="+", metavar="PART", help="only put these parts together")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

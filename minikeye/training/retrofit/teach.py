@@ -66,11 +66,12 @@ def teach_text(
     parameters = trainable(model, stage.learns)
     loop = replace(recipe.loop_of(stage), slow=tuple(name for name in parameters if not WARMUP.learns(name)))
     run = stepper(model.device)(lambda inputs: stage.loss(model, inputs), list(parameters.values()))
-    far = torch.arange(windows.length)[None] >= topk
+    places = torch.arange(windows.length).expand(3, 1, -1)  # given: a CUDA graph cannot make them up
+    far = places[0] >= topk
 
     def backward_at(step: int) -> tuple[Tensor, dict[str, float | int | Tensor]]:
         ids = windows.at(step)[None]
-        inputs = {"input_ids": ids, "answer": torch.ones_like(ids, dtype=torch.bool)}
+        inputs = {"input_ids": ids, "positions": places, "answer": torch.ones_like(ids, dtype=torch.bool)}
         if stage.indexer:
             inputs["rows"] = draw_rows(far, recipe.rows, torch.Generator().manual_seed(step))
         return run({name: tensor.to(model.device) for name, tensor in inputs.items()})

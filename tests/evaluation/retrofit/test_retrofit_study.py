@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from minikeye.checkpoint.indexers import read_indexer
 from minikeye.evaluation.retrofit import study
 from minikeye.evaluation.retrofit.measures import measure, predict
 from minikeye.evaluation.retrofit.passages import Asked, antecedents, copies, needles, windows
@@ -210,8 +211,11 @@ def test_script_goes_on_and_merges(tmp_path, monkeypatch, capsys):
     command = ["study", "--smoke", "--device", "cpu", "--work", str(tmp_path / "work")]
     monkeypatch.setattr(sys, "argv", [*command, "--out", str(tmp_path / "a.json"), "--seed", "1"])
     study.main()
-    monkeypatch.setattr(sys, "argv", [*command, "--out", str(tmp_path / "b.json"), "--heads", "2"])
+    monkeypatch.setattr(
+        sys, "argv", [*command, "--out", str(tmp_path / "b.json"), "--heads", "2", "--save", str(tmp_path / "ix")]
+    )
     study.main()
+    assert read_indexer(tmp_path / "ix" / "warmup").heads == 2 and not (tmp_path / "ix" / "indexers").exists()
     part = json.loads((tmp_path / "a.json").read_text())
     assert {row["method"] for row in part["rows"]} == {*study.METHODS} - {"block128"}
     assert part["summary"]["ppl_dense"] > 1 and part["seeds"] == [1] and "ppl_warmup_32_at_320" in part["summary"]
