@@ -122,6 +122,7 @@ def test_needles():
         needles(STREAM, ByteTokenizer(), 1, 50, seed=0)
 
 
+@pytest.mark.slow
 def test_digits_of_a_needle_are_tokens_of_their_own(smollm2_file):
     """The question and the number are encoded apart; together they would be the same tokens."""
     from minikeye.inputs.gguf_tokenizer import gguf_tokenizer
