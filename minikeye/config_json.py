@@ -47,6 +47,8 @@ def check_value(name: str, default: Any, value: Any, called: str) -> None:
         numbers = isinstance(value, list | tuple) and len(value) == len(default)
         fits = numbers and all(_whole(n) and 1 <= n <= most for n in value)
         expected = f"like {list(default)}: {len(default)} whole numbers from 1 to {most}"
+    elif isinstance(default, bool):
+        fits, expected = isinstance(value, bool), "true or false"
     elif isinstance(default, float):
         least, most = SPANS.get(name, SMALL)
         fits = isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
@@ -96,6 +98,11 @@ def object_at(d: dict[str, Any], key: str) -> dict[str, Any] | None:
     value = d.get(key)
     require(value is None or isinstance(value, dict), f"config key {key!r} must be an object; got {shown(value)}")
     return value
+
+
+def tower_of(d: dict[str, Any]) -> dict[str, Any] | None:
+    """The vision part. None where `vision_config` is false, a model for text alone; absent or null: as released."""
+    return None if d.get("vision_config") is False else object_at(d, "vision_config") or {}
 
 
 def text_of(d: dict[str, Any]) -> dict[str, Any]:

@@ -105,3 +105,16 @@ def play(tmp_path_factory) -> Callable[..., list[Any]]:
         return [torch.load(folder / f"{rank}.pt") for rank in range(processes) if rank != lost]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def smollm2_file() -> Path:
+    """SmolLM2's GGUF file. Skips where `make real` was not run, unless MINIKEYE_REQUIRE_REAL is set, as in CI."""
+    from minikeye.checkpoint.smollm2 import smollm2
+
+    try:
+        return smollm2()
+    except FileNotFoundError as absent:
+        if os.environ.get("MINIKEYE_REQUIRE_REAL"):
+            raise
+        pytest.skip(str(absent))

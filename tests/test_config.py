@@ -57,7 +57,8 @@ def test_every_field_survives():
         TextConfig: dict(
             vocab=50, width=40, layers=3, heads=6, kv_heads=2, head_width=32, experts=5, experts_per_token=2
         )
-        | dict(expert_width=9, rope_theta=5.0, mrope_section=(4, 6, 6), norm_eps=1e-4, max_positions=77),
+        | dict(expert_width=9, rope_theta=5.0, mrope_section=(4, 6, 6), norm_eps=1e-4, max_positions=77)
+        | dict(qk_norm=False, tied=True),
         IndexerConfig: dict(heads=3, width=16, topk=11, q_chunk_size=1, kv_chunk_size=2, norm_eps=1e-2),
         VideoConfig: dict(fps=1.5, min_frame_tokens=2, max_frame_tokens=3, video_tokens=9, min_image_tokens=1)
         | dict(max_image_tokens=8, adaptive="paper", frame_size="fitting"),
@@ -196,7 +197,8 @@ def test_any_value_of_any_key(path, value):
         assert str(error) and len(str(error)) < 400
         return
     assert KeyeConfig.from_dict(config.to_dict()) == config
-    numbers = [n for part in (config.vision, config.text, config.indexer, config.video) for n in vars(part).values()]
+    parts = [part for part in (config.vision, config.text, config.indexer, config.video) if part is not None]
+    numbers = [n for part in parts for n in vars(part).values() if not isinstance(n, bool)]
     assert all(n > 0 and math.isfinite(n) for n in numbers if isinstance(n, int | float))
 
 

@@ -44,6 +44,8 @@ def load(
     folder = local_folder(folder)
     config = KeyeConfig.from_folder(folder)
     check_function(folder, read_json(folder / "config.json"))
+    if (streaming or len(devices) > 1) and (config.vision is None or config.text.tied):
+        raise ValueError(f"{folder} has no tower or a tied head: such a model is held whole, name one device")
     with torch.device("meta"):
         model = kind(config)
     files = tensor_files(folder)

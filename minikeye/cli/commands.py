@@ -29,8 +29,9 @@ def info(arguments: argparse.Namespace) -> None:
 
     c = read_config(arguments.config)
     see, text, index = c.vision, c.text, c.indexer
+    tower = see and f"{see.layers} layers, width {see.width}, {see.heads} heads, patches of {see.patch_size} pixels"
     rows = [
-        ("vision", f"{see.layers} layers, width {see.width}, {see.heads} heads, patches of {see.patch_size} pixels"),
+        ("vision", tower or "none: text alone"),
         ("decoder", f"{text.layers} layers, width {text.width}, vocabulary {text.vocab:,}"),
         ("attention", f"{text.heads} query heads, {text.kv_heads} KV heads, head width {text.head_width}"),
         ("experts", f"{text.experts_per_token} of {text.experts} per token, width {text.expert_width}"),

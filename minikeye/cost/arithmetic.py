@@ -17,7 +17,7 @@ from typing import Literal
 
 import torch
 
-from minikeye.config import KeyeConfig
+from minikeye.config import KeyeConfig, VisionConfig
 from minikeye.inputs.sampling import fit_size, frame_count, frame_indices, video_budget
 from minikeye.model.cache import cache_bytes_per_token
 
@@ -98,30 +98,38 @@ def parameters(config: KeyeConfig) -> Parameters:
     """Parameters of every part, equal to those of `KeyeVL(config)`; 31,122,082,160 for the released model.
 
     attention n(2dhe + 2dge + 2e); indexer n(d(ji + j) + di + 3i); router ndx; experts 3nxdm; embedding, head vd each.
+    Without a tower, norms of q and k, a choice of experts or a head of its own those terms are 0.
     """
-    see, text, index = config.vision, config.text, config.indexer
-    w, m, d, n = see.width, see.mlp_width, text.width, text.layers
-    tables = see.position_side**2 + see.packing_positions
-    block = 4 * (w * w + w) + (2 * w * m + m + w) + 4 * w  # projections, MLP, two LayerNorms; all with biases
-    merged = w * see.merge**2
+    text, index, d, n = config.text, config.indexer, config.text.width, config.text.layers
+    tower, projector = (0, 0) if config.vision is None else _seeing(config.vision, d)
     return Parameters(
-        vision=3 * see.patch_size**2 * w + w + tables * w + see.layers * block + 2 * w,
-        projector=2 * merged + merged * merged + merged + merged * d + d,
+        vision=tower,
+        projector=projector,
         embedding=text.vocab * d,
-        attention=n * (2 * d * text.head_width * (text.heads + text.kv_heads) + 2 * text.head_width),
+        attention=n * (2 * d * text.head_width * (text.heads + text.kv_heads) + 2 * text.head_width * text.qk_norm),
         indexer=n * (d * index.heads * (index.width + 1) + d * index.width + 3 * index.width),
-        router=n * d * text.experts,
+        router=n * d * text.experts * (text.experts > 1),
         experts=n * text.experts * 3 * d * text.expert_width,
         norms=(2 * n + 1) * d,
-        head=text.vocab * d,
+        head=text.vocab * d * (not text.tied),
     )
+
+
+def _seeing(see: VisionConfig, d: int) -> tuple[int, int]:
+    """Parameters of tower and projector."""
+    w, m, merged = see.width, see.mlp_width, see.width * see.merge**2
+    tables = see.position_side**2 + see.packing_positions
+    block = 4 * (w * w + w) + (2 * w * m + m + w) + 4 * w  # projections, MLP, two LayerNorms; all with biases
+    tower = 3 * see.patch_size**2 * w + w + tables * w + see.layers * block + 2 * w
+    return tower, 2 * merged + merged * merged + merged + merged * d + d
 
 
 def active_parameters(config: KeyeConfig) -> Parameters:
     """Parameters that one token of the decoder passes through: its embedding row and c of x experts, no vision."""
     p, text = parameters(config), config.text
     chosen = p.experts * text.experts_per_token // text.experts
-    return Parameters(0, 0, text.width, p.attention, p.indexer, p.router, chosen, p.norms, p.head)
+    head = text.vocab * text.width  # tied or not, all of it is read
+    return Parameters(0, 0, text.width, p.attention, p.indexer, p.router, chosen, p.norms, head)
 
 
 # ------------------------------------------------------------------------------------------------------------- FLOPs
@@ -163,7 +171,7 @@ def _flops(config: KeyeConfig, tokens: int, pairs: int, frames: int, frame_token
         indexer_projections=sparse * 2 * tokens * n * d * (index.heads * (index.width + 1) + index.width),
         indexer_scores=sparse * 2 * pairs * n * index.heads * index.width,
         attention=4 * read * n * text.heads * text.head_width,
-        router=2 * tokens * n * d * text.experts,
+        router=2 * tokens * n * d * text.experts * (text.experts > 1),
         experts=2 * tokens * n * text.experts_per_token * 3 * d * text.expert_width,
         head=2 * d * text.vocab,
     )
@@ -189,12 +197,15 @@ def frame_vision_flops(config: KeyeConfig, frame_tokens: int) -> int:
 
     p * (2 * 3 * patch_size^2 * w + layers * (8w^2 + 4wm + 4wp)): the last term is attention among the frame's patches.
     """
-    see = config.vision
+    if (see := config.vision) is None:
+        return 0
     p, w = frame_tokens * see.merge**2, see.width
     return p * (6 * see.patch_size**2 * w + see.layers * (8 * w * w + 4 * w * see.mlp_width + 4 * w * p))
 
 
 def _projector_products(config: KeyeConfig) -> int:
+    if config.vision is None:
+        return 0
     merged = config.vision.width * config.vision.merge**2
     return merged * merged + merged * config.text.width
 

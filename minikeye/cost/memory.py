@@ -125,6 +125,8 @@ def _decoder_bytes(config: KeyeConfig, context: int, batch: int, chunk: int, w: 
 def _vision_bytes(config: KeyeConfig, visual: int, w: int) -> tuple[int, int]:
     """Pixels of all frames; and the most that tower and projector hold beside them."""
     see, text = config.vision, config.text
+    if see is None:
+        return 0, 0
     patches, pixels = visual * see.merge**2, 3 * see.patch_size**2
     features = patches * see.width * w
     one_pass = min(patches, CHUNK) * w * (2 * see.mlp_width + 6 * see.width)

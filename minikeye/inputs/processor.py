@@ -23,7 +23,7 @@ from minikeye.files import local_folder
 from minikeye.inputs.pixels import patchify, picture, resize
 from minikeye.inputs.prompt import FrameSpan, Prompt, Turn, Visual, chatml, pad
 from minikeye.inputs.sampling import Sampling, VideoError, image_size, sample
-from minikeye.inputs.settings import default_generation, read_folder
+from minikeye.inputs.settings import default_generation, read_folder, require_tower
 from minikeye.inputs.tokenizer import load_tokenizer
 from minikeye.inputs.video import VideoPlan, decode_video, plan_video
 
@@ -61,6 +61,7 @@ class Processor:
 
     def __init__(self, source: KeyeConfig | str | Path):
         if isinstance(source, KeyeConfig):
+            require_tower(source)
             self.config, self.tokenizer = source, load_tokenizer(source)
             self.template, self.generation, self.unused = None, default_generation(self.tokenizer), []
             self.folder = None

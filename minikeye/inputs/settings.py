@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minikeye.config import KeyeConfig, VideoConfig, unused_keys
-from minikeye.config_json import object_at, rope_of, shown, sparse_of, text_of
+from minikeye.config_json import object_at, rope_of, shown, sparse_of, text_of, tower_of
 from minikeye.files import file_in, read_json
 from minikeye.inputs.template import ChatTemplate
 from minikeye.inputs.tokenizer import Tokenizer, load_tokenizer
@@ -107,6 +107,7 @@ def read_folder(folder: str | Path) -> Released:
     """Read and check a folder. Raises FileNotFoundError without a config.json, ValueError (mostly FolderError) else."""
     folder = Path(folder)
     config = KeyeConfig.from_folder(folder)
+    require_tower(config)
     stated = read_json(folder / "config.json")
     pixels = read_json(folder / "preprocessor_config.json")
     check_function(folder, stated)
@@ -118,6 +119,12 @@ def read_folder(folder: str | Path) -> Released:
     return Released(folder, config, tokenizer, read_template(folder), generation, unread_keys(folder))
 
 
+def require_tower(config: KeyeConfig) -> None:
+    """Raise ValueError for a model of text alone: a Processor's conversations may show pictures."""
+    if config.vision is None:
+        raise ValueError("a Processor needs a vision tower, this model has none: write its prompt as text")
+
+
 def check_function(folder: Path, stated: dict[str, Any]) -> None:
     """Raise FolderError for keys of a config.json that ask for another function than minikeye computes.
 
@@ -125,7 +132,9 @@ def check_function(folder: Path, stated: dict[str, Any]) -> None:
     """
     path, text, nested = folder / "config.json", text_of(stated), object_at(stated, "text_config")
     for prefix, part in (("", stated), ("text_config.", nested or {})):  # tie_word_embeddings may stand at the top
-        _agree(path, prefix, part, TEXT_FIXED)
+        # Where the text part lies, the config has read whether the head is tied.
+        fixed = {k: v for k, v in TEXT_FIXED.items() if part is not text or k != "tie_word_embeddings"}
+        _agree(path, prefix, part, fixed)
         layers = part.get("layer_types")
         if layers is not None and (not isinstance(layers, list) or any(kind != "full_attention" for kind in layers)):
             raise FolderError(f"{path} states layer_types {shown(layers)}; minikeye computes 'full_attention' only")
@@ -134,7 +143,7 @@ def check_function(folder: Path, stated: dict[str, Any]) -> None:
         raise FolderError(f"{path} states {unknown[0]} {shown(rope[unknown[0]])} of RoPE; minikeye knows no such key")
     older = {key for key in ("type", "rope_type") if rope.get(key) == "mrope"}
     _agree(path, "rope_scaling.", {key: value for key, value in rope.items() if key not in older}, ROPE_FIXED)
-    _agree(path, "vision_config.", object_at(stated, "vision_config") or {}, VISION_FIXED)
+    _agree(path, "vision_config.", tower_of(stated) or {}, VISION_FIXED)
     _agree(path, "sa_config.", sparse_of(stated), {"indexer_num_kv_heads": 1})
 
 

@@ -73,10 +73,19 @@ class ByteTokenizer:
 
 
 class ReleasedTokenizer:
-    """The Qwen3 tokenizer that ships with Keye-VL-2.0, read from its tokenizer.json."""
+    """A byte-level BPE: the Qwen3 tokenizer that ships with Keye-VL-2.0, read from its tokenizer.json."""
 
     def __init__(self, path: str | Path):
-        content = read_json(path)
+        self._read(read_json(path), path)
+
+    @classmethod
+    def of(cls, content: dict[str, Any], path: str | Path) -> "ReleasedTokenizer":
+        """The same from what such a file would hold. path: where it is from, for messages."""
+        tokenizer = cls.__new__(cls)
+        tokenizer._read(content, path)
+        return tokenizer
+
+    def _read(self, content: dict[str, Any], path: str | Path) -> None:
         check_parts(path, content)
         try:
             self._fast = FastTokenizer.from_str(json.dumps(content))

@@ -28,7 +28,7 @@ Rule = Callable[[AttentionTrace, int], Tensor]  # what a layer works with, k -> 
 
 
 class Attention(nn.Module):
-    """Per-head RMSNorm on q and k, M-RoPE, and a lightning indexer beside the projections."""
+    """Per-head RMSNorm on q and k (where the config has it), M-RoPE, and a lightning indexer beside the projections."""
 
     def __init__(self, config: KeyeConfig):
         super().__init__()
@@ -38,8 +38,8 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(text.width, text.kv_heads * text.head_width, bias=False)
         self.v_proj = nn.Linear(text.width, text.kv_heads * text.head_width, bias=False)
         self.o_proj = nn.Linear(text.heads * text.head_width, text.width, bias=False)
-        self.q_norm = nn.RMSNorm(text.head_width, eps=text.norm_eps)
-        self.k_norm = nn.RMSNorm(text.head_width, eps=text.norm_eps)
+        self.q_norm = nn.RMSNorm(text.head_width, eps=text.norm_eps) if text.qk_norm else None
+        self.k_norm = nn.RMSNorm(text.head_width, eps=text.norm_eps) if text.qk_norm else None
         self.sa_indexer = Indexer(config)
         self.rule: Rule | None = None  # a study's choice of keys in the place of the indexer's (evaluation/rules.py)
 
@@ -77,11 +77,12 @@ class Attention(nn.Module):
         return self.rule(trace, min(self.topk, trace.k.shape[1]))
 
     def project(self, x: Float[Tensor, "b t d"], step: Step) -> tuple[Tensor, Tensor, Tensor]:
-        """q [b t h e], k and v [b t g e]; q and k normalised per head and rotated."""
+        """q [b t h e], k and v [b t g e]; q and k normalised per head where the model does so, and rotated."""
         q, k, v = (
             rearrange(f(x), "b t (h e) -> b t h e", e=self.head_width) for f in (self.q_proj, self.k_proj, self.v_proj)
         )
-        q, k = self.q_norm(q.to(self.q_norm.weight.dtype)), self.k_norm(k.to(self.k_norm.weight.dtype))
+        if self.q_norm is not None:
+            q, k = self.q_norm(q.to(self.q_norm.weight.dtype)), self.k_norm(k.to(self.k_norm.weight.dtype))
         return rotate(q, *step.rotation).to(v.dtype), rotate(k, *step.rotation).to(v.dtype), v
 
     def remember(
@@ -96,6 +97,8 @@ class Attention(nn.Module):
 
     def in_place(self, x: Tensor, step: Step) -> bool:
         """Whether one kernel may do what norms and indexer do: it passes them by, so they must be as they were made."""
+        if self.q_norm is None:  # the kernel normalises
+            return False
         return ops.fused(step.backend, x, *self.parameters()) and not altered(self.q_norm, self.k_norm, self.sa_indexer)
 
     def project_in_place(

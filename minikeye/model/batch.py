@@ -45,6 +45,8 @@ class Batch:
         positions = _positions(inputs, ids, cache, start)
         placeholders = is_visual(ids, config)
         patches, grids, visual = (inputs.get(name) for name in ("patches", "grids", "visual"))
+        if config.vision is None and any(z is not None for z in (patches, grids, visual)):
+            raise ValueError("this model has no vision tower and reads text alone: leave out patches, grids and visual")
         if (patches is None) != (grids is None) or (patches is not None and visual is not None):
             got = [name for name in ("patches", "grids", "visual") if inputs.get(name) is not None]
             raise ValueError(f"expected pixels or visual tokens, got {got}: pass patches and grids, or visual alone")

@@ -50,11 +50,15 @@ class KeyeModel(nn.Module):
     def __init__(self, config: KeyeConfig):
         super().__init__()
         self.config = config
-        self.visual = VisionTower(config.vision)
-        self.mlp_AR = Projector(config.vision, config.text.width)
+        self.visual = None if config.vision is None else VisionTower(config.vision)
+        self.mlp_AR = None if config.vision is None else Projector(config.vision, config.text.width)
         self.model = Decoder(config)
         self.lm_head = nn.Linear(config.text.width, config.text.vocab, bias=False)
+        if config.text.tied:
+            self.lm_head = TiedHead(self.model.embed_tokens)
         self.apply(_initialise)
+        if config.text.tied:  # as a head's weight starts: logits of size 1
+            self.model.embed_tokens.weight.data *= config.text.width**-0.5
 
     def forward(
         self,
@@ -144,6 +148,21 @@ class KeyeModel(nn.Module):
     def new_cache(self, capacity: int = 0) -> Cache:
         """An empty cache for `forward`, which fills it. capacity: tokens to make room for at once; else it grows."""
         return Cache.empty(self.config.text.layers, capacity)
+
+
+class TiedHead(nn.Module):
+    """The embedding table as the head: no parameter of its own, so no name in a checkpoint either."""
+
+    def __init__(self, embedding: nn.Embedding):
+        super().__init__()
+        self._table = (embedding,)  # in a tuple, or it would be a module of two names
+
+    @property
+    def weight(self) -> Float[Tensor, "v d"]:
+        return self._table[0].weight
+
+    def forward(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b t v"]:
+        return nn.functional.linear(x, self.weight)
 
 
 def _initialise(module: nn.Module) -> None:

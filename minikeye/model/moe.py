@@ -24,8 +24,10 @@ class Router(nn.Module):
     def __init__(self, config: TextConfig):
         super().__init__()
         self.chosen = config.experts_per_token
-        self.weight = nn.Parameter(torch.empty(config.experts, config.width))
-        nn.init.normal_(self.weight, std=config.width**-0.5)
+        self.weight = None  # one expert, a dense MLP: there is nothing to choose
+        if config.experts > 1:
+            self.weight = nn.Parameter(torch.empty(config.experts, config.width))
+            nn.init.normal_(self.weight, std=config.width**-0.5)
         self.rule: Rule | None = None  # a study's choice of experts in the place of the most likely (rl/replay.py)
 
     def forward(
@@ -35,6 +37,9 @@ class Router(nn.Module):
 
         float32 throughout, under autocast too: a rounded probability changes which expert is chosen.
         """
+        if self.weight is None:
+            one = torch.ones(len(x), 1, device=x.device)
+            return one, one, torch.zeros(len(x), 1, dtype=torch.long, device=x.device)
         logits = ops.wide_product(x, self.weight, backend)
         if self.rule is None and ops.fused(backend, x, self.weight):
             return ops.choose_experts(logits, self.chosen)  # what follows, in one kernel
@@ -128,7 +133,7 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 
 class MixtureOfExperts(nn.Module):
-    """Router and experts in place of the dense MLP."""
+    """Router and experts in place of the dense MLP, which it is with one expert."""
 
     def __init__(self, config: TextConfig):
         super().__init__()

@@ -32,6 +32,8 @@ def beyond_step(config: KeyeConfig, batch: int) -> str:
     text, index = config.text, config.indexer
     if not 1 <= batch <= MOST_BATCH:
         return f"the fused step takes 1 to {MOST_BATCH} rows, got {batch}"
+    if not text.qk_norm or text.experts == 1:
+        return "the fused step normalises q and k and routes tokens, and this model does not"
     if text.head_width not in (16, 32, 64, 128) or text.group_heads > 16:
         return "heads must be 16, 32, 64 or 128 wide, at most 16 a group"
     if index.width not in (16, 32, 64, 128) or index.heads * index.width > 4096 or index.topk > MOST_TOPK:

@@ -1,0 +1,91 @@
+"""The indexers of a retrofit alone: a folder of files that are put over a model which others trained.
+
+    save_indexers(model, folder)
+    model = load_gguf(KeyeVL, path, read_indexer(folder)); load_indexers(model, folder)
+
+bfloat16, in safetensors files of at most 16 MiB. The folder names the weights it was taught on by a digest, so that it
+cannot be put over others in silence.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minikeye.checkpoint.changed import digest
+from minikeye.checkpoint.tensors import INDEX, CheckpointError, open_shard, plan_shards, require_finite, save_shard
+from minikeye.checkpoint.tensors import tensor_files as files_of
+from minikeye.config import IndexerConfig
+from minikeye.files import file_in, read_json, whole_folder
+from minikeye.model.keye import KeyeModel
+
+SETTINGS = "indexer.json"  # the numbers of the indexer, and whose indexers these are
+LARGEST = 16 * 2**20  # bytes of a file
+
+
+def save_indexers(model: KeyeModel, folder: str | Path, note: str = "") -> None:
+    """Write the model's indexers in bfloat16, with a `note` on how they were made. A folder of them is replaced.
+
+    Raises FileExistsError for a folder with other files, CheckpointError for numbers that are not finite.
+    """
+    target = Path(folder)
+    if target.is_dir() and any(target.iterdir()) and not (target / SETTINGS).is_file():
+        raise FileExistsError(f"{target} holds other files but no {SETTINGS}: name a new folder")
+    tensors = {name: t.detach().to("cpu", torch.bfloat16).contiguous() for name, t in _own(model).items()}
+    require_finite(target, tensors)
+    shards = plan_shards({name: t.nbytes for name, t in tensors.items()}, LARGEST - 2**17)  # and room for the header
+    with whole_folder(target) as new:
+        where = {}
+        for n, names in enumerate(shards, 1):
+            file = f"indexers-{n:05d}-of-{len(shards):05d}.safetensors"
+            save_shard({name: tensors[name] for name in names}, new / file)
+            where |= dict.fromkeys(names, file)
+        settings = {"indexer": asdict(model.config.indexer), "base": digest(_base(model)), "note": note}
+        for name, content in ((INDEX, {"weight_map": where}), (SETTINGS, settings)):
+            (new / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def read_indexer(folder: str | Path) -> IndexerConfig:
+    """The numbers of the indexers in a folder. Raises FileNotFoundError where there are none, ValueError for others."""
+    path = Path(folder) / SETTINGS
+    if not path.is_file():
+        raise FileNotFoundError(f"expected {SETTINGS} in {folder}, found none: give a folder of `save_indexers`")
+    try:
+        return IndexerConfig(**read_json(path)["indexer"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} states no indexer: {error}") from error
+
+
+@torch.no_grad()
+def load_indexers(model: KeyeModel, folder: str | Path) -> None:
+    """Put the indexers of a folder over the model's, in place, in the model's dtype.
+
+    Nothing is changed where it raises: CheckpointError for tensors that are not the model's, are not finite, or were
+    taught on other weights than the model has; else as `read_indexer`.
+    """
+    folder, held = Path(folder), _own(model)
+    if (stated := read_indexer(folder)) != model.config.indexer:
+        raise CheckpointError(f"{folder} holds indexers of {stated}, the model has {model.config.indexer}")
+    new: dict[str, Tensor] = {}
+    for file in sorted(set(files_of(folder).values())):
+        with open_shard(file_in(folder, file)) as shard:
+            new |= {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118 (not a dict)
+    if {n: t.shape for n, t in new.items()} != {n: t.shape for n, t in held.items()}:
+        raise CheckpointError(f"{folder} holds other tensors than this model's indexers: they belong to another model")
+    if read_json(folder / SETTINGS).get("base") != digest(_base(model)):
+        raise CheckpointError(
+            f"{folder} was taught on other weights than this model has: load the file it was made from"
+        )
+    require_finite(folder, new)
+    for name, tensor in new.items():
+        held[name].copy_(tensor)
+
+
+def _own(model: KeyeModel) -> dict[str, Tensor]:
+    return {name: t for name, t in model.state_dict().items() if "sa_indexer" in name}
+
+
+def _base(model: KeyeModel) -> dict[str, Tensor]:
+    return {name: t for name, t in model.state_dict().items() if "sa_indexer" not in name}

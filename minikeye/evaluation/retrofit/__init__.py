@@ -1,0 +1,1 @@
+"""What DSA keeps and loses in a language model that others trained."""

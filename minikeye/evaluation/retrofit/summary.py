@@ -1,0 +1,77 @@
+"""The numbers of the retrofit study that a README may quote, from its rows.
+
+NAME_METHOD_K: at 4,096 tokens and 4 index heads; dense methods have no K. NAME_METHOD_K_at_LENGTH and
+NAME_METHOD_K_headsJ for others. ppl: perplexity, mean over seeds; kept: share of the attention mass, mean over layers;
+needle, copy, far: percent. _low, _high: 95 %, by Student's t over seeds, for needles by Wilson's interval over all of
+them. ppl_METHOD_K_cost: percent above dense, paired by seed.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from minikeye.results import write_result
+from minikeye.scores import student_mean, wilson
+
+NAMES = {"text": ("ppl", "far", "kept"), "copy": ("copy",), "needle": ("needle",), "blind": ("blind",)}
+Where = tuple[str, int, int, int]  # method, k, length, heads
+
+
+def report(path: Path, rows: list[dict[str, Any]], logs: list[dict[str, Any]]) -> None:
+    """Write all that is known so far. logs: of training, kept in the first row. Raises ValueError without rows."""
+    if not rows:
+        raise ValueError("no cell was measured: there is nothing to write; allow more seconds")
+    where = "; ".join(sorted({row["hardware"] for row in rows}))
+    seeds = sorted({row["seed"] for row in rows})
+    what = "DSA in SmolLM2-135M-Instruct: what a selection of k keys keeps of a pretrained language model, on real text"
+    command = "python -m minikeye.evaluation.retrofit.study --seed S --heads J --out PART.json; --merge PART.json ..."
+    taught = {log["stage"]: log["seconds"] for log in logs}
+    rows = [row | {"taught": taught} if n == 0 and taught else row for n, row in enumerate(rows)]
+    packages = ("torch", "triton", "tokenizers", "gguf")
+    write_result(path, what, command, rows, summarise(rows), seeds, packages, where=where)
+
+
+def summarise(rows: Sequence[dict[str, Any]], heads: int = 4) -> dict[str, float]:
+    """Flat names to numbers. Names leave out the length with most rows, and this number of index heads."""
+    if not rows:
+        return {}
+    counts: dict[int, int] = defaultdict(int)
+    for row in rows:
+        counts[row["length"]] += 1
+    usual = max(counts, key=lambda length: counts[length])
+    groups: dict[tuple[Where, str], list[dict]] = defaultdict(list)
+    for row in rows:
+        groups[(row["method"], row["k"], row["length"], row["heads"]), row["test"]].append(row)
+    out: dict[str, float] = {}
+    for (where, test), found in groups.items():
+        method, k, length, own = where
+        tail = f"_{method}" + (f"_{k}" if k else "")
+        tail += (f"_at_{length}" if length != usual else "") + (f"_heads{own}" if own != heads else "")
+        for name in NAMES[test]:
+            out |= _estimate(f"{name}{tail}", name, found)
+        dense = {row["seed"]: row["nll"] for row in groups.get((("dense", 0, length, heads), "text"), [])}
+        if test == "text" and method != "dense" and (both := [row for row in found if row["seed"] in dense]):
+            lost = [100 * math.expm1(row["nll"] - dense[row["seed"]]) for row in both]
+            out |= _student(f"ppl{tail}_cost", lost)
+    return out
+
+
+def _estimate(name: str, kind: str, rows: list[dict]) -> dict[str, float]:
+    if kind in ("needle", "blind"):
+        each = "".join(row["each"] for row in rows)
+        found = wilson(each.count("1"), len(each))
+        shares = {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
+        return {key: round(100 * value, 2) for key, value in shares.items()} | {f"{name}_n": len(each)}
+    key = {"ppl": "ppl", "far": "far_right", "copy": "right", "kept": "kept"}[kind]
+    values = [row[key] for row in rows if row[key] not in (None, [])]
+    if kind == "kept":
+        values = [sum(layers) / len(layers) for layers in values]
+    return _student(name, values) if values else {}
+
+
+def _student(name: str, values: list[float]) -> dict[str, float]:
+    found = student_mean(values)
+    out = {name: round(found.mean, 4)}
+    return out if found.count == 1 else out | {f"{name}_low": round(found.low, 4), f"{name}_high": round(found.high, 4)}

@@ -1,0 +1,79 @@
+"""The report's two stages on text: the model stays as it is and its indexers learn; then both learn, sparsely.
+
+Report, section 2.3. Stages, losses and loop are those of every other training here (`stage`, `dsa`, `loop`); what is
+new is what they learn from. All numbers of the recipe: our choice.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minikeye.keye import KeyeVL
+from minikeye.training.dsa import draw_rows
+from minikeye.training.loop import LoopConfig, train
+from minikeye.training.retrofit.texts import Windows
+from minikeye.training.stage import DENSE, SPARSE, WARMUP, Stage, trainable
+from minikeye.training.step import stepper
+
+# L_sparse alone, the model frozen: what the selection can learn where the weights must stay those of the file.
+INDEXERS = replace(SPARSE, name="indexers", learns=WARMUP.learns, answers=False)
+# The control of SPARSE: as many steps on the same text with dense attention, so that the text alone explains nothing.
+TUNED = replace(DENSE, name="tuned", number=5)
+STAGES = {stage.name: stage for stage in (WARMUP, INDEXERS, SPARSE, TUNED)}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Steps, rates and lengths. In the sparse stage the model's own weights learn at a tenth of the indexers' rate."""
+
+    length: int = 4096  # tokens of a sequence, one sequence a step
+    rows: int = 384  # query positions a step that the indexers are taught from
+    repeats: float = 0.25  # see `texts.Windows`
+    warmup: LoopConfig = LoopConfig(steps=400, lr=2e-3, warmup=30, weight_decay=0.0, save_every=100)
+    sparse: LoopConfig = LoopConfig(steps=200, lr=3e-4, warmup=20, weight_decay=0.0, slow_lr=0.1, save_every=50)
+
+    @classmethod
+    def on_cpu(cls) -> "Recipe":
+        """For two cores: short sequences, fewer rows and steps."""
+        return cls(
+            length=1024,
+            rows=64,
+            warmup=LoopConfig(steps=60, lr=2e-3, warmup=10, weight_decay=0.0, save_every=10, log_every=5),
+            sparse=LoopConfig(steps=20, lr=3e-4, warmup=5, weight_decay=0.0, slow_lr=0.1, save_every=5, log_every=5),
+        )
+
+    def loop_of(self, stage: Stage) -> LoopConfig:
+        return self.warmup if stage.name == "warmup" else self.sparse
+
+
+def teach_text(
+    model: KeyeVL, stage: Stage, recipe: Recipe, windows: Windows, folder: Path | None = None
+) -> list[dict[str, float | int]]:
+    """Run a stage, or what is left of it, on the model's device; returns the log lines of this call.
+
+    stage: of STAGES. windows: of `recipe.length` tokens. folder: for state and log, as in `loop.train`. Half the rows
+    are drawn anywhere, half where a query sees more keys than it may select. Raises ValueError for windows of another
+    length, or no longer than the indexers' k, from which a selection learns nothing.
+    """
+    topk = model.config.indexer.topk
+    if windows.length != recipe.length or windows.length <= topk:
+        raise ValueError(
+            f"expected windows of the recipe's {recipe.length} tokens, more than the {topk} keys a query selects; got "
+            f"{windows.length}"
+        )
+    parameters = trainable(model, stage.learns)
+    loop = replace(recipe.loop_of(stage), slow=tuple(name for name in parameters if not WARMUP.learns(name)))
+    run = stepper(model.device)(lambda inputs: stage.loss(model, inputs), list(parameters.values()))
+    places = torch.arange(windows.length).expand(3, 1, -1)  # given: a CUDA graph cannot make them up
+    far = places[0] >= topk
+
+    def backward_at(step: int) -> tuple[Tensor, dict[str, float | int | Tensor]]:
+        ids = windows.at(step)[None]
+        inputs = {"input_ids": ids, "positions": places, "answer": torch.ones_like(ids, dtype=torch.bool)}
+        if stage.indexer:
+            inputs["rows"] = draw_rows(far, recipe.rows, torch.Generator().manual_seed(step))
+        return run({name: tensor.to(model.device) for name, tensor in inputs.items()})
+
+    return train(parameters, backward_at, loop, folder, stage.name)

@@ -1,0 +1,124 @@
+"""Real text that is on every machine: the Python library's sources and the licence texts beside them.
+
+Which texts there are depends on the Python version: `Texts.digest` says what a result was measured on. A text is held
+out by a hash of its name, so that the split is the same in every run; licences of one family (LGPL-2, LGPL-3) go
+together. Tests are left out (they repeat themselves), and so is a text that was there before under another name.
+"""
+
+import hashlib
+import re
+import sysconfig
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from minikeye.inputs.tokenizer import Tokenizer
+
+LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "lib-dynload"}
+LICENCES = Path("/usr/share/common-licenses")  # where Debian and its relatives keep them; elsewhere there are none
+HELD_OUT = 10  # every n-th text, by hash
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text and its name within the library, with / between folders."""
+
+    name: str
+    words: str
+
+    @property
+    def held_out(self) -> bool:
+        family = re.split(r"[-\d]", self.name)[0] if self.name.startswith("licence:") else self.name
+        return int.from_bytes(hashlib.sha256(family.encode()).digest()[:8], "big") % HELD_OUT == 0
+
+
+@dataclass(frozen=True)
+class Texts:
+    """All texts, in the order of their names."""
+
+    all: tuple[Text, ...]
+
+    @cached_property
+    def train(self) -> tuple[Text, ...]:
+        return tuple(text for text in self.all if not text.held_out)
+
+    @cached_property
+    def held(self) -> tuple[Text, ...]:
+        return tuple(text for text in self.all if text.held_out)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over names and words of the held-out texts."""
+        found = hashlib.sha256()
+        for text in self.held:
+            found.update(f"{text.name}\0{text.words}\0".encode())
+        return found.hexdigest()
+
+
+def library_texts(library: Path | None = None, licences: Path = LICENCES) -> Texts:
+    """The texts of this Python. library: another folder of sources. Raises ValueError where there are none to learn
+    from or none to hold out."""
+    library = Path(sysconfig.get_path("stdlib")) if library is None else library
+    found = [(path.relative_to(library).as_posix(), path) for path in library.rglob("*.py")]
+    found = [(name, path) for name, path in found if not LEFT_OUT & set(Path(name).parts)]
+    if licences.is_dir():
+        found += [(f"licence:{path.name}", path) for path in licences.iterdir() if not path.is_symlink()]
+    seen: dict[str, Text] = {}
+    for name, path in sorted(found):
+        try:
+            words = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue  # a source in another encoding: a handful, made to test just that
+        if words.strip():
+            seen.setdefault(words, Text(name, words))
+    texts = Texts(tuple(seen.values()))
+    if not texts.train or not texts.held:
+        raise ValueError(f"expected texts to learn from and to hold out in {library}, got {len(texts.all)} in all")
+    return texts
+
+
+def token_stream(texts: Sequence[Text], tokenizer: Tokenizer, seed: int = 0) -> Int[Tensor, " n"]:
+    """All texts one after the other in an order drawn from `seed`, "<|endoftext|>" behind each."""
+    end, order = tokenizer.token_id("<|endoftext|>"), torch.randperm(len(texts), generator=_draws(seed)).tolist()
+    return torch.tensor([token for n in order for token in [*tokenizer.encode(texts[n].words), end]])
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Stretches of a token stream to learn from, one a step; step and seed alone decide which."""
+
+    stream: Int[Tensor, " n"]
+    length: int  # tokens of a window
+    repeats: float = 0.25  # share of windows in which a passage of the first half is said again at the end
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (len(self.stream) > self.length >= 64 and 0 <= self.repeats <= 1):
+            raise ValueError(
+                f"expected a stream longer than a window of 64 tokens or more, repeats in 0..1; got "
+                f"{len(self.stream)}, {self.length} and {self.repeats}"
+            )
+
+    def at(self, step: int) -> Int[Tensor, " t"]:
+        """The window of a step. Text seldom needs a key from far away: a repeated passage does, token after token."""
+        draws = _draws(self.seed * 1_000_003 + step + 1)
+        first = _one(len(self.stream) - self.length, draws)
+        window = self.stream[first : first + self.length].clone()
+        if float(torch.rand((), generator=draws)) < self.repeats:
+            span = min(32 + _one(97, draws), self.length // 4)
+            begin = _one(self.length // 2 - span + 1, draws)
+            window[-span:] = window[begin : begin + span].clone()
+        return window
+
+
+def _draws(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _one(below: int, draws: torch.Generator) -> int:
+    return int(torch.randint(below, (), generator=draws))
