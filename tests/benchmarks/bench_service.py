@@ -3,8 +3,9 @@
 Run: python tests/benchmarks/bench_service.py [--repeats 3] [--rivals FOLDER]
 FOLDER: where torchcodec, decord and spdl were installed (pip install --target FOLDER --no-deps ...); readers that are
 not there get a row that says so. Each run is a process of its own (service_readers.py). Films: 50 clips of 5 s in five
-kinds and one film of 120 s, in which every frame shows its number. The page cache is warm. Time counts from the second
-clip of a run: processes start before. Share of the decode rate, wait and memory are medians, the table is one run each.
+kinds and one film of 120 s, in which every frame shows its number; a frame is wrong that shows another than a plain
+decoding from the start shows there. The page cache is warm. Time counts from the second clip of a run: processes start
+before. Share of the decode rate, wait and memory are medians, the table is one run each.
 """
 
 import argparse
@@ -17,6 +18,8 @@ import tempfile
 from fractions import Fraction
 from pathlib import Path
 from statistics import median
+
+from service_readers import SIZE, shown
 
 from minikeye.files import write_whole
 from minikeye.results import write_result
@@ -45,6 +48,7 @@ RIVALS = [
 
 
 FEW = ["torchcodec_exact_1", "pyav", "spdl"]  # for the patterns in which requests repeat
+NUMBERS: dict[str, list[int]] = {}  # that the frames of each film show
 
 
 def film(path: Path, frames: int, size: tuple[int, int], codec: str, options: dict, uneven: bool) -> None:
@@ -92,6 +96,18 @@ def films() -> tuple[list[str], str]:
     return clips, str(long)
 
 
+def numbers_shown(paths: list[str]) -> dict[str, list[int]]:
+    """What a plain decoding of each film from its first frame on shows: a coder may have lost a bit of a number."""
+    import av
+
+    found = {}
+    for path in paths:
+        with av.open(path) as file:
+            frames = (f.reformat(width=SIZE[0], height=SIZE[1], format="rgb24") for f in file.decode(video=0))
+            found[path] = [shown(frame.to_ndarray()[None])[0] for frame in frames]
+    return found
+
+
 def patterns(clips: list[str], long: str) -> dict[str, list]:
     """(path, frames) of each request."""
     draw = random.Random(0)
@@ -113,7 +129,8 @@ def patterns(clips: list[str], long: str) -> dict[str, list]:
 def run(reader: str, requests: list, rivals: str, **options) -> dict:
     """One run. Its figures, or the reason why there are none."""
     with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:
-        json.dump({"requests": requests, **options}, file)
+        expected = [[NUMBERS[path][n] for n in indices] for path, indices in requests]
+        json.dump({"requests": requests, "expected": expected, **options}, file)
         file.flush()
         rival = {"PYTHONPATH": rivals} if rivals and reader in RIVALS else {}
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **rival}
@@ -151,6 +168,7 @@ def main() -> None:
     arguments = parser.parse_args()
     os.environ["SVT_LOG"] = "1"  # its encoder tells of every file
     clips, long = films()
+    NUMBERS.update(numbers_shown([*clips, long]))
     asked, rows, summary = patterns(clips, long), [], {}
 
     def add(pattern: str, row: dict) -> dict:
@@ -193,6 +211,7 @@ def main() -> None:
     # Faults: a worker killed every 2 s, one stopped every 10 s and killed at the limit; one file of fifty cut off.
     cut = Path(clips[0]).with_name("cut.mp4")
     cut.write_bytes(Path(clips[0]).read_bytes()[:-2000])
+    NUMBERS[str(cut)] = [0]
     many = [*asked["clips_16"], (str(cut), [0]), *asked["clips_16"] * 3]
     fault = {"signal": "SIGKILL", "every": 2.0, "config": {"cache_bytes": 0}}
     killed = add("a worker killed every 2 s, one file cut off", run("service_2", many, "", **fault))

@@ -205,7 +205,7 @@ def main() -> None:
                 errors += 1
                 reasons.append(f"{type(clip).__name__}: {str(clip)[-120:]}")
             else:
-                wrong += sum(a != b for a, b in zip(shown(clip), requests[number][1], strict=True))
+                wrong += sum(a != b for a, b in zip(shown(clip), run["expected"][number], strict=True))
                 frames += len(clip) if taken >= warm else 0
             taken += 1
             if taken == warm:

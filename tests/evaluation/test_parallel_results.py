@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from minikeye.evaluation.training import balanced_step, parallel_results, tower_memory
+from minikeye.evaluation.training import balanced_step, parallel_equal, parallel_results, tower_memory
 from minikeye.evaluation.training.utilisation import Mixture, batches, tower_loads
 from minikeye.training.parallel.balance import utilisation
 
@@ -127,6 +127,13 @@ def run_of(part, rows, **settings):
     return {"part": part, **origin, "settings": settings, "rows": rows}
 
 
+EQUAL = [
+    {"way": "context", "stage": "dense", "losses": 1e-7, "norms": 2e-7, "parameters": 3e-7},
+    {"way": "experts", "stage": "dense", "losses": 3e-7, "norms": 1e-7, "parameters": 0.0},
+    {"way": "context", "stage": "sparse", "selections_equal": True},
+]
+
+
 def files(folder, *runs):
     (path := folder / f"{len(list(folder.iterdir()))}.json").write_text(json.dumps(list(runs)))
     return path
@@ -139,15 +146,18 @@ def test_joined(tmp_path, monkeypatch):
     first = files(tmp_path, run_of("tower_memory", [gib | {"peak_gib": 99.0}, chunks]))
     second = files(tmp_path, run_of("tower_memory", [gib, chunks]), run_of("tower_memory", []))
     steps = [bare(0, "drawn", [50.0, 100.0], 120.0), bare(0, "balanced", [75.0, 75.0], 90.0)]
-    third = files(tmp_path, run_of("balanced_step", steps))
+    third = files(tmp_path, run_of("balanced_step", steps), run_of("parallel_equal", EQUAL))
     out = tmp_path / "parallel.json"
     monkeypatch.setattr(sys, "argv", ["join", *map(str, (first, second, third)), "--out", str(out)])
     parallel_results.main()
     result = json.loads(out.read_text())
-    assert result["hardware"] == "a GPU" and len(result["rows"]) == 4 and result["rows"][0]["part"] == "tower_memory"
+    assert result["hardware"] == "a GPU" and len(result["rows"]) == 7 and result["rows"][3]["part"] == "tower_memory"
     assert result["summary"]["vit_gib_kept"] == 40.0 and result["summary"]["vit_gib_recomputed"] == 10.5
     assert result["summary"]["vit_recompute_time_ratio"] == 1.3
     assert result["summary"]["vit_utilisation_before_2"] == 0.75
+    assert result["summary"]["losses_max_difference"] == result["summary"]["parameters_max_difference"] == 3e-7
+    assert result["summary"]["cp_selection_equal"] == 1
+    assert parallel_equal.summarise([*EQUAL, EQUAL[2] | {"selections_equal": False}])["cp_selection_equal"] == 0
 
 
 def test_a_missing_part_names_its_command(tmp_path, monkeypatch, capsys):
@@ -157,7 +167,7 @@ def test_a_missing_part_names_its_command(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         parallel_results.main()
     assert balanced_step.COMMAND in capsys.readouterr().err and not (tmp_path / "parallel.json").exists()
-    with pytest.raises(ValueError, match="expected a list of runs of tower_memory, balanced_step"):
+    with pytest.raises(ValueError, match="expected a list of runs of parallel_equal, tower_memory, balanced_step"):
         parallel_results.runs_in([files(tmp_path, {"part": "another"})])
 
 
@@ -166,6 +176,7 @@ def test_a_run_that_was_broken_off(tmp_path, left):
     gib = {"frames": 32, "way": "all", "ms": 100.0, "peak_gib": 40.0, "ratio": 1.0}
     steps = [bare(n, way, [50.0, 100.0], 120.0) for n in (0, 1) for way in ("drawn", "balanced")]
     runs = [run_of("tower_memory", [gib, gib | {"way": "chunks"}]), run_of("balanced_step", steps[:left])]
+    runs.append(run_of("parallel_equal", EQUAL))
     with pytest.raises(ValueError, match="broken off: torchrun "):
         parallel_results.join([files(tmp_path, *runs)], tmp_path / "parallel.json")
 

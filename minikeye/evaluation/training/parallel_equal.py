@@ -24,7 +24,7 @@ from minikeye.config import KeyeConfig
 from minikeye.keye import KeyeVL
 from minikeye.minivid.lessons import Lessons, Size
 from minikeye.model.step import AttentionTrace
-from minikeye.results import write_result
+from minikeye.results import Row, begin_run
 from minikeye.training.loop import LoopConfig
 from minikeye.training.packing import apart
 from minikeye.training.parallel.mesh import ALONE, Ranks, add_arguments, join, spread
@@ -36,6 +36,8 @@ from minikeye.training.pretrain.order import ORDER
 from minikeye.training.stage import STAGES, teach
 from minikeye.training.tower import teach_tower
 
+PART = "parallel_equal"
+COMMAND = f"python -m minikeye.evaluation.training.{PART}"
 # Processes, ep, cp.
 WAYS = {"samples": (2, 1, 1), "context": (2, 1, 2), "experts": (2, 2, 1), "experts, context": (4, 2, 2)}
 # Adam makes steps of about the learning rate out of gradients of any size, and where one is hardly more than rounding,
@@ -149,9 +151,21 @@ def apart_by(one: Found, many: Found) -> dict[str, float]:
     }
 
 
+def summarise(rows: list[Row]) -> dict[str, float]:
+    """The largest differences of all cases; 1 where sparse attention over shared rows chose the same keys, else 0."""
+    steps = [row for row in rows if "losses" in row]
+    out = {f"{name}_max_difference": max(row[name] for row in steps) for name in ("losses", "norms", "parameters")}
+    return out | {"cp_selection_equal": int(all(row["selections_equal"] for row in rows if "losses" not in row))}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="the result; of one of many processes, its folder")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="a JSON list of runs, to which this one is appended; of a rank, a folder",
+    )
     add_arguments(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -160,29 +174,18 @@ def main() -> None:
         torch.save(found_by(ranks), options.out / f"{ranks.rank}.pt")
         dist.destroy_process_group()
         return
-    one, rows, equal = found_by(ALONE), [], []
+    add, one = begin_run(options.out, PART, COMMAND, {}), found_by(ALONE)
     for way, (processes, ep, cp) in WAYS.items():
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-            command += [str(processes), "-m", "minikeye.evaluation.training.parallel_equal", "--out", folder]
+            command += [str(processes), "-m", f"minikeye.evaluation.training.{PART}", "--out", folder]
             subprocess.run([*command, "--ep", str(ep), "--cp", str(cp)], check=True)
             many = torch.load(Path(folder) / "0.pt")
-        rows += [
-            {"way": way, "stage": stage, "batches": kind} | apart_by(one[stage, kind], many[stage, kind])
-            for stage, kind in cases(ep)
-        ]
-        equal += [torch.equal(one[case][0], many[case][0]) for case in many if case[0] == "selections"]
-    summary = {f"{name}_max_difference": max(row[name] for row in rows) for name in ("losses", "norms", "parameters")}
-    write_result(
-        options.out,
-        "three steps by many processes against one: the largest differences, and whether sparse attention over shared "
-        "rows selects the same keys",
-        "python -m minikeye.evaluation.training.parallel_equal --out FILE",
-        rows,
-        summary | {"cp_selection_equal": int(all(equal))},
-        [3],
-    )
-    print(summary, equal)
+        for stage, kind in cases(ep):
+            add({"way": way, "stage": stage, "batches": kind} | apart_by(one[stage, kind], many[stage, kind]))
+        for case in (case for case in many if case[0] == "selections"):
+            equal = torch.equal(one[case][0], many[case][0])
+            add({"way": way, "stage": "sparse", "batches": case[1], "selections_equal": equal})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Joins what was measured of work spread over many ranks, part by part, into one result. Measures nothing.
 
-    python -m minikeye.evaluation.training.parallel_results tower_memory.json balanced_step.json
+    python -m minikeye.evaluation.training.parallel_results parallel_equal.json tower_memory.json balanced_step.json
 
 Each file is a list of runs, as `results.begin_run` writes it; of a part that was run several times with the same
 settings the last run counts, and no smoke test does. A new part is a line of PARTS.
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from minikeye.evaluation.training import balanced_step, tower_memory
+from minikeye.evaluation.training import balanced_step, parallel_equal, tower_memory
 from minikeye.results import Row, write_result
 
 
@@ -23,6 +23,7 @@ class Part:
 
 
 PARTS = {
+    parallel_equal.PART: Part(f"{parallel_equal.COMMAND} --out FILE", parallel_equal.summarise),
     tower_memory.PART: Part(f"{tower_memory.COMMAND} --out FILE", tower_memory.summarise),
     balanced_step.PART: Part(f"{balanced_step.COMMAND} --out FILE", balanced_step.summarise),
 }
@@ -59,7 +60,9 @@ def join(files: Sequence[Path], out: Path) -> None:
             summary |= part.summarise([row for run in own for row in run["rows"]])
         except (StopIteration, ValueError) as error:
             raise ValueError(f"expected whole runs of {name}, got one that was broken off: {part.command}") from error
-    what = "the tower over ranks: memory and time of its activations, a step as drawn and balanced"
+    what = (
+        "work over ranks: whether many learn what one does; memory and time of the tower, a step as drawn and balanced"
+    )
     command = "python -m minikeye.evaluation.training.parallel_results " + " ".join(f"{name}.json" for name in PARTS)
     seeds = sorted({row.get("seed", 0) for row in rows})
     write_result(out, what, command, rows, summary, seeds, where="; ".join(sorted({run["hardware"] for run in runs})))

@@ -144,4 +144,4 @@ class TookTooLong(ServiceError):
 
 
 class WorkerDied(ServiceError):
-    """The worker died twice on this request, or workers do not start."""
+    """Three workers died on this request, one after another, or workers do not start."""

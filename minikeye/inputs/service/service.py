@@ -29,6 +29,9 @@ from minikeye.inputs.service.request import (
 from minikeye.inputs.service.statistics import Statistics
 from minikeye.inputs.service.worker import Job
 
+# A request whose worker died goes to another, until so many have died on it. Two would do for a file that is to blame;
+# where workers are killed for other reasons, every two seconds, now and then two in a row had the same request.
+DEATHS = 3
 STARTS = 5  # attempts to start a worker, one after another, before requests are told. Our choice
 
 
@@ -39,7 +42,7 @@ class _Ticket:
     request: FrameRequest
     clip: asyncio.Future
     alone: bool = False  # not to be merged with others: a job of several ended without an answer
-    died: bool = False  # a worker has died on it
+    deaths: int = 0  # workers that died on it, while it was alone
 
 
 class VideoService:
@@ -250,11 +253,12 @@ class VideoService:
     def _lost(self, tickets: list[_Ticket], error: ServiceError) -> None:
         """A worker died or was killed. Several requests at once: nobody knows whose fault it was, so each goes alone.
 
-        One request: again if the worker died, which may have had any reason; but once, and not if it took too long.
+        One request: again if the worker died, which may have had any reason; up to DEATHS, and not if it took too long.
         """
         for ticket in reversed(tickets):  # to the head of the line, in their order
-            if len(tickets) > 1 or (isinstance(error, WorkerDied) and not ticket.died):
-                ticket.died, ticket.alone = len(tickets) == 1, True
+            ticket.deaths += len(tickets) == 1
+            if len(tickets) > 1 or (isinstance(error, WorkerDied) and ticket.deaths < DEATHS):
+                ticket.alone = True
                 self._line.appendleft(ticket)
                 self._called.set()
             else:

@@ -30,13 +30,16 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.utils import _pytree as pytree
 
 from minikeye.keye import KeyeVL
+from minikeye.model.keye import KeyeOutput
 from minikeye.model.step import AttentionTrace
 from minikeye.training.parallel.experts import SpreadExperts
 from minikeye.training.step import on
 
-# What a layer returns is looked through for tensors whose gradient says that its parameters are needed again. Without
-# this, a loss on queries and keys alone (`IndexerTeacher`) would run backwards through parameters that have left.
+# What a unit returns is looked through for tensors whose gradient says that its parameters are needed again; before
+# torch 2.13 dataclasses are not, unless they are made known. Without the first, a loss on queries and keys alone
+# (`IndexerTeacher`) would run backwards through parameters that have left; without the second, every loss would.
 pytree.register_dataclass(AttentionTrace)
+pytree.register_dataclass(KeyeOutput)
 
 
 @dataclass(frozen=True)

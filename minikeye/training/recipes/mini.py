@@ -24,6 +24,7 @@ from minikeye.minivid.dataset import make_videos
 from minikeye.minivid.lessons import Lesson, Size, parts_right, question_prompts
 from minikeye.training.curriculum import CROWD, DENSE_CAPS, HARD, NAMING_CAPS, NAMING_KINDS, PLAIN, Curriculum
 from minikeye.training.dsa import RecallMeter
+from minikeye.training.failures import surviving
 from minikeye.training.loop import LoopConfig
 from minikeye.training.parallel.checkpoints import export, load_model, save_model
 from minikeye.training.parallel.mesh import ALONE, Ranks, add_arguments, join, spread
@@ -137,29 +138,32 @@ def main() -> None:
     if saved["recipe"] != repr(recipe):
         raise ValueError(f"{options.out} holds a run of another recipe (--smoke, --photographs): choose another --out")
     done: list[str] = saved["stages"]
-    for stage in (s for s in options.stages if s not in done):
-        begun = time.monotonic()
-        learn(model, recipe, stage, options.out, options.workers, ranks)
-        lengths = (16,) if options.smoke else (64, 256, 1024)
-        kept = {n: recall(model, n, "dense") for n in lengths} if stage not in ("tower", "naming") else {}
-        asked = (4,) if options.smoke else (4, 8, 16) if stage == "naming" else (16, 64, 256)
-        shown = {n: known(model, n, 4 if options.smoke else 128) for n in asked} if stage != "tower" else {}
-        if ranks.rank == 0:
-            # Not what the call returned: that lacks what was logged before a kill.
-            lines, log = read_log(options.out / f"{stage}.jsonl"), options.out / "mini_training.jsonl"
-            before = [line for line in read_log(log) if line["stage"] != stage]
-            write_log(log, before + [{"stage": stage, **line} for line in lines])
-        shard = 15 * 2**20
-        export(model, options.out / f"checkpoint-{stage}", ranks, max_shard_bytes=shard, dtype=torch.bfloat16)
-        # Last: a stage is done when everything that it leaves is there. Killed before, it is resumed at its last step.
-        done.append(stage)
-        save_model(progress, model, {"stages": done, "recipe": repr(recipe)}, ranks)
-        if ranks.rank == 0:
-            seconds = round(time.monotonic() - begun, 1)
-            print(
-                json.dumps({"stage": stage, "seconds": seconds, "last": lines[-1:], "recall": kept, "known": shown}),
-                flush=True,
-            )
+    with surviving(ranks, options.out):
+        for stage in (s for s in options.stages if s not in done):
+            begun = time.monotonic()
+            learn(model, recipe, stage, options.out, options.workers, ranks)
+            lengths = (16,) if options.smoke else (64, 256, 1024)
+            kept = {n: recall(model, n, "dense") for n in lengths} if stage not in ("tower", "naming") else {}
+            asked = (4,) if options.smoke else (4, 8, 16) if stage == "naming" else (16, 64, 256)
+            shown = {n: known(model, n, 4 if options.smoke else 128) for n in asked} if stage != "tower" else {}
+            if ranks.rank == 0:
+                # Not what the call returned: that lacks what was logged before a kill.
+                lines, log = read_log(options.out / f"{stage}.jsonl"), options.out / "mini_training.jsonl"
+                before = [line for line in read_log(log) if line["stage"] != stage]
+                write_log(log, before + [{"stage": stage, **line} for line in lines])
+            shard = 15 * 2**20
+            export(model, options.out / f"checkpoint-{stage}", ranks, max_shard_bytes=shard, dtype=torch.bfloat16)
+            # Last: a stage is done when all that it leaves is there. Killed before, it is resumed at its last step.
+            done.append(stage)
+            save_model(progress, model, {"stages": done, "recipe": repr(recipe)}, ranks)
+            if ranks.rank == 0:
+                seconds = round(time.monotonic() - begun, 1)
+                print(
+                    json.dumps(
+                        {"stage": stage, "seconds": seconds, "last": lines[-1:], "recall": kept, "known": shown}
+                    ),
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

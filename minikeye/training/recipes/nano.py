@@ -19,6 +19,7 @@ import torch
 from minikeye.config import KeyeConfig
 from minikeye.keye import KeyeVL
 from minikeye.minivid.lessons import Lesson, needle_lesson, needles, right
+from minikeye.training.failures import surviving
 from minikeye.training.loop import LoopConfig
 from minikeye.training.parallel.checkpoints import export
 from minikeye.training.parallel.mesh import add_arguments, join, spread
@@ -53,15 +54,16 @@ def main() -> None:
     begun, model = time.monotonic(), KeyeVL(KeyeConfig.nano())
     ranks = join("cpu", options.ep, options.cp)
     spread(model, ranks)
-    teach_tower(model, TOWER, STILLS, options.out, ranks=ranks)
-    teach(model, STAGES["dense"], DENSE, partial(lessons_from, model.config, DENSE.steps), options.out, ranks=ranks)
-    export(model.eval(), options.out / "checkpoint-nano", ranks, dtype=torch.bfloat16)
-    tell = print if ranks.rank == 0 else lambda line: None
-    tell(json.dumps({"seconds": round(time.monotonic() - begun)}))
-    for frames in (4, 8, 16):
-        for blank in (False, True):
-            score = right(model, needles(model.config, 11, 0, 1000, frames, "test", blank), "dense")
-            tell(json.dumps({"frames": frames, "blank": blank, **{n: round(100 * s, 1) for n, s in score.items()}}))
+    with surviving(ranks, options.out):
+        teach_tower(model, TOWER, STILLS, options.out, ranks=ranks)
+        teach(model, STAGES["dense"], DENSE, partial(lessons_from, model.config, DENSE.steps), options.out, ranks=ranks)
+        export(model.eval(), options.out / "checkpoint-nano", ranks, dtype=torch.bfloat16)
+        tell = print if ranks.rank == 0 else lambda line: None
+        tell(json.dumps({"seconds": round(time.monotonic() - begun)}))
+        for frames in (4, 8, 16):
+            for blank in (False, True):
+                score = right(model, needles(model.config, 11, 0, 1000, frames, "test", blank), "dense")
+                tell(json.dumps({"frames": frames, "blank": blank, **{n: round(100 * s, 1) for n, s in score.items()}}))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from minikeye.keye import KeyeVL
 from minikeye.minivid.dataset import make_videos
 from minikeye.minivid.lessons import Lesson, Size, parts_right, question_prompts
 from minikeye.training.curriculum import CROWD, PLAIN, Curriculum
+from minikeye.training.failures import surviving
 from minikeye.training.loop import LoopConfig
 from minikeye.training.parallel.checkpoints import export
 from minikeye.training.parallel.mesh import add_arguments, join, spread
@@ -79,20 +80,21 @@ def main() -> None:
     loops = {name: loop.scaled(share) if options.smoke else loop for name, loop in loops.items()}
     side, begun = options.side, time.monotonic()
     ways = {"naming": lengths(side, NAMING_KINDS, CAPS), "dense": lengths(side, DENSE_KINDS)}
-    for name in options.stages:
-        if name == "tower":
-            stills = 16 if options.smoke else STILLS
-            teach_tower(model, loops[name], stills, options.out, sides=((side, side),), ranks=ranks)
-            shown = {}
-        else:
-            lessons = ways[name].lessons_from(model.config, loops[name].steps, STAGES[name].number, options.workers)
-            teach(model, STAGES[name], loops[name], lessons, options.out, ranks=ranks)
-            shown = {} if options.smoke else {n: known(model, n, side) for n in (8, 16)}
-        export(model.eval(), options.out / f"checkpoint-{name}", ranks, dtype=torch.bfloat16)
-        model.train()
-        seconds = round(time.monotonic() - begun)
-        if ranks.rank == 0:
-            print(json.dumps({"stage": name, "side": side, "seconds": seconds, "known": shown}), flush=True)
+    with surviving(ranks, options.out):
+        for name in options.stages:
+            if name == "tower":
+                stills = 16 if options.smoke else STILLS
+                teach_tower(model, loops[name], stills, options.out, sides=((side, side),), ranks=ranks)
+                shown = {}
+            else:
+                lessons = ways[name].lessons_from(model.config, loops[name].steps, STAGES[name].number, options.workers)
+                teach(model, STAGES[name], loops[name], lessons, options.out, ranks=ranks)
+                shown = {} if options.smoke else {n: known(model, n, side) for n in (8, 16)}
+            export(model.eval(), options.out / f"checkpoint-{name}", ranks, dtype=torch.bfloat16)
+            model.train()
+            seconds = round(time.monotonic() - begun)
+            if ranks.rank == 0:
+                print(json.dumps({"stage": name, "side": side, "seconds": seconds, "known": shown}), flush=True)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from minikeye.config import KeyeConfig
 from minikeye.files import CHECKPOINT
 from minikeye.keye import KeyeVL
 from minikeye.results import write_result
+from minikeye.training.failures import surviving
 from minikeye.training.loop import LoopConfig
 from minikeye.training.parallel.checkpoints import export, load_model, save_model
 from minikeye.training.parallel.mesh import add_arguments, join, spread
@@ -81,16 +82,17 @@ def main() -> None:
     if saved["recipe"] != recipe:
         raise ValueError(f"{options.out} holds a run of another recipe (--smoke): choose another --out")
     rows: list[dict] = json.loads(saved["rows"])
-    for course in COURSES[len(rows) :]:
-        name, begun = course.stage.name, time.monotonic()
-        lessons = course.lessons_from(model.config, loops[name].steps, tokens)
-        teach(model, course.stage, loops[name], lessons, options.out, ranks=ranks)
-        export(model, options.out / f"checkpoint-{name}", ranks, dtype=torch.bfloat16)
-        rows.append({"stage": name, "report": course.report, "known": probe(model, course, count)})
-        # Last: a stage is done when everything that it leaves is there.
-        save_model(state, model, {"rows": json.dumps(rows), "recipe": recipe}, ranks)
-        if ranks.rank == 0:
-            print(json.dumps(rows[-1] | {"seconds": round(time.monotonic() - begun)}), flush=True)
+    with surviving(ranks, options.out):
+        for course in COURSES[len(rows) :]:
+            name, begun = course.stage.name, time.monotonic()
+            lessons = course.lessons_from(model.config, loops[name].steps, tokens)
+            teach(model, course.stage, loops[name], lessons, options.out, ranks=ranks)
+            export(model, options.out / f"checkpoint-{name}", ranks, dtype=torch.bfloat16)
+            rows.append({"stage": name, "report": course.report, "known": probe(model, course, count)})
+            # Last: a stage is done when everything that it leaves is there.
+            save_model(state, model, {"rows": json.dumps(rows), "recipe": recipe}, ranks)
+            if ranks.rank == 0:
+                print(json.dumps(rows[-1] | {"seconds": round(time.monotonic() - begun)}), flush=True)
     if ranks.rank == 0:
         report(options.out / "stages.json", rows, model.config, count)
 

@@ -70,14 +70,14 @@ def test_one_bad_neighbour(tmp_path: Path) -> None:
     order = [good[0], names["dies"], good[1], names["stops"], names["dies_once"], names["cut"], good[2], good[0]]
     with odd(workers=2, limit=5.0, cache_bytes=0) as reader:
         results = dict(reader.stream([FrameRequest(path, (84, 56), indices=(5,)) for path in order]))
-        left = pids(reader)
+        left = [pid for pid in pids(reader) if pid is not None]  # a new one may be about to start
     kinds = [type(results[n]) for n in range(len(order))]
     assert kinds == [Clip, WorkerDied, Clip, TookTooLong, Clip, BadVideo, Clip, Clip]
     assert [results[n].source for n in range(len(order))] == order
     assert "SIGKILL" in results[1].reason and "within 5 s" in results[3].reason and "truncated" in results[5].reason
     for n in (0, 2, 4, 6, 7):
         assert torch.equal(results[n].video().frames, read_video(order[n], FILMS).frames[5:6])
-    assert reader.service.statistics.deaths == 4  # twice, once, once
+    assert reader.service.statistics.deaths == 5  # three times, once, once
     assert gone([*left])
 
 

@@ -244,17 +244,17 @@ def test_what_waits_on_a_file_goes_together() -> None:
     run(body)
 
 
-def test_a_death_is_retried_once() -> None:
+def test_two_deaths_are_retried_a_third_is_not() -> None:
     async def body() -> None:
         videos, (local,) = service()
         async with videos:
-            local.deaths = 1
-            assert (await videos.read(request(1))).frames[0, 0, 0, 0] == 1
             local.deaths = 2
+            assert (await videos.read(request(1))).frames[0, 0, 0, 0] == 1
+            local.deaths = 3
             with pytest.raises(WorkerDied, match=r"^a.mp4: SIGKILL"):
                 await videos.read(request(2))
             assert (await videos.read(request(2))).frames[0, 0, 0, 0] == 2  # errors are not kept
-            assert len(local.jobs) == 2 + 2 + 1 and videos.statistics.deaths == 3 and local.starts == 4
+            assert len(local.jobs) == 3 + 3 + 1 and videos.statistics.deaths == 5 and local.starts == 6
 
     run(body)
 
