@@ -21,8 +21,9 @@ def check_part_of_loss(answer):
     assert not same(sums), "divide by the tokens of all ranks, or the step grows with the batch"
     assert not same(3 * sums / counts.sum()), "times the ranks is for gradients that are averaged; here they are added"
     assert same(sums / counts.sum()), f"expected {(sums / counts.sum()).tolist()}, got {got.tolist()}"
-    alone = answer(torch.tensor([0.0, 5.0]), torch.tensor([0.0, 5.0]), 0)
-    assert float(alone) == 0, f"a rank without tokens has part 0 of the loss, got {float(alone)}"
+    alone, other = (float(answer(torch.tensor([0.0, 5.0]), torch.tensor([0.0, 5.0]), rank)) for rank in (0, 1))
+    assert alone == 0, f"a rank without tokens has part 0 of the loss, got {alone}"
+    assert other == 1, f"right for one batch: 5 from the only rank with tokens, 5 of them, is 1, got {other}"
 
 
 @checker
@@ -53,6 +54,7 @@ def check_merge(answer):
         ([[3.0, 3.0], [3.0, 3.0]], [[2, 7], [0, 5]], 2, [0, 2]),
         ([[4.0, 1.0, none], [none, none, none]], [[1, 6, -1], [-1, -1, -1]], 3, [1, 6]),
         ([[-2.0, -1.0], [-3.0, none]], [[8, 3], [2, -1]], 2, [3, 8]),
+        ([[5.0, 2.4], [2.4, 2.3]], [[9, 7], [3, 1]], 2, [3, 9]),
     ]
     for scores, positions, k, wanted in cases:
         got = answer([list(x) for x in scores], [list(x) for x in positions], k)

@@ -35,6 +35,8 @@ WRONG_ANSWERS = [
     (check_part_of_loss, lambda sums, counts, rank: sums[rank], "grows with the batch"),
     (check_part_of_loss, lambda sums, counts, rank: len(sums) * sums[rank] / counts.sum(), "averaged"),
     (check_part_of_loss, lambda sums, counts, rank: sums[rank] / counts.sum() + 1, "expected"),
+    (check_part_of_loss, lambda sums, counts, rank: sums[rank] / 104, "only rank with tokens"),
+    (check_part_of_loss, lambda sums, counts, rank: sums[rank] / (3 * counts.mean()), "only rank with tokens"),
     (check_in_row_order, lambda tokens, order: None, "write its body"),
     (check_in_row_order, lambda tokens, order: tokens, "as they came"),
     (check_in_row_order, lambda tokens, order: tokens[order], "permutation once more"),
@@ -52,4 +54,6 @@ WRONG_ANSWERS = [
     (check_merge, by_rank, "smaller position wins"),
     (check_merge, changed(key=lambda s, p: (s, p)), "expected"),
     (check_merge, changed(key=lambda s, p: (-abs(s), p)), "expected"),
+    (check_merge, changed(key=lambda s, p: (-round(s) if s > -9 else 9, p)), "expected"),
+    (check_merge, changed(key=lambda s, p: (-s, -p if s == 2.4 else p)), "expected"),
 ]
