@@ -29,6 +29,7 @@ from minikeye.rl.replay import Replay
 from minikeye.rl.rollout import Answers, Sampling, answer_logprobs
 from minikeye.rl.second_chance import SecondChance, all_wrong, importance, mixed, rolled_back, told_again
 from minikeye.training.loop import LoopConfig, train
+from minikeye.training.parallel.checkpoints import first
 from minikeye.training.parallel.mesh import ALONE, Ranks, gathered, local
 from minikeye.training.stage import trainable
 from minikeye.training.step import autocast
@@ -136,8 +137,8 @@ def reinforce(
         nonlocal rolled
         iteration, number = divmod(step, config.minibatches)
         if number == 0:
-            first = iteration * config.oversample
-            batch_at = lambda n: roll_out(model, questions_at, first + n, reward, config, second_chance, ranks)  # noqa: E731
+            asked = iteration * config.oversample
+            batch_at = lambda n: roll_out(model, questions_at, asked + n, reward, config, second_chance, ranks)  # noqa: E731
             rolled = over_sampled(batch_at, config.oversample)
         if rolled is None:
             raise ValueError(
@@ -156,8 +157,7 @@ def reinforce(
             kept = "was not kept: give a folder"
             if folder is not None:
                 path = Path(folder) / f"{name}.failed.pt"
-                if ranks.rank == 0:
-                    part.save(path, step)
+                first(ranks, lambda: part.save(path, step))
                 kept = f"(prompts, answers, advantages) is in {path}"
             raise FloatingPointError(f"{name} stopped at step {step}: {error}; its batch {kept}") from error
         return loss, numbers | more

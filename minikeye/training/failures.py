@@ -192,7 +192,7 @@ class Signs:
         while not (lost := self.lost(silent=self.timeout / 2)) and time.monotonic() < until:
             time.sleep(0.05)
         if lost:
-            signs.ending = True
+            self.ending = True
             raise RankLost(self.message(lost))
         signal.signal(number, self._before)
         signal.raise_signal(number)

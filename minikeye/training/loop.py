@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from minikeye.progress import progress
 from minikeye.training.failures import surviving
+from minikeye.training.parallel.checkpoints import first
 from minikeye.training.parallel.mesh import ALONE, Ranks
 from minikeye.training.state import read_log, resume, save_state, write_log
 
@@ -101,11 +102,11 @@ def _train(parameters, backward_at, config: LoopConfig, folder, name: str, ranks
     if folder is not None:
         Path(folder).mkdir(parents=True, exist_ok=True)
     state = Path(folder) / f"{name}.pt" if folder is not None else None
-    first = resume(state, parameters, optim, ranks) if state is not None else 0
-    if ranks.rank == 0 and state is not None and (log := state.with_suffix(".jsonl")).is_file():
-        write_log(log, [line for line in read_log(log) if line["step"] < first])  # without steps that are done again
+    start = resume(state, parameters, optim, ranks) if state is not None else 0
+    if state is not None:
+        first(ranks, lambda: _cut_log(state.with_suffix(".jsonl"), start))
     lines, begun = [], time.monotonic()
-    steps = range(first, config.steps)
+    steps = range(start, config.steps)
     for step in progress(steps, name) if ranks.rank == 0 else steps:
         for group in optim.param_groups:
             group["lr"] = group["share"] * learning_rate(step, config)
@@ -136,3 +137,9 @@ def _train(parameters, backward_at, config: LoopConfig, folder, name: str, ranks
         if saving:
             save_state(state, parameters, optim, step + 1, ranks)
     return lines
+
+
+def _cut_log(log: Path, start: int) -> None:
+    """Take out the lines of steps that are done again."""
+    if log.is_file():
+        write_log(log, [line for line in read_log(log) if line["step"] < start])

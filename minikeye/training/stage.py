@@ -133,6 +133,9 @@ def teach(
             part = Part.of(lesson.tokens, rows, ranks)
             step_of = EagerStep(lambda inputs: stage.loss(model, inputs, weights, part=part), learnt)
             loss, numbers = step_of(beside(lambda: part.inputs(lesson, rows, model.config, device), device))
+            if device.type == "cuda":  # as a graph leaves it: a gradient of 0, by which momentum and decay still move
+                for p in (p for p in learnt if p.grad is None):
+                    p.grad = torch.zeros_like(p)
             loss, numbers = whole(loss, numbers, ranks)
         return loss, {"frames": lesson.size.frames, **numbers}
 

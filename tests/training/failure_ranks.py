@@ -64,12 +64,15 @@ def main(folder: Path, how: str) -> None:
                     step(dies=True)
                 if how == "inside a save":
                     FileSystemWriter.write_data = die
-                if how == "an error":
+                if how in ("an error", "an error, others in Python"):
                     raise KeyError("a video that is not there")
                 if how == "stopped":
                     os.kill(os.getpid(), signal.SIGSTOP)
             if how == "between steps" and ranks.rank == 2:  # two are gone then, one because of the other
                 while (run / ".rank-0").read_text() != "left":
+                    time.sleep(0.05)
+            if how == "an error, others in Python":  # no collective tells them
+                while True:
                     time.sleep(0.05)
             if how == "others in a library":  # where no error reaches them: as one waits for a GPU that waits for a GPU
                 failures.GRACE = 1.0

@@ -40,9 +40,10 @@ def test_a_rank_is_killed(play, how, processes):
 
 
 @pytest.mark.slow
-def test_an_error_on_one_rank(play):
-    """That rank's error is its own; the others are told it."""
-    one, two = play(SCRIPT, 2, ("an error",))
+@pytest.mark.parametrize("how", ["an error", "an error, others in Python"])
+def test_an_error_on_one_rank(play, how):
+    """That rank's error is its own; the others are told it, whether they wait for it or work."""
+    one, two = play(SCRIPT, 2, (how,))
     assert two["said"] == "KeyError: 'a video that is not there'"
     assert one["said"] == message(0, "ended by KeyError: 'a video that is not there'", one["run"])
 

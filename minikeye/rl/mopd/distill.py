@@ -36,6 +36,7 @@ from minikeye.rl.parallel.agreement import alike, by_rows, require_rows_alone, s
 from minikeye.rl.parallel.sampling import sampled_among
 from minikeye.rl.rollout import Answers, Sampling, answer_logits, joined_answers, require_positions
 from minikeye.training.loop import LoopConfig, train
+from minikeye.training.parallel.checkpoints import first
 from minikeye.training.parallel.mesh import ALONE, Ranks, gathered
 from minikeye.training.stage import trainable
 from minikeye.training.step import autocast
@@ -141,11 +142,11 @@ def compare(
     own = answers.of(rows)
     if rows.start == rows.stop:
         rows, own = slice(0, 1), answers.of(slice(0, 1)).silent
-    with alike(ranks):
+    with alike(ranks):  # what each rank does alone, before the pass that all take together
         parts = of_rows(asked, rows)
         theirs = teachers.distributions(parts, own.ids.split([*map(len, parts)]), how.temperature, how.attention)
-        with autocast(student.device):
-            logits = answer_logits(student, prompts(rows), own.ids, how.attention)
+    with alike(ranks), autocast(student.device):
+        logits = answer_logits(student, prompts(rows), own.ids, how.attention)
         ours = distributions(logits, how.temperature)
     return Compared(asked, own, ours, theirs, rows, answers.mask)
 
@@ -284,8 +285,7 @@ def distill(
             kept = "was not kept: give a folder"
             if folder is not None:
                 path = Path(folder) / f"{name}.failed.pt"
-                if ranks.rank == 0:
-                    save(asked, path, step)
+                first(ranks, lambda: save(asked, path, step))
                 kept = f"is in {path}"
             raise FloatingPointError(f"{name} stopped at step {step}: {error}; its batch {kept}") from error
         return loss, numbers

@@ -166,6 +166,8 @@ def last_written(path: Path, ranks: Ranks = ALONE) -> Path | None:
             folder = local_folder(folder_for(path))  # also where a kill left it between two renames
         except FileNotFoundError:
             folder = None
+        if folder is not None and not (folder / ABOUT).is_file():
+            folder = None  # half removed
         if folder is None or not path.is_file():
             return path if path.is_file() else folder
         return path if path.stat().st_mtime_ns > (folder / ABOUT).stat().st_mtime_ns else folder
@@ -175,7 +177,8 @@ def last_written(path: Path, ranks: Ranks = ALONE) -> Path | None:
 
 def newest(folder: Path) -> Path | None:
     """The last whole state or model in a folder, of one process or of many; None where there is none."""
-    states = [*folder.glob("*.dcp"), *(p for p in folder.glob("*.pt") if not p.stem.endswith(".failed"))]
+    spread = (p for p in folder.glob("*.dcp") if (p / ABOUT).is_file())
+    states = [*spread, *(p for p in folder.glob("*.pt") if not p.stem.endswith(".failed"))]
     return max(states, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 

@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from torch.utils import _pytree as pytree
@@ -123,12 +124,12 @@ def join(device: str, ep: int = 1, cp: int = 1, timeout: float = 60.0) -> Ranks:
     if kind == "cuda":
         on(f"cuda:{os.environ['LOCAL_RANK']}")
     dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=timedelta(seconds=timeout))
-    return Ranks(
-        init_device_mesh(kind, (size,), mesh_dim_names=("everyone",)),
-        init_device_mesh(kind, (size // cp, cp), mesh_dim_names=("data", "context")),
-        init_device_mesh(kind, (size // ep, ep), mesh_dim_names=("copies", "experts")),
-        timeout,
-    )
+    everyone = init_device_mesh(kind, (size,), mesh_dim_names=("everyone",))
+    rows = init_device_mesh(kind, (size // cp, cp), mesh_dim_names=("data", "context"))
+    experts = init_device_mesh(kind, (size // ep, ep), mesh_dim_names=("copies", "experts"))
+    for group in (group for mesh in (everyone, rows, experts) for group in mesh.get_all_groups()):
+        _set_pg_timeout(timedelta(seconds=timeout), group)  # a mesh makes its groups with torch's own, half an hour
+    return Ranks(everyone, rows, experts, timeout)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -143,6 +144,8 @@ def spread(model: KeyeVL, ranks: Ranks) -> None:
     Units: tower, projector, every decoder layer (where ep > 1 its experts apart, `SpreadExperts` in their place), and
     what is left (embedding, last norm, head). The tower is one unit, though it is long: the ranks run it on different
     numbers of chunks, and inner units would wait for each other.
+    Under autocast, what is let go is the float32: the bfloat16 copy that a weight's product worked with stays until the
+    backward pass, 2 bytes a parameter on every rank, except where layers are recomputed.
     Every rank must have the same parameters before, and take part in every pass afterwards.
     Raises ValueError for an ep that does not divide the experts (`SpreadExperts`).
     """
