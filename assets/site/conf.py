@@ -34,6 +34,7 @@ myst_url_schemes = ["http", "https", "source"]  # source: a line of a file, see 
 
 autodoc_default_options = {"members": True, "undoc-members": True, "member-order": "bysource"}
 autodoc_inherit_docstrings = False
+autodoc_mock_imports = ["ray"]  # an extra that this environment need not have
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 88

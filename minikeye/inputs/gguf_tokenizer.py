@@ -51,9 +51,16 @@ def conversation_ids(
 ) -> list[int]:
     """Tokens of a conversation by the file's own template, ending where the assistant is to speak.
 
-    conversation: (role, text) of each turn. Raises ValueError where the file has no template, TemplateError as
-    `ChatTemplate.write` does.
+    conversation: (role, text) of each turn. Raises ValueError for anything else, and where the file has no template,
+    TemplateError as `ChatTemplate.write` does.
+
+        ids = torch.tensor([conversation_ids(path, tokenizer, [("user", "Name a planet.")])])
+        out = model.generate({"input_ids": ids}, max_new_tokens=20, stop_ids=(tokenizer.token_id("<|im_end|>"),))
+        tokenizer.decode(out.ids[0].tolist())
     """
+    pairs = [t for t in conversation if isinstance(t, tuple) and [*map(type, t)] == [str, str]]
+    if isinstance(conversation, str) or len(pairs) != len(conversation):
+        raise ValueError(f'expected [("user", text), ...], got {conversation!r:.100}')
     prompt = Prompt(tokenizer, merge=1)
     template = ChatTemplate(_field(path, "tokenizer.chat_template"), str(path))
     template.write(prompt, [(role, [text]) for role, text in conversation])

@@ -78,7 +78,7 @@ class Kept:
     storages: dict[int, int] = field(default_factory=dict)
 
     @property
-    def bytes(self) -> int:
+    def total(self) -> int:
         return sum(self.storages.values())
 
 
@@ -86,7 +86,7 @@ class Kept:
 def count_kept(module: nn.Module) -> Iterator[Kept]:
     """Counts what passes inside the block keep on their device, parameters of `module` apart. Holds nothing itself.
 
-    What the passes return must be held until `bytes` is read: an address is used again once its tensor is gone.
+    What the passes return must be held until `total` is read: an address is used again once its tensor is gone.
     """
     own = {p.untyped_storage().data_ptr() for p in module.parameters()}
     kept = Kept()

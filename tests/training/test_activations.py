@@ -71,7 +71,7 @@ def test_bytes_are_those_of_the_formula(way, frames, chunk, autocast):
     model, (patches, grids) = tower(chunk), pixels(frames)
     with keeping(model, way), count_kept(model) as kept, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         out = model(patches, grids)
-    assert kept.bytes == kept_bytes(CONFIG.vision, len(patches), len(frames), way, autocast) and out.requires_grad
+    assert kept.total == kept_bytes(CONFIG.vision, len(patches), len(frames), way, autocast) and out.requires_grad
 
 
 def test_a_patch_by_hand():
@@ -91,7 +91,7 @@ def test_a_patch_by_hand():
 def test_a_frozen_tower_keeps_nothing(way):
     model, (patches, grids) = tower().requires_grad_(False), pixels([(4, 6), (2, 2)])
     with keeping(model, way), count_kept(model) as kept, torch.no_grad():
-        assert not model(patches, grids).requires_grad and kept.bytes == 0
+        assert not model(patches, grids).requires_grad and kept.total == 0
 
 
 @pytest.mark.parametrize("recompute", [False, True])

@@ -116,7 +116,7 @@ def cost(tower: VisionTower, frames: Frames, way: Keeping, device: torch.device)
         out = forward()
     held = gib(device) - before - (out.nbytes / 2**30 if device.type == "cuda" else 0)
     out.backward(gradient)
-    memory = {"held_gib": held, "counted_gib": kept.bytes / 2**30, "peak_gib": gib(device, peak=True) - before}
+    memory = {"held_gib": held, "counted_gib": kept.total / 2**30, "peak_gib": gib(device, peak=True) - before}
     del out
     warm = [seconds_of(lambda: forward().backward(gradient), device) for _ in range(2)]
     runs = 5 if warm[1] < LONG else 3

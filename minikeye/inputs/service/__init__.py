@@ -6,9 +6,33 @@ worker that can be killed), service (asyncio: order, bytes in flight, equal requ
 asyncio), dataset (for a DataLoader, with a position to resume from), actors (workers on other machines, by Ray).
 """
 
-from minikeye.inputs.service.dataset import ClipDataset
+from minikeye.inputs.service.dataset import ClipDataset, Position
 from minikeye.inputs.service.reader import VideoReader
-from minikeye.inputs.service.request import Clip, FrameRequest, ServiceConfig, ServiceError
+from minikeye.inputs.service.request import (
+    BadVideo,
+    Clip,
+    FrameRequest,
+    OutOfMemory,
+    ServiceConfig,
+    ServiceError,
+    TookTooLong,
+    TooLarge,
+    WorkerDied,
+)
 from minikeye.inputs.service.service import VideoService
 
-__all__ = ["Clip", "ClipDataset", "FrameRequest", "ServiceConfig", "ServiceError", "VideoReader", "VideoService"]
+__all__ = [
+    "BadVideo",
+    "Clip",
+    "ClipDataset",
+    "FrameRequest",
+    "OutOfMemory",
+    "Position",
+    "ServiceConfig",
+    "ServiceError",
+    "TooLarge",
+    "TookTooLong",
+    "VideoReader",
+    "VideoService",
+    "WorkerDied",
+]

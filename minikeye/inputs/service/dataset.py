@@ -37,8 +37,10 @@ class ClipDataset(IterableDataset):
     "request" is the position in `requests`, "index" the one in the epoch. Tensors are copies and may be written to.
     A bad video raises its ServiceError, and the next loop goes on after it; or `on_error` is called with it and the
     sample is left out. One worker of a DataLoader is enough, or none (num_workers=0), as the service has processes of
-    its own. Several take turns, each with a service of its own; then `position` is not moved here, and the whole
-    rounds that have come give it: Position(seed, sample["index"] + 1) after the last sample of a round.
+    its own. Several take turns, each with a service of its own. With any worker, `position` is not moved here, and the
+    whole rounds that have come give it: Position(seed, sample["index"] + 1) after the last sample of a round.
+    Samples of different shapes do not stack: batch_size=None, or a collate_fn. A loop that begins where an epoch ended
+    gives nothing: set `position` for the next one. Raises ValueError for a position outside of the epoch.
     """
 
     def __init__(
@@ -58,6 +60,11 @@ class ClipDataset(IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, "Tensor | str | int"]]:
         seed, first = self.position.seed, self.position.index
+        if not 0 <= first <= len(self.requests):
+            raise ValueError(
+                f"expected a position in an epoch of {len(self.requests)}, got {first}: begin the next one with "
+                f"dataset.position = Position(seed)"
+            )
         order = epoch_order(len(self.requests), seed)
         share = get_worker_info()
         number, workers = (0, 1) if share is None else (share.id, share.num_workers)

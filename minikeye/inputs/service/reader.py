@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any
@@ -35,6 +36,11 @@ class VideoReader:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if sys.is_finalizing():  # see `_do`
+            for worker in self.service.workers:
+                worker.kill()
+            self._process = 0
+            return
         self._do(self.service.__aexit__())
         self._do(self._loop.shutdown_asyncgens())
         self._do(self._loop.shutdown_default_executor())
@@ -50,7 +56,7 @@ class VideoReader:
     def stream(
         self, requests: Iterable[FrameRequest], in_order: bool = True
     ) -> Iterator[tuple[int, Clip | ServiceError]]:
-        """As `VideoService.stream`. `requests` is iterated in the reader's thread."""
+        """As `VideoService.stream`. `requests` is iterated in the reader's thread: it must not wait for anything."""
         results, turn = self.service.stream(requests, in_order), asyncio.Lock()
 
         async def following() -> tuple[int, Clip | ServiceError] | None:
@@ -73,7 +79,15 @@ class VideoReader:
         return self.service.report()
 
     def _do(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Run it in the loop's thread, wait for it."""
+        """Run it in the loop's thread, wait for it.
+
+        Not while Python ends, when an iterator that nobody finished is closed: then that thread runs no more.
+        """
+        if sys.is_finalizing():
+            return work.close()
+        if self._process == os.getpid() and threading.current_thread() is self._thread:
+            work.close()
+            raise RuntimeError("expected requests that do not use this reader, which would wait for itself")
         if self._process != os.getpid():
             work.close()
             state = "a fork does not have its thread" if self._process else "it is not open"

@@ -84,7 +84,7 @@ class FrameRequest:
             raise VideoError(f"expected a size of (width, height) in pixels, got {self.size}")
 
     @property
-    def bytes(self) -> int:
+    def frame_bytes(self) -> int:
         """Bytes of the frames. Where a config says which: of all that its budget allows, as the file is unknown.
 
         Only rounding of odd shapes to whole tokens exceeds that. A service counts the true bytes once a clip is there;

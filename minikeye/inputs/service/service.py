@@ -65,16 +65,17 @@ class VideoService:
         self._decoding: dict[Hashable, asyncio.Task] = {}  # equal requests share a task
         self._line: deque[_Ticket] = deque()
         self._called = asyncio.Event()  # somebody is in the line
-        self._begun = 0.0
+        self._begun, self._open = 0.0, False
 
     async def __aenter__(self) -> "VideoService":
-        self._begun = time.perf_counter()
+        self._begun, self._open = time.perf_counter(), True
         self._threads = ThreadPoolExecutor(len(self.workers), "video-worker")  # each waits for a worker
         self._lanes = [asyncio.create_task(self._lane(worker)) for worker in self.workers]
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Kill the workers. Requests that wait for them end as cancelled."""
+        self._open = False
         for task in [*self._lanes, *self._decoding.values()]:
             task.cancel()
         stopped = asyncio.get_running_loop().run_in_executor(None, self._threads.shutdown)
@@ -100,9 +101,13 @@ class VideoService:
         """(position of the request, its clip or its error), in the order of the requests or as they come.
 
         Requests are taken from the iterable only when there is room for their frames (`flight_bytes`), so it may be
-        endless. A clip that has been yielded is the taker's and is not counted any more. Each stream has a limit of its
-        own: with one for all, a stream inside the body of another would wait for it for ever.
+        endless; but what it does runs in the event loop, so it must not wait. A clip that has been yielded is the
+        taker's and is not counted any more. Each stream has a limit of its own: with one for all, a stream inside the
+        body of another would wait for it for ever.
+        Raises RuntimeError where the service is not open.
         """
+        if not self._open:
+            raise RuntimeError("expected `async with VideoService(...)` around its calls, but it is not open")
         limit = ByteLimit(self.config.flight_bytes)
         ready: asyncio.Queue = asyncio.Queue()  # flights to be taken next; in the end, how many there are
         flights: set[Flight] = set()
@@ -148,7 +153,7 @@ class VideoService:
         number = 0
         try:
             for request in requests:
-                held = await limit.take(request.bytes)
+                held = await limit.take(request.frame_bytes)
                 key = await asyncio.to_thread(_identity, request)  # a network disk may take its time
                 flight = Flight(number, asyncio.create_task(self._clip(request, key)), held)
                 flights.add(flight)
@@ -168,7 +173,7 @@ class VideoService:
             self.statistics.failed += 1
         else:
             self.statistics.frames += len(result.frames)
-            self.statistics.bytes += result.frames.nbytes
+            self.statistics.frame_bytes += result.frames.nbytes
 
     async def _clip(self, request: FrameRequest, key: Hashable) -> Clip:
         """From the cache, from an equal request that is being decoded, or from a worker."""

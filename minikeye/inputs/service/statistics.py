@@ -15,7 +15,7 @@ class Statistics:
     decoding: float = 0.0  # that workers had a job, summed over workers
     waiting: float = 0.0  # that takers of clips waited, summed over takers
     frames: int = 0  # taken
-    bytes: int = 0  # of those frames
+    frame_bytes: int = 0  # of those frames
     decodes: int = 0  # requests that a worker answered with a clip
     hits: int = 0  # requests answered from the cache
     shared: int = 0  # requests that waited for the decoding of an equal one
@@ -34,9 +34,9 @@ class Statistics:
         busy = self.decoding / (self.elapsed * config.workers) if self.elapsed else 0.0
         verdict = "input is the bottleneck" if self.wait_share >= BOTTLENECK else "input keeps up"
         return (
-            f"{self.frames:,} frames ({self.bytes / 1e6:,.1f} MB) in {self.elapsed:.1f} s: {verdict}; trainer waited "
-            f"{self.waiting:.1f} s ({self.wait_share:.1%}); decoding {self.decoding:.1f} s, workers {busy:.0%} busy "
-            f"({config.workers} x {config.threads} threads on {config.cores} cores); requests: {self.decodes} decoded, "
-            f"{self.hits} from the cache, {self.shared} shared, {self.failed} failed; {self.deaths} workers replaced; "
+            f"{self.frames:,} frames ({self.frame_bytes / 1e6:,.1f} MB) in {self.elapsed:.1f} s: {verdict}; "
+            f"trainer waited {self.waiting:.1f} s ({self.wait_share:.1%}); decoding {self.decoding:.1f} s, "
+            f"workers {busy:.0%} busy ({config.workers} x {config.threads} threads on {config.cores} cores); "
+            f"requests: {self.decodes} decoded, {self.hits} from the cache, {self.shared} shared, {self.failed} failed; {self.deaths} workers replaced; "
             f"at most {self.most_bytes / 1e6:,.1f} MB in flight"
         )

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, TypeVar
 
 import torch
@@ -33,11 +34,18 @@ ABOUT = "about.json"  # beside the tensors: what is no tensor
 Result = TypeVar("Result")
 
 
-def save_model(path: Path, model: KeyeVL, about: dict[str, Any], ranks: Ranks = ALONE) -> None:
+def save_model(path: str | Path, model: KeyeVL, about: dict[str, Any], ranks: Ranks = ALONE) -> None:
     """Write a model and what is to be known about it (JSON's kinds, no key "model"): see the module.
 
-    Raises OSError, on every rank, where one rank could not write.
+    Raises OSError, on every rank, where one rank could not write; ValueError for what could not be read again.
     """
+    path = Path(path)
+    try:
+        same = "model" not in about and json.loads(json.dumps(about)) == about
+    except (TypeError, ValueError):
+        same = False
+    if not same:
+        raise ValueError(f'expected text, numbers, lists and dicts of these, and no "model", got {about!r:.200}')
     if ranks.size == 1:
         with whole_file(path) as part:
             torch.save({"model": model.state_dict(), **about}, part)
@@ -46,18 +54,21 @@ def save_model(path: Path, model: KeyeVL, about: dict[str, Any], ranks: Ranks = 
         save_tensors(path, dict(model.state_dict()), about, ranks)
 
 
-def load_model(path: Path, model: KeyeVL, ranks: Ranks = ALONE) -> dict[str, Any] | None:
+def load_model(path: str | Path, model: KeyeVL, ranks: Ranks = ALONE) -> dict[str, Any] | None:
     """Read what `save_model` wrote, in any number of processes, into the model; returns `about`, None without a file.
 
-    Raises ValueError for the file of another model.
+    Raises ValueError for the file of another model, and for one that is damaged.
     """
-    if (found := last_written(path, ranks)) is None:
+    if (found := last_written(Path(path), ranks)) is None:
         return None
     held = dict(model.state_dict())
     if found.is_dir():
         require_same(found, sizes(found), {n: t.shape for n, t in held.items()})
         return load_tensors(found, held)
-    about = torch.load(found, map_location="cpu", weights_only=True, mmap=True)
+    try:
+        about = torch.load(found, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        raise ValueError(f"{found} is damaged or not of this project: take it away to begin anew ({error})") from error
     whole = about.pop("model")
     require_same(found, {n: t.shape for n, t in whole.items()}, {n: t.shape for n, t in held.items()})
     for name, tensor in held.items():

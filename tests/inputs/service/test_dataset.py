@@ -1,6 +1,8 @@
 """The dataset for a DataLoader: the order of an epoch, the position it goes on from, bad videos."""
 
 import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -103,3 +105,25 @@ def test_a_reader_of_another_process_says_so(monkeypatch: pytest.MonkeyPatch) ->
         with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="a fork does not have its thread"):
             patch.setattr(os, "getpid", lambda: here + 1)
             reader.read(REQUESTS[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["sys.exit(3)", "raise KeyError"])
+def test_a_program_ends_with_an_unfinished_iterator(tmp_path: Path, end: str) -> None:
+    """Its reader's thread is stopped by then, and nothing may wait for it."""
+    path = write(tmp_path / "a.mp4", frames=12)
+    program = (
+        "import sys\nfrom torch.utils.data import DataLoader\nfrom minikeye.inputs.service import *\n"
+        f"requests = [FrameRequest({str(path)!r}, (84, 56), indices=(n,)) for n in range(9)]\n"
+        "clips = iter(DataLoader(ClipDataset(requests, ServiceConfig(workers=1)), batch_size=None))\n"
+        f"next(clips)\n{end}\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
+    assert ended.returncode == (3 if "exit" in end else 1), ended.stderr
+
+
+@pytest.mark.parametrize("index", [-1, 6, 99])
+def test_a_position_outside_of_the_epoch_is_refused(index: int) -> None:
+    requests = [FrameRequest("a.mp4", (84, 56), indices=(n,)) for n in range(5)]
+    with pytest.raises(ValueError, match=f"an epoch of 5, got {index}: begin the next one"):
+        next(iter(ClipDataset(requests, ServiceConfig(workers=1), position=Position(0, index))))

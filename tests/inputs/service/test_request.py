@@ -40,8 +40,8 @@ def test_cores_belong_to_the_service() -> None:
 
 
 def test_bytes_of_chosen_frames() -> None:
-    assert FrameRequest("a", (10, 4), indices=[0, 5, 5]).bytes == 3 * 3 * 40
-    assert FrameRequest("a", (10, 4), seconds=(0.5,)).bytes == 3 * 40
+    assert FrameRequest("a", (10, 4), indices=[0, 5, 5]).frame_bytes == 3 * 3 * 40
+    assert FrameRequest("a", (10, 4), seconds=(0.5,)).frame_bytes == 3 * 40
 
 
 @given(
@@ -58,7 +58,7 @@ def test_bytes_of_sampled_frames(seconds, rate, size, tokens, most, videos) -> N
     config = VideoConfig(video_tokens=tokens)
     request = FrameRequest("a", config=config, max_frames=most, videos=videos)
     made = sample(seconds, rate, max(1, int(seconds * rate)), size, config, videos=videos, max_frames=most)
-    assert 3 * len(made.indices) * made.width * made.height <= 1.29 * request.bytes
+    assert 3 * len(made.indices) * made.width * made.height <= 1.29 * request.frame_bytes
 
 
 @pytest.mark.parametrize("kind", [BadVideo, OutOfMemory, TookTooLong, TooLarge, WorkerDied])

@@ -100,7 +100,7 @@ def test_every_request_has_one_answer(in_order: bool, workers: int) -> None:
         async with videos:
             got = await collected(videos.stream((request(n) for n in range(90)), in_order))
         assert sorted(got) == [(n, n) for n in range(90)] and (not in_order or got == sorted(got))
-        assert videos.statistics.frames == 90 and videos.statistics.bytes == 27_000
+        assert videos.statistics.frames == 90 and videos.statistics.frame_bytes == 27_000
 
     run(body)
 
@@ -142,7 +142,7 @@ def test_a_sampled_request_holds_what_it_takes() -> None:
     async def body() -> None:
         videos, locals_ = service(work, flight_bytes=1_000_000)
         sampled = [FrameRequest(f"{n}.mp4", config=VideoConfig(), max_frames=1) for n in range(4)]
-        assert sampled[0].bytes > 500_000
+        assert sampled[0].frame_bytes > 500_000
         async with videos:
             stream = videos.stream(sampled)
             await anext(stream)
@@ -374,3 +374,12 @@ def test_without_asyncio() -> None:
     with pytest.raises(RuntimeError, match="it is not open"):
         next(reader.stream([request(1)]))
     left.close()
+
+
+def test_a_service_that_is_not_open_says_so() -> None:
+    async def body() -> None:
+        videos, _ = service()
+        with pytest.raises(RuntimeError, match="expected `async with VideoService"):
+            await videos.read(request(1))
+
+    run(body)

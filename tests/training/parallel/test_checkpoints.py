@@ -9,6 +9,8 @@ import torch
 from checkpoint_ranks import CONFIG, SAVED, Learner, network
 
 from minikeye.checkpoint.tensors import tensor_files
+from minikeye.config import KeyeConfig
+from minikeye.keye import KeyeVL
 from minikeye.training.parallel.checkpoints import last_written, load_model, newest, save_model
 
 SCRIPT = Path(__file__).with_name("checkpoint_ranks.py")
@@ -154,3 +156,22 @@ def test_a_state_of_other_parameters_is_refused(two):
     learner.parameters.pop("lm_head.weight")
     with pytest.raises(ValueError, match=r"other parameters than those to train.*first parameters\.lm_head\.weight"):
         learner.resume(Path(two[0]["folder"]) / "own.pt")
+
+
+@pytest.mark.parametrize("about", [{"x": Path("a")}, {"model": 1}, {"x": (1, 2)}])
+def test_what_could_not_be_read_again_is_not_written(tmp_path, about):
+    model = KeyeVL(KeyeConfig.nano())
+    save_model(tmp_path / "m.pt", model, {"step": 1})
+    with pytest.raises(ValueError, match="expected text, numbers, lists and dicts"):
+        save_model(tmp_path / "m.pt", model, about)
+    assert load_model(str(tmp_path / "m.pt"), model) == {"step": 1}
+    (tmp_path / "m.pt").write_bytes((tmp_path / "m.pt").read_bytes()[:-100])
+    with pytest.raises(ValueError, match="is damaged"):
+        load_model(tmp_path / "m.pt", model)
+
+
+def test_a_half_removed_folder_does_not_hide_the_file(tmp_path):
+    model = KeyeVL(KeyeConfig.nano())
+    save_model(tmp_path / "m.pt", model, {"step": 1})
+    (tmp_path / "m.dcp").mkdir()
+    assert load_model(tmp_path / "m.pt", model) == {"step": 1} and newest(tmp_path) == tmp_path / "m.pt"
