@@ -37,6 +37,6 @@ class Statistics:
             f"{self.frames:,} frames ({self.frame_bytes / 1e6:,.1f} MB) in {self.elapsed:.1f} s: {verdict}; "
             f"trainer waited {self.waiting:.1f} s ({self.wait_share:.1%}); decoding {self.decoding:.1f} s, "
             f"workers {busy:.0%} busy ({config.workers} x {config.threads} threads on {config.cores} cores); "
-            f"requests: {self.decodes} decoded, {self.hits} from the cache, {self.shared} shared, {self.failed} failed; {self.deaths} workers replaced; "
-            f"at most {self.most_bytes / 1e6:,.1f} MB in flight"
+            f"requests: {self.decodes} decoded, {self.hits} from the cache, {self.shared} shared, "
+            f"{self.failed} failed; {self.deaths} workers replaced; at most {self.most_bytes / 1e6:,.1f} MB in flight"
         )
