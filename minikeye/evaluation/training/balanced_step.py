@@ -214,7 +214,7 @@ def main() -> None:
         parser.error(f"expected one process for each rank, got one without a rank: start it by `{COMMAND} --out FILE`")
     if min(options.batches, options.timed, options.layers) < 1 or options.tokens < 1024:
         parser.error("expected at least 1 batch, timed step and layer, and at least 1,024 tokens")
-    device = on(f"cuda:{os.environ['LOCAL_RANK']}" if options.device == "cuda" else "cpu")
+    device = on("cpu" if options.device == "cpu" else f"cuda:{os.environ['LOCAL_RANK']}")
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=2))
     try:
         run(options, device)

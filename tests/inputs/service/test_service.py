@@ -6,6 +6,7 @@ Workers are threads of this process here, whose `work` waits for events; test_pr
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -33,7 +34,9 @@ def run(body: Callable) -> None:
     async def guarded() -> None:
         await asyncio.wait_for(body(), GUARD)
 
-    asyncio.run(guarded())
+    # In a thread of its own: tests of the site, in the same process, may have left a loop running in this one.
+    with ThreadPoolExecutor(1) as alone:
+        alone.submit(lambda: asyncio.run(guarded())).result()
 
 
 async def collected(results) -> list[tuple[int, int]]:

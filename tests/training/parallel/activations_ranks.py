@@ -3,6 +3,7 @@
 Leaves the gradients of each way to keep activations in FOLDER/RANK.pt, whole, the mean over the ranks.
 """
 
+import os
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -37,8 +38,8 @@ def tower_gradients(rank: int, way: str, shard: bool) -> dict[str, torch.Tensor]
 
 
 if __name__ == "__main__":
-    folder, rank = Path(sys.argv[1]), int(sys.argv[2])
+    folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder / 'store'}", timedelta(minutes=1), rank=rank, world_size=2)
+    dist.init_process_group("gloo", timeout=timedelta(minutes=1))
     torch.save({way: tower_gradients(rank, way, True) for way in WAYS}, folder / f"{rank}.pt")
     dist.destroy_process_group()
