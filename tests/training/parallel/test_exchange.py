@@ -61,7 +61,7 @@ def test_bytes_are_those_of_the_formula(played, case, frozen):
 
 
 def test_a_frame_by_hand():
-    """Of rank 1's two frames of 8 patches one goes to rank 0: 8 x 588 numbers; 2 x 64 come back, as many gradients go."""
+    """Of rank 1's two frames of 8 patches one goes to rank 0: 8 x 588 numbers; 2 x 64 come back, then gradients go."""
     plan = Plan.of([[], [8, 8]], CONFIG.vision.width)
     assert [bytes_sent(plan, r, CONFIG, 4, learning=True) for r in (0, 1)] == [4 * 2 * 64, 4 * (8 * 588 + 2 * 64)]
     assert [bytes_sent(plan, r, CONFIG, 2, learning=False) for r in (0, 1)] == [2 * 2 * 64, 2 * 8 * 588]
