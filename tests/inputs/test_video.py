@@ -647,6 +647,9 @@ def test_frames_that_build_on_damage_are_named(tmp_path: Path) -> None:
     assert clip.notes == (f"{path} is damaged: the frames at 3.0, 3.9 s build on pictures that could not be decoded",)
     wrong = (clip.frames.float() - whole.frames.float()).abs().mean((1, 2, 3))
     assert (wrong[[3, 4]] > 1).all() and (wrong[[0, 1, 2, 5, 6]] == 0).all()
+    plan = video.plan_video(path, SMALL, max_frames=7)
+    for threads in [0, 1] + 20 * [2]:  # several threads made up another picture in every tenth reading or so
+        assert torch.equal(video.decode_video(plan, threads).frames, clip.frames)
 
 
 def test_what_is_not_a_video(tmp_path: Path) -> None:

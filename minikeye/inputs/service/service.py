@@ -54,8 +54,7 @@ class VideoService:
     ...         ...
     ...     print(service.report())
 
-    Frames and seconds are those of `read_video`, bit for bit. (Where a file is damaged, what a decoder makes up is
-    another each time, there and here.) `worker` makes a worker: a process here, or a Ray actor.
+    Frames and seconds are those of `read_video`, bit for bit. `worker` makes a worker: a process here, or a Ray actor.
     """
 
     def __init__(self, config: ServiceConfig | None = None, worker: Callable[[ServiceConfig], Worker] = ProcessWorker):

@@ -196,6 +196,8 @@ def decode_video(plan: VideoPlan, threads: int = 0) -> Video:
     seconds = torch.tensor(plan.seconds, dtype=torch.float64)
     notes = index.notes + sampling.notes
     if doubtful := [f"{seconds[row]:.1f}" for position, row in rows.items() if reading.doubts(position)]:
+        if threads != 1:  # several show another picture at every repeat where one is broken
+            return decode_video(plan, threads=1)
         times = ", ".join(doubtful[:6]) + (f" and {len(doubtful) - 6} more" if len(doubtful) > 6 else "")
         notes += (f"{plan.path} is damaged: the frames at {times} s build on pictures that could not be decoded",)
     return Video(torch.from_numpy(frames), seconds, sampling.indices, plan.info, notes)
@@ -207,10 +209,8 @@ def _info(index: PacketIndex) -> VideoInfo:
     if last <= 0:  # the file does not say how long the last frame is shown: as long as the others, on average
         last = index.seconds(frames - 1) / (frames - 1) if frames > 1 else 0.0
     seconds = index.seconds(frames - 1) + last
-    if seconds <= 0:
-        seconds = 1.0  # our choice: one frame without a duration is a video of one second
-    turned = index.orientation.transpose
-    width, height = (index.height, index.width) if turned else (index.width, index.height)
+    seconds = seconds if seconds > 0 else 1.0  # our choice: one frame without a duration is a video of one second
+    width, height = (index.height, index.width) if index.orientation.transpose else (index.width, index.height)
     start = float(index.pts[index.order[0]] * index.time_base)
     return VideoInfo(frames, frames / seconds, seconds, width, height, index.orientation.degrees, start)
 
