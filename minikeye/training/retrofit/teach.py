@@ -30,7 +30,7 @@ class Recipe:
 
     length: int = 4096  # tokens of a sequence, one sequence a step
     rows: int = 384  # query positions a step that the indexers are taught from
-    repeats: float = 0.25  # see `texts.Windows`
+    repeats: float = 0.5  # see `texts.Windows`
     warmup: LoopConfig = LoopConfig(steps=400, lr=2e-3, warmup=30, weight_decay=0.0, save_every=100)
     sparse: LoopConfig = LoopConfig(steps=200, lr=3e-4, warmup=20, weight_decay=0.0, slow_lr=0.1, save_every=50)
 
@@ -54,8 +54,9 @@ def teach_text(
     """Run a stage, or what is left of it, on the model's device; returns the log lines of this call.
 
     stage: of STAGES. windows: of `recipe.length` tokens. folder: for state and log, as in `loop.train`. Half the rows
-    are drawn anywhere, half where a query sees more keys than it may select. Raises ValueError for windows of another
-    length, or no longer than the indexers' k, from which a selection learns nothing.
+    are drawn anywhere, half where a query sees more keys than it may select; in a window with passages that are said
+    again, half of them there. Raises ValueError for windows of another length, or no longer than the indexers' k, from
+    which a selection learns nothing.
     """
     topk = model.config.indexer.topk
     if windows.length != recipe.length or windows.length <= topk:
@@ -73,7 +74,8 @@ def teach_text(
         ids = windows.at(step)[None]
         inputs = {"input_ids": ids, "positions": places, "answer": torch.ones_like(ids, dtype=torch.bool)}
         if stage.indexer:
-            inputs["rows"] = draw_rows(far, recipe.rows, torch.Generator().manual_seed(step))
+            again = far & windows.again(step)
+            inputs["rows"] = draw_rows(again if again.any() else far, recipe.rows, torch.Generator().manual_seed(step))
         return run({name: tensor.to(model.device) for name, tensor in inputs.items()})
 
     return train(parameters, backward_at, loop, folder, stage.name)

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from minikeye.inputs.tokenizer import Tokenizer
@@ -90,11 +90,16 @@ def token_stream(texts: Sequence[Text], tokenizer: Tokenizer, seed: int = 0) -> 
 
 @dataclass(frozen=True)
 class Windows:
-    """Stretches of a token stream to learn from, one a step; step and seed alone decide which."""
+    """Stretches of a token stream to learn from, one a step; step and seed alone decide which.
+
+    Text seldom needs a key from far away. A passage that is said again does, token after token: in a share of the
+    windows, passages of 8 to 128 tokens are, each anywhere behind the place where it stood, until they make up a
+    quarter of the window (all our choice).
+    """
 
     stream: Int[Tensor, " n"]
     length: int  # tokens of a window
-    repeats: float = 0.25  # share of windows in which a passage of the first half is said again at the end
+    repeats: float = 0.5  # share of windows in which passages are said again
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -105,15 +110,34 @@ class Windows:
             )
 
     def at(self, step: int) -> Int[Tensor, " t"]:
-        """The window of a step. Text seldom needs a key from far away: a repeated passage does, token after token."""
-        draws = _draws(self.seed * 1_000_003 + step + 1)
-        first = _one(len(self.stream) - self.length, draws)
+        """The window of a step."""
+        first, passages = self._drawn(step)
         window = self.stream[first : first + self.length].clone()
-        if float(torch.rand((), generator=draws)) < self.repeats:
-            span = min(32 + _one(97, draws), self.length // 4)
-            begin = _one(self.length // 2 - span + 1, draws)
-            window[-span:] = window[begin : begin + span].clone()
+        for source, place, span in passages:
+            window[place : place + span] = window[source : source + span].clone()
         return window
+
+    def again(self, step: int) -> Bool[Tensor, " t"]:
+        """Which tokens of `at(step)` are said again, each behind the token that it stood behind before."""
+        marks = torch.zeros(self.length, dtype=torch.bool)
+        for _, place, span in self._drawn(step)[1]:
+            marks[place : place + span] = True
+            marks[[place, min(place + span, self.length - 1)]] = False  # nothing announces the first, nor what follows
+        return marks
+
+    def _drawn(self, step: int) -> tuple[int, list[tuple[int, int, int]]]:
+        """Where the window begins in the stream; (where it stood, where it is said again, tokens) of each passage, in
+        the order of the window: what lies before a passage is then final, and a source stays what it was."""
+        draws = _draws(self.seed * 1_000_003 + step + 1)
+        first, left, passages = _one(len(self.stream) - self.length, draws), 0, []
+        if float(torch.rand((), generator=draws)) < self.repeats:
+            left = self.length // 4
+        while left > 0:
+            span = min(8 + _one(121, draws), self.length // 4)
+            place = span + _one(self.length - 2 * span + 1, draws)
+            passages.append((_one(place - span + 1, draws), place, span))
+            left -= span
+        return first, sorted(passages, key=lambda passage: passage[1])
 
 
 def _draws(seed: int) -> torch.Generator:

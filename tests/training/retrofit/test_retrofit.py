@@ -97,17 +97,30 @@ def test_token_stream():
 
 
 def test_windows():
-    """A step's window is always the same, another seed's another; repeats say a passage of the first half again."""
-    plain, again = Windows(STREAM, 200, repeats=0.0), Windows(STREAM, 200, repeats=1.0)
+    """A step's window is always the same, another seed's another; without repeats it is a piece of the stream."""
+    plain = Windows(STREAM, 200, repeats=0.0)
     assert torch.equal(plain.at(3), plain.at(3)) and not torch.equal(plain.at(3), plain.at(4))
     assert not torch.equal(plain.at(3), Windows(STREAM, 200, repeats=0.0, seed=1).at(3))
     for step in range(20):
         window = plain.at(step).tolist()
         assert any(STREAM[n : n + 200].tolist() == window for n in range(len(STREAM) - 199))
-        window = again.at(step).tolist()
-        assert any(window[n : n + 32] == window[-32:] for n in range(100))
+        assert not plain.again(step).any()
     with pytest.raises(ValueError, match="expected a stream longer than a window of 64 tokens or more"):
         Windows(STREAM[:64], 64)
+
+
+def test_what_is_said_again():
+    """Every marked token ends a pair that stood in the window before; a quarter of a window, more or less a passage."""
+    windows = Windows(STREAM, 400, repeats=1.0)
+    counts = []
+    for step in range(40):
+        window, again = windows.at(step).tolist(), windows.again(step).tolist()
+        counts.append(sum(again))
+        pairs = [tuple(window[n - 1 : n + 1]) for n in range(400)]
+        assert all(pairs.index(pairs[n]) < n for n in range(400) if again[n])
+    assert 60 < sum(counts) / 40 < 140 and max(counts) <= 200
+    halves = Windows(STREAM, 400)
+    assert 20 < sum(bool(halves.again(step).any()) for step in range(80)) < 60
 
 
 # -------------------------------------------------------------------------------------------------------------- stages
@@ -179,7 +192,7 @@ def test_warm_up_raises_what_is_kept(model, windows):
 
     before = kept()
     recipe = replace(RECIPE, warmup=replace(SHORT, steps=60, lr=2e-2, log_every=20, save_every=0))
-    lines = teach_text(model, WARMUP, recipe, windows)
+    lines = teach_text(model, WARMUP, recipe, replace(windows, repeats=0.0))  # rows of one kind: their losses compare
     assert lines[-1]["loss"] < lines[0]["loss"] and kept() > before
 
 
