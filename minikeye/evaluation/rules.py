@@ -61,8 +61,9 @@ def oracle(trace: AttentionTrace, topk: int) -> Int[Tensor, "b t k"]:
     rows = ops.slab_rows(trace.q.device, b * h * s)
     for first in range(0, t, rows):
         q = rearrange(trace.q[:, first : first + rows], "b t (g r) e -> b t g r e", g=trace.k.shape[2])
-        logits = torch.einsum("btgre,bsge->btgrs", q, trace.k).float().flatten(2, 3) * e**-0.5
-        valid = ops.valid_keys(q.shape[1], s, trace.offset + first, trace.start, q.device)
+        end = min(s, trace.offset + first + q.shape[1])  # keys past the slab's last query are not valid
+        logits = torch.einsum("btgre,bsge->btgrs", q, trace.k[:, :end]).float().flatten(2, 3) * e**-0.5
+        valid = ops.valid_keys(q.shape[1], end, trace.offset + first, trace.start, q.device)
         share = logits.masked_fill(~valid[:, :, None], -torch.inf).softmax(dim=-1).mean(dim=2)
         out.append(ops.topk_positions(share.masked_fill(~valid, -torch.inf), topk))
     return torch.cat(out, dim=1)

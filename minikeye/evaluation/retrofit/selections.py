@@ -28,7 +28,9 @@ def window(trace: AttentionTrace, topk: int) -> Int[Tensor, "b t k"]:
         raise ValueError(f"expected topk > {SINKS}, the keys that a window keeps of the beginning; got {topk}")
     position = torch.arange(trace.k.shape[1], dtype=torch.float32, device=trace.k.device)
     position[:SINKS] = float(2**24)  # above every other
-    return _by_slabs(trace, topk, lambda slab, valid: position.expand(len(trace.k), valid.shape[1], -1))
+    return _by_slabs(
+        trace, topk, lambda slab, valid: position[: valid.shape[2]].expand(len(trace.k), valid.shape[1], -1)
+    )
 
 
 def blocks(size: int, pool: str) -> Rule:
@@ -44,15 +46,20 @@ def blocks(size: int, pool: str) -> Rule:
                 f"expected at least {2 * size} keys, two blocks of {size}, and no padding; got {topk} keys"
             )
         most = s if topk >= s else topk // size - 1  # blocks beside the own one
-        count, pad = -(-s // size), -s % size
-        means = F.pad(trace.index_k.float(), (0, 0, 0, pad)).unflatten(1, (count, size)).mean(dim=2)
+        means = F.pad(trace.index_k.float(), (0, 0, 0, -s % size)).unflatten(1, (-1, size)).mean(dim=2)
 
         def scores(slab: slice, valid: Bool[Tensor, "1 n s"]) -> Float[Tensor, "b n s"]:
-            q, w, offset = trace.index_q[:, slab], trace.index_w[:, slab], trace.offset + slab.start
+            q, w, offset, end = (
+                trace.index_q[:, slab],
+                trace.index_w[:, slab],
+                trace.offset + slab.start,
+                valid.shape[2],
+            )
+            count, pad = -(-end // size), -end % size
             if pool == "mean":
-                best = ops.index_scores(q, means.to(q.dtype), w, offset=count)
+                best = ops.index_scores(q, means[:, :count].to(q.dtype), w, offset=count)
             else:
-                best = ops.index_scores(q, trace.index_k, w, offset)
+                best = ops.index_scores(q, trace.index_k[:, :end], w, offset)
                 best = F.pad(best, (0, pad), value=-torch.inf).unflatten(2, (count, size)).amax(dim=3)
             own = (offset + torch.arange(q.shape[1], device=q.device))[:, None] // size  # [n 1]
             number = torch.arange(count, device=q.device)
@@ -60,7 +67,7 @@ def blocks(size: int, pool: str) -> Rule:
             read = torch.zeros(*best.shape[:2], count + 1, dtype=torch.bool, device=q.device)
             read.scatter_(-1, others.masked_fill(others < 0, count).long(), True)
             read = read[..., :count] | (number == own)
-            return torch.zeros(()).to(best).masked_fill(~read.repeat_interleave(size, dim=2)[..., :s], -torch.inf)
+            return torch.zeros(()).to(best).masked_fill(~read.repeat_interleave(size, dim=2)[..., :end], -torch.inf)
 
         return _by_slabs(trace, topk, scores)
 
@@ -68,12 +75,16 @@ def blocks(size: int, pool: str) -> Rule:
 
 
 def _by_slabs(trace: AttentionTrace, topk: int, scores: Callable[[slice, Tensor], Tensor]) -> Int[Tensor, "b t k"]:
-    """The topk valid keys with the highest scores(slab, valid) [b n s], a slab of queries at a time."""
+    """The topk valid keys with the highest scores(slab, valid) [b n s], a slab of queries at a time.
+
+    s: keys that the slab's last query sees; later ones are valid for none of it.
+    """
     b, t, s, out = len(trace.q), trace.q.shape[1], trace.k.shape[1], []
     rows = ops.slab_rows(trace.q.device, b * s)
     for first in range(0, t, rows):
         slab = slice(first, min(first + rows, t))
-        valid = ops.valid_keys(slab.stop - first, s, trace.offset + first, trace.start, trace.q.device)
+        end = min(s, trace.offset + slab.stop)
+        valid = ops.valid_keys(slab.stop - first, end, trace.offset + first, trace.start, trace.q.device)
         out.append(ops.topk_positions(scores(slab, valid).masked_fill(~valid, -torch.inf), topk))
     return torch.cat(out, dim=1)
 

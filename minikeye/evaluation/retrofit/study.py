@@ -73,35 +73,35 @@ class Plan:
     """Sizes of a part of the study."""
 
     recipe: Recipe = Recipe()
-    k: int = 512  # what the sparse stage selects; every length is measured with it
-    others: tuple[int, ...] = (128, 256, 1024, 64)  # at the taught length alone
-    lengths: tuple[int, ...] = (4096, 8192, 2048, 1024)  # the taught one first
+    settings: tuple[tuple[int, int], ...] = (  # tokens of a sequence, keys a query reads; what was taught comes first
+        *((4096, 512), (4096, 128), (2048, 512), (1024, 512), (8192, 512)),
+        *((4096, 1024), (4096, 256), (4096, 64)),
+    )
     count: tuple[tuple[str, int], ...] = (("text", 16), ("needle", 70), ("blind", 70), ("copy", 32))
 
     @classmethod
     def smoke(cls) -> "Plan":
         loop = LoopConfig(steps=2, lr=1e-3, warmup=1, weight_decay=0.0, log_every=1)
         recipe = Recipe(length=256, rows=16, warmup=loop, sparse=replace(loop, slow_lr=0.1))
-        return cls(recipe, 32, (16,), (256, 320), tuple((test, 2) for test in (*TESTS, "blind")))
+        return cls(recipe, ((256, 32), (256, 16), (320, 32)), tuple((test, 2) for test in (*TESTS, "blind")))
 
     def cells(self, seed: int, heads: int, main: bool) -> Iterator[Cell]:
-        """What matters most comes first, for a run that is stopped. main: all methods; else the warm-up's alone."""
-        methods = METHODS if main else {"warmup": METHODS["warmup"]}
-        at = [(self.lengths[0], self.k), *((self.lengths[0], k) for k in self.others)] + [
-            (length, self.k) for length in self.lengths[1:]
-        ]
-        for length, k in at:
-            for method in methods:
-                if method in DENSE and k != self.k:
+        """What matters most comes first, for a run that is stopped. main: all methods; else the warm-up's alone, in the
+        first two settings, where random keys and indexers after L_sparse are measured, too."""
+        for n, (length, k) in enumerate(self.settings if main else self.settings[:2]):
+            for method in METHODS if main else ("warmup",):
+                if method in DENSE and k != self.settings[0][1]:
                     continue
-                if method == "block128" and k < 256:  # two blocks
+                if (method == "block128" and k < 256) or (method in ("random", "indexers") and n > 1):
                     continue
-                tests = (*TESTS, "blind") if method in ("dense", "dsa") and (length, k) == at[0] else TESTS
+                tests = (*TESTS, "blind") if method in ("dense", "dsa") and n == 0 else TESTS
                 yield from (Cell(seed, heads, method, 0 if method in DENSE else k, length, test) for test in tests)
 
     def asked(self, cell: Cell, held: Tensor, tokenizer: Tokenizer) -> Asked:
-        """The test of a cell: the same for every method."""
+        """The test of a cell: the same for every method. Half as many where sequences are longer than was taught."""
         count, seed = dict(self.count)[cell.test], 100 * cell.seed + 7
+        if cell.length > self.recipe.length:
+            count //= 2
         if cell.test == "text":
             return windows(held, count, cell.length, seed)
         if cell.test == "copy":
@@ -157,7 +157,7 @@ def run(options: argparse.Namespace) -> None:
         model, tokenizer = smoke_model(options.heads, options.seed)
         streams = [torch.tensor(tokenizer.encode(part[0].words)[:6000]) for part in (texts.train, texts.held)]
     else:
-        path, indexer = smollm2(), IndexerConfig(heads=options.heads, topk=plan.k)
+        path, indexer = smollm2(), IndexerConfig(heads=options.heads, topk=plan.settings[0][1])
         model, tokenizer = load_gguf(KeyeVL, path, indexer, device, options.seed), gguf_tokenizer(path)
         streams = [token_stream(part, tokenizer, options.seed) for part in (texts.train, texts.held)]
     learnt, held = streams
@@ -174,7 +174,7 @@ def run(options: argparse.Namespace) -> None:
             break
         arm, selection = METHODS[cell.method]
         asked = plan.asked(cell, held, tokenizer)
-        made = measure(arms.get(arm), cell.test, asked, selection, cell.k or plan.k, options.seed)
+        made = measure(arms.get(arm), cell.test, asked, selection, cell.k or plan.settings[0][1], options.seed)
         rows.append(vars(cell) | made | about)
         print(*vars(cell).values(), {k: made[k] for k in ("ppl", "far_right", "right") if k in made}, flush=True)
         if time.monotonic() - written > 20:

@@ -31,8 +31,8 @@ class Recipe:
     length: int = 4096  # tokens of a sequence, one sequence a step
     rows: int = 384  # query positions a step that the indexers are taught from
     repeats: float = 0.5  # see `texts.Windows`
-    warmup: LoopConfig = LoopConfig(steps=400, lr=2e-3, warmup=30, weight_decay=0.0, save_every=100)
-    sparse: LoopConfig = LoopConfig(steps=200, lr=3e-4, warmup=20, weight_decay=0.0, slow_lr=0.1, save_every=50)
+    warmup: LoopConfig = LoopConfig(steps=1600, lr=2e-3, warmup=30, weight_decay=0.0, save_every=400)
+    sparse: LoopConfig = LoopConfig(steps=400, lr=3e-4, warmup=20, weight_decay=0.0, slow_lr=0.1, save_every=200)
 
     @classmethod
     def on_cpu(cls) -> "Recipe":
