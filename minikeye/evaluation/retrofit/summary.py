@@ -3,7 +3,8 @@
 NAME_METHOD_K: at 4,096 tokens and 4 index heads; dense methods have no K. NAME_METHOD_K_at_LENGTH and
 NAME_METHOD_K_headsJ for others. ppl: perplexity, mean over seeds; kept: share of the attention mass, mean over layers;
 needle, copy, far: percent. _low, _high: 95 %, by Student's t over seeds, for needles by Wilson's interval over all of
-them. ppl_METHOD_K_cost: percent above dense, paired by seed.
+them. ppl_METHOD_K_cost: percent above dense, paired by seed. needle_METHOD_K_cost: points below dense, paired by
+needle. _cost_tuned: the same above and below `tuned`, for weights that learnt on the same text.
 """
 
 import math
@@ -16,19 +17,33 @@ from minikeye.results import write_result
 from minikeye.scores import student_mean, wilson
 
 NAMES = {"text": ("ppl", "far", "kept"), "copy": ("copy",), "needle": ("needle",), "blind": ("blind",)}
+ADAPTED = ("dsa", "adapted_dense")
 Where = tuple[str, int, int, int]  # method, k, length, heads
 
 
+def _missed(row: dict[str, Any], other: dict[str, Any]) -> list[float]:
+    """Of each needle: 100 where only the other found it, -100 where only this one did, else 0."""
+    return [100.0 * (int(b) - int(a)) for a, b in zip(row["each"], other["each"], strict=True)]
+
+
+# What a row costs beside another of the same seed: percent of perplexity, points of each needle.
+COSTS = {
+    "text": lambda row, other: [100 * math.expm1(row["nll"] - other["nll"])],
+    "needle": _missed,
+}
+
+
 def report(path: Path, rows: list[dict[str, Any]], logs: list[dict[str, Any]]) -> None:
-    """Write all that is known so far. logs: of training, kept in the first row. Raises ValueError without rows."""
+    """Write all that is known so far. logs: of training, whose seconds the first row keeps (of stages that this call
+    ran, not of those whose states it found). Raises ValueError without rows."""
     if not rows:
         raise ValueError("no cell was measured: there is nothing to write; allow more seconds")
     where = "; ".join(sorted({row["hardware"] for row in rows}))
     seeds = sorted({row["seed"] for row in rows})
     what = "DSA in SmolLM2-135M-Instruct: what a selection of k keys keeps of a pretrained language model, on real text"
     command = "python -m minikeye.evaluation.retrofit.study --seed S --heads J --out PART.json; --merge PART.json ..."
-    taught = {log["stage"]: log["seconds"] for log in logs}
-    rows = [row | {"taught": taught} if n == 0 and taught else row for n, row in enumerate(rows)]
+    taught = rows[0].get("taught", {}) | {log["stage"]: log["seconds"] for log in logs if log["log"]}
+    rows = [rows[0] | ({"taught": taught} if taught else {}), *rows[1:]]
     packages = ("torch", "triton", "tokenizers", "gguf")
     write_result(path, what, command, rows, summarise(rows), seeds, packages, where=where)
 
@@ -51,10 +66,12 @@ def summarise(rows: Sequence[dict[str, Any]], heads: int = 4) -> dict[str, float
         tail += (f"_at_{length}" if length != usual else "") + (f"_heads{own}" if own != heads else "")
         for name in NAMES[test]:
             out |= _estimate(f"{name}{tail}", name, found)
-        dense = {row["seed"]: row["nll"] for row in groups.get((("dense", 0, length, heads), "text"), [])}
-        if test == "text" and method != "dense" and (both := [row for row in found if row["seed"] in dense]):
-            lost = [100 * math.expm1(row["nll"] - dense[row["seed"]]) for row in both]
-            out |= _student(f"ppl{tail}_cost", lost)
+        for control in ("dense", "tuned") if method in ADAPTED else ("dense",):
+            other = {row["seed"]: row for row in groups.get(((control, 0, length, heads), test), [])}
+            both = [(row, other[row["seed"]]) for row in found if row["seed"] in other and method != control]
+            if both and test in COSTS:
+                name = f"{NAMES[test][0]}{tail}_cost" + ("_tuned" if control == "tuned" else "")
+                out |= _student(name, [lost for pair in both for lost in COSTS[test](*pair)])
     return out
 
 

@@ -187,7 +187,13 @@ def test_summary():
     rows += [row("dsa", "text", s, nll=1 + math.log(1.01 + 0.02 * s), ppl=2.75, **text) for s in (0, 1)]
     rows += [row("dsa", "needle", s, each="1110") for s in (0, 1)] + [row("warmup", "copy", heads=16, right=7.0)]
     rows += [row("dsa", "copy", length=8192, right=5.0)]
+    rows += [row("dense", "needle", s, 0, each="1111") for s in (0, 1)] + [row("tuned", "needle", 1, 0, each="0001")]
+    rows += [row("tuned", "text", s, 0, nll=1 + math.log(1.02), ppl=2.77, far_right=1.0, kept=[]) for s in (0, 1)]
     found = summarise(rows)
+    assert found["needle_dsa_512_cost"] == 25.0 and found["needle_tuned_cost"] == 75.0
+    assert found["needle_dsa_512_cost_tuned"] == -50.0  # 1110 beside 0001: two found more
+    assert found["needle_dsa_512_cost_low"] < 0 < found["needle_dsa_512_cost_high"] and "needle_dense_cost" not in found
+    assert found["ppl_dsa_512_cost_tuned"] == 0.0 and "ppl_tuned_cost_tuned" not in found
     assert found["ppl_dense"] == round(math.e, 4) and found["kept_dsa_512"] == 0.95 and "kept_dense" not in found
     assert found["ppl_dsa_512_cost"] == 2.0 and found["ppl_dsa_512_cost_low"] < 1 < 3 < found["ppl_dsa_512_cost_high"]
     assert found["needle_dsa_512"] == 75.0 and found["needle_dsa_512_n"] == 8 and found["needle_dsa_512_low"] < 50
