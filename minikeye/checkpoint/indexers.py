@@ -1,6 +1,6 @@
 """The indexers of a retrofit alone: a folder of files that are put over a model which others trained.
 
-    save_indexers(model, folder)
+    save_indexers(model, folder, length)
     model = load_gguf(KeyeVL, path, read_indexer(folder)); load_indexers(model, folder)
 
 bfloat16, in safetensors files of at most 16 MiB. The folder names the weights it was taught on by a digest, so that it
@@ -25,11 +25,15 @@ SETTINGS = "indexer.json"  # the numbers of the indexer, and whose indexers thes
 LARGEST = 16 * 2**20  # bytes of a file
 
 
-def save_indexers(model: KeyeModel, folder: str | Path, note: str = "") -> None:
-    """Write the model's indexers in bfloat16, with a `note` on how they were made. A folder of them is replaced.
+def save_indexers(model: KeyeModel, folder: str | Path, length: int, note: str = "") -> None:
+    """Write the model's indexers in bfloat16. A folder of them is replaced.
 
-    Raises FileExistsError for a folder with other files, CheckpointError for numbers that are not finite.
+    length: tokens of the longest text they were taught on; beyond it they may choose badly. note: how they were made.
+    Raises ValueError for length < 1, FileExistsError for a folder with other files, CheckpointError for numbers that
+    are not finite.
     """
+    if length < 1:
+        raise ValueError(f"expected the tokens of the longest text that was taught, got {length}")
     target = Path(folder)
     if target.is_dir() and any(target.iterdir()) and not (target / SETTINGS).is_file():
         raise FileExistsError(f"{target} holds other files but no {SETTINGS}: name a new folder")
@@ -42,7 +46,8 @@ def save_indexers(model: KeyeModel, folder: str | Path, note: str = "") -> None:
             file = f"indexers-{n:05d}-of-{len(shards):05d}.safetensors"
             save_shard({name: tensors[name] for name in names}, new / file)
             where |= dict.fromkeys(names, file)
-        settings = {"indexer": asdict(model.config.indexer), "base": digest(_base(model)), "note": note}
+        made = {"base": digest(_base(model)), "length": length, "note": note}
+        settings = {"indexer": asdict(model.config.indexer), **made}
         for name, content in ((INDEX, {"weight_map": where}), (SETTINGS, settings)):
             (new / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
@@ -56,6 +61,15 @@ def read_indexer(folder: str | Path) -> IndexerConfig:
         return IndexerConfig(**read_json(path)["indexer"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} states no indexer: {error}") from error
+
+
+def taught_length(folder: str | Path) -> int:
+    """Tokens of the longest text that the indexers in a folder were taught on. Raises as `read_indexer`."""
+    read_indexer(folder)
+    length = read_json(Path(folder) / SETTINGS).get("length")
+    if not isinstance(length, int) or length < 1:
+        raise ValueError(f"{Path(folder) / SETTINGS} states no length that was taught, got {length!r}")
+    return length
 
 
 @torch.no_grad()

@@ -184,7 +184,7 @@ def run(options: argparse.Namespace) -> None:
     for name in ("warmup", "indexers"):
         if options.save and name in arms.weights:
             note = f"seed {options.seed}, {plan.recipe}, held-out texts {texts.digest}"
-            save_indexers(arms.get(name), options.save / name, note)
+            save_indexers(arms.get(name), options.save / name, plan.recipe.length, note)
     print(f"{len(rows)} cells, {time.monotonic() - begun:.0f} s, {arms.logs}", flush=True)
 
 

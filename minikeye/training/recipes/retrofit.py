@@ -53,7 +53,8 @@ def main() -> None:
         for line in lines[:: max(1, len(lines) // 8)] + lines[-1:]:
             print(stage.name, {name: round(value, 4) for name, value in line.items()}, flush=True)
         if stage is not SPARSE:
-            save_indexers(model, options.out / stage.name, f"{note}; {stage.name}, {recipe.loop_of(stage).steps} steps")
+            made = f"{note}; {stage.name}, {recipe.loop_of(stage).steps} steps"
+            save_indexers(model, options.out / stage.name, recipe.length, made)
     print(f"{time.monotonic() - begun:.0f} s in all")
 
 

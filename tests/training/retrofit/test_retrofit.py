@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from minikeye.checkpoint import CheckpointError
-from minikeye.checkpoint.indexers import load_indexers, read_indexer, save_indexers
+from minikeye.checkpoint.indexers import load_indexers, read_indexer, save_indexers, taught_length
 from minikeye.config import IndexerConfig, KeyeConfig
 from minikeye.inputs.tokenizer import ByteTokenizer
 from minikeye.keye import KeyeVL
@@ -200,8 +200,15 @@ def test_warm_up_raises_what_is_kept(model, windows):
 
 
 def test_indexers_alone(model, tmp_path):
-    save_indexers(model, tmp_path / "ix", "a note")
-    assert read_indexer(tmp_path / "ix") == OLDER.indexer
+    save_indexers(model, tmp_path / "ix", 64, "a note")
+    assert read_indexer(tmp_path / "ix") == OLDER.indexer and taught_length(tmp_path / "ix") == 64
+    with pytest.raises(ValueError, match="expected the tokens of the longest text that was taught, got 0"):
+        save_indexers(model, tmp_path / "ix", 0)
+    stated = (tmp_path / "ix" / "indexer.json").read_text()
+    (tmp_path / "ix" / "indexer.json").write_text(stated.replace('"length": 64', '"length": "64"'))
+    with pytest.raises(ValueError, match="states no length that was taught, got '64'"):
+        taught_length(tmp_path / "ix")
+    (tmp_path / "ix" / "indexer.json").write_text(stated)
     other = copy.deepcopy(model)
     for name, p in other.named_parameters():
         if "sa_indexer" in name:
@@ -211,15 +218,15 @@ def test_indexers_alone(model, tmp_path):
         assert_close(
             p, model.state_dict()[name].bfloat16().float() if "sa_indexer" in name else model.state_dict()[name]
         )
-    save_indexers(other, tmp_path / "ix")  # over its own kind
+    save_indexers(other, tmp_path / "ix", 64)  # over its own kind
     (tmp_path / "else").mkdir()
     (tmp_path / "else" / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="holds other files"):
-        save_indexers(model, tmp_path / "else")
+        save_indexers(model, tmp_path / "else", 64)
 
 
 def test_indexers_of_others(model, tmp_path):
-    save_indexers(model, tmp_path / "ix")
+    save_indexers(model, tmp_path / "ix", 64)
     tuned = copy.deepcopy(model)
     tuned.model.norm.weight.data[0] = 2.0
     before = copy.deepcopy(tuned.state_dict())
@@ -239,7 +246,7 @@ def test_indexers_of_others(model, tmp_path):
 def test_files_stay_small(model, tmp_path, monkeypatch):
     """More than a file's worth is spread over several, and comes back."""
     monkeypatch.setattr("minikeye.checkpoint.indexers.LARGEST", 2**17 + 6000)
-    save_indexers(model, tmp_path / "ix")
+    save_indexers(model, tmp_path / "ix", 64)
     assert len(files := list((tmp_path / "ix").glob("*.safetensors"))) > 1
     assert max(path.stat().st_size for path in files) <= 2**17 + 6000
     load_indexers(model, tmp_path / "ix")
