@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minikeye.inputs.gguf_file import open_gguf
+from minikeye.inputs.gguf_file import stated
 from minikeye.inputs.prompt import Prompt
 from minikeye.inputs.template import ChatTemplate
 from minikeye.inputs.tokenizer import ReleasedTokenizer
 
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 CUTS = {"smollm": {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, BYTES]}}
-CONTROL = 3  # the file's number for a token with a name
+NORMAL, CONTROL, UNUSED = 1, 3, 5  # the file's numbers for kinds of tokens; CONTROL: one with a name
 
 
 def gguf_tokenizer(path: str | Path) -> ReleasedTokenizer:
@@ -32,9 +32,10 @@ def gguf_tokenizer(path: str | Path) -> ReleasedTokenizer:
 def tokenizer_json(path: str | Path) -> dict[str, Any]:
     """What a tokenizer.json of this model holds. Raises as `gguf_tokenizer`."""
     kind, cut = (_field(path, f"tokenizer.ggml.{key}") for key in ("model", "pre"))
-    if kind != "gpt2" or cut not in CUTS:
+    if kind != "gpt2" or not isinstance(cut, str) or cut not in CUTS:
         raise ValueError(f"{path} holds a tokenizer {kind!r} cut as {cut!r}; expected 'gpt2', cut as {', '.join(CUTS)}")
     tokens, types, merges = (_field(path, f"tokenizer.ggml.{key}") for key in ("tokens", "token_type", "merges"))
+    _check(path, tokens, types)
     marks = [n for n, number in enumerate(types) if number == CONTROL]
     mark = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     return {
@@ -44,6 +45,20 @@ def tokenizer_json(path: str | Path) -> dict[str, Any]:
         "decoder": BYTES,
         "model": {"type": "BPE", "vocab": {token: n for n, token in enumerate(tokens)}, "merges": merges},
     }
+
+
+def _check(path: str | Path, tokens: Any, types: Any) -> None:
+    """Raise ValueError for a vocabulary that would be another tokenizer in silence."""
+    words = isinstance(tokens, list) and all(isinstance(token, str) for token in tokens)
+    if not words or len(set(tokens)) != len(tokens):
+        raise ValueError(f"{path} must state tokenizer.ggml.tokens as a list of words, each once")
+    if (rows := stated(path, "llama.vocab_size")) not in (None, len(tokens)):
+        raise ValueError(f"{path} states {len(tokens)} words for a model of {rows} tokens: they belong to two models")
+    if not isinstance(types, list) or len(types) != len(tokens) or not {*types} <= {NORMAL, CONTROL, UNUSED}:
+        raise ValueError(
+            f"{path} must state a tokenizer.ggml.token_type for each of its {len(tokens)} tokens: {NORMAL} (of the "
+            f"BPE), {CONTROL} (with a name) or {UNUSED} (unused); got {types!r:.60}"
+        )
 
 
 def conversation_ids(
@@ -68,7 +83,6 @@ def conversation_ids(
 
 
 def _field(path: str | Path, key: str) -> Any:
-    found = open_gguf(path).fields.get(key)
-    if found is None:
+    if (found := stated(path, key)) is None:
         raise ValueError(f"{path} states no {key}: expected a GGUF file of a chat model")
-    return found.contents()
+    return found
