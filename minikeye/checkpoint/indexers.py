@@ -8,7 +8,8 @@ cannot be put over others in silence.
 """
 
 import json
-from dataclasses import asdict
+import re
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
@@ -18,11 +19,13 @@ from minikeye.checkpoint.changed import digest
 from minikeye.checkpoint.tensors import INDEX, CheckpointError, open_shard, plan_shards, require_finite, save_shard
 from minikeye.checkpoint.tensors import tensor_files as files_of
 from minikeye.config import IndexerConfig
+from minikeye.config_json import check_value
 from minikeye.files import file_in, read_json, whole_folder
 from minikeye.model.keye import KeyeModel
 
 SETTINGS = "indexer.json"  # the numbers of the indexer, and whose indexers these are
 LARGEST = 16 * 2**20  # bytes of a file
+OURS = re.compile(rf"{re.escape(SETTINGS)}|{re.escape(INDEX)}|indexers-\d+-of-\d+\.safetensors")
 
 
 def save_indexers(model: KeyeModel, folder: str | Path, length: int, note: str = "") -> None:
@@ -35,8 +38,8 @@ def save_indexers(model: KeyeModel, folder: str | Path, length: int, note: str =
     if length < 1:
         raise ValueError(f"expected the tokens of the longest text that was taught, got {length}")
     target = Path(folder)
-    if target.is_dir() and any(target.iterdir()) and not (target / SETTINGS).is_file():
-        raise FileExistsError(f"{target} holds other files but no {SETTINGS}: name a new folder")
+    if target.is_dir() and (others := sorted(p.name for p in target.iterdir() if not OURS.fullmatch(p.name))):
+        raise FileExistsError(f"{target} holds other files than indexers ({', '.join(others[:3])}): name a new folder")
     tensors = {name: t.detach().to("cpu", torch.bfloat16).contiguous() for name, t in _own(model).items()}
     require_finite(target, tensors)
     shards = plan_shards({name: t.nbytes for name, t in tensors.items()}, LARGEST - 2**17)  # and room for the header
@@ -53,13 +56,21 @@ def save_indexers(model: KeyeModel, folder: str | Path, length: int, note: str =
 
 
 def read_indexer(folder: str | Path) -> IndexerConfig:
-    """The numbers of the indexers in a folder. Raises FileNotFoundError where there are none, ValueError for others."""
+    """The numbers of the indexers in a folder.
+
+    Raises FileNotFoundError where there are none, ValueError unless all are stated and an indexer can have them.
+    """
     path = Path(folder) / SETTINGS
     if not path.is_file():
         raise FileNotFoundError(f"expected {SETTINGS} in {folder}, found none: give a folder of `save_indexers`")
+    stated, names = read_json(path).get("indexer"), {field.name for field in fields(IndexerConfig)}
+    if not isinstance(stated, dict) or stated.keys() != names:
+        raise ValueError(f"{path} must state an indexer's {', '.join(sorted(names))}; got {stated!r:.200}")
     try:
-        return IndexerConfig(**read_json(path)["indexer"])
-    except (KeyError, TypeError) as error:
+        for field in fields(IndexerConfig):
+            check_value(field.name, field.default, stated[field.name], field.name)
+        return IndexerConfig(**stated)
+    except ValueError as error:
         raise ValueError(f"{path} states no indexer: {error}") from error
 
 
@@ -76,8 +87,8 @@ def taught_length(folder: str | Path) -> int:
 def load_indexers(model: KeyeModel, folder: str | Path) -> None:
     """Put the indexers of a folder over the model's, in place, in the model's dtype.
 
-    Nothing is changed where it raises: CheckpointError for tensors that are not the model's, are not finite, or were
-    taught on other weights than the model has; else as `read_indexer`.
+    Nothing is changed where it raises: CheckpointError for tensors that are not the model's, not bfloat16, not finite
+    in the model's dtype, or were taught on other weights than the model has; else as `read_indexer`.
     """
     folder, held = Path(folder), _own(model)
     if (stated := read_indexer(folder)) != model.config.indexer:
@@ -88,10 +99,13 @@ def load_indexers(model: KeyeModel, folder: str | Path) -> None:
             new |= {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118 (not a dict)
     if {n: t.shape for n, t in new.items()} != {n: t.shape for n, t in held.items()}:
         raise CheckpointError(f"{folder} holds other tensors than this model's indexers: they belong to another model")
+    if kinds := sorted({str(t.dtype) for t in new.values() if t.dtype != torch.bfloat16}):
+        raise CheckpointError(f"{folder} must hold bfloat16, got {', '.join(kinds)}: write it with `save_indexers`")
     if read_json(folder / SETTINGS).get("base") != digest(_base(model)):
         raise CheckpointError(
             f"{folder} was taught on other weights than this model has: load the file it was made from"
         )
+    new = {name: tensor.to(held[name].dtype) for name, tensor in new.items()}
     require_finite(folder, new)
     for name, tensor in new.items():
         held[name].copy_(tensor)

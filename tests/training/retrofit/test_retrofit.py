@@ -221,7 +221,7 @@ def test_indexers_alone(model, tmp_path):
     save_indexers(other, tmp_path / "ix", 64)  # over its own kind
     (tmp_path / "else").mkdir()
     (tmp_path / "else" / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="holds other files"):
+    with pytest.raises(FileExistsError, match="holds other files than indexers"):
         save_indexers(model, tmp_path / "else", 64)
 
 
