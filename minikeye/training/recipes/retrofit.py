@@ -2,9 +2,10 @@
 
 Indexers beside the 30 layers of a language model that others trained (`make real`), taught on the sources of the Python
 library: dense warm-up with the model frozen, then the sparse stage. Minutes on one GPU at 4,096 tokens; --cpu-size is
-for two cores, at 1,024. Killed and started again, it goes on. FOLDER/warmup and FOLDER/indexers hold the indexers after
-each stage, a few MB that go over the GGUF file (`checkpoint.indexers`). --adapt lets all parameters learn in the sparse
-stage, as the report does: that changes 135 million numbers, so it leaves no small file, only its state, sparse.pt.
+for two cores, at 1,024. Killed and started again, it goes on; other settings want another folder. FOLDER/warmup and
+FOLDER/indexers hold the indexers after each stage, a few MB that go over the GGUF file (`checkpoint.indexers`). --adapt
+lets all parameters learn in the sparse stage, as the report does: that changes 135 million numbers, so it leaves no
+small file, only its state, sparse.pt.
 """
 
 import argparse

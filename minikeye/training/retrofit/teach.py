@@ -4,12 +4,17 @@ Report, section 2.3. Stages, losses and loop are those of every other training h
 new is what they learn from. All numbers of the recipe: our choice.
 """
 
-from dataclasses import dataclass, replace
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from minikeye.checkpoint.changed import digest
+from minikeye.files import read_json, write_whole
 from minikeye.keye import KeyeVL
 from minikeye.training.dsa import draw_rows
 from minikeye.training.loop import LoopConfig, train
@@ -56,7 +61,8 @@ def teach_text(
     stage: of STAGES. windows: of `recipe.length` tokens. folder: for state and log, as in `loop.train`. Half the rows
     are drawn anywhere, half where a query sees more keys than it may select; in a window with passages that are said
     again, half of them there. Raises ValueError for windows of another length, or no longer than the indexers' k, from
-    which a selection learns nothing.
+    which a selection learns nothing; for a folder where this stage began with another recipe, other windows or another
+    model, which would be mixed.
     """
     topk = model.config.indexer.topk
     if windows.length != recipe.length or windows.length <= topk:
@@ -64,6 +70,8 @@ def teach_text(
             f"expected windows of the recipe's {recipe.length} tokens, more than the {topk} keys a query selects; got "
             f"{windows.length}"
         )
+    if folder is not None:
+        _require_same_run(folder / f"{stage.name}.json", _about(model, stage, recipe, windows))
     parameters = trainable(model, stage.learns)
     loop = replace(recipe.loop_of(stage), slow=tuple(name for name in parameters if not WARMUP.learns(name)))
     run = stepper(model.device)(lambda inputs: stage.loss(model, inputs), list(parameters.values()))
@@ -79,3 +87,27 @@ def teach_text(
         return run({name: tensor.to(model.device) for name, tensor in inputs.items()})
 
     return train(parameters, backward_at, loop, folder, stage.name)
+
+
+def _about(model: KeyeVL, stage: Stage, recipe: Recipe, windows: Windows) -> dict[str, Any]:
+    """What a run is resumed with, as JSON has it. How often it is saved and logged may change."""
+    loop = {k: v for k, v in asdict(recipe.loop_of(stage)).items() if k not in ("slow", "save_every", "log_every")}
+    words = {"length": windows.length, "rows": recipe.rows, "repeats": windows.repeats, "seed": windows.seed}
+    weights = {name: tensor for name, tensor in model.state_dict().items() if not WARMUP.learns(name)}
+    stream = hashlib.sha256(windows.stream.numpy().tobytes()).hexdigest()
+    what = {"indexer": asdict(model.config.indexer), "weights": digest(weights)[:16], "stream": stream[:16]}
+    return json.loads(json.dumps(loop | words | what))
+
+
+def _require_same_run(path: Path, about: dict[str, Any]) -> None:
+    """Write down what a stage begins with; raise ValueError where it began with something else."""
+    if path.is_file():
+        began = read_json(path)
+        if others := sorted(name for name in about if began.get(name) != about[name]):
+            shown = "; ".join(f"{name} {began.get(name)!r:.60}, now {about[name]!r:.60}" for name in others)
+            raise ValueError(
+                f"{path.parent} holds a run with other settings ({shown}): name another folder or remove it"
+            )
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, (json.dumps(about, indent=1) + "\n").encode())

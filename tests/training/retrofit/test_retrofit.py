@@ -172,6 +172,35 @@ def test_killed_and_resumed(model, windows, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), whole.parameters(), strict=True))
 
 
+@pytest.mark.parametrize(
+    ("other", "complaint"),
+    [
+        ({"warmup": replace(SHORT, steps=6)}, "steps 4, now 6"),
+        ({"warmup": replace(SHORT, lr=1e-3)}, "lr 0.01, now 0.001"),
+        ({"rows": 8}, "rows 16, now 8"),
+        ({"seed": 1}, "seed 0, now 1"),
+        ({"repeats": 1.0}, "repeats 0.5, now 1.0"),
+        ({"stream": STREAM.flip(0)}, "stream '.*', now '"),
+        ({"topk": 8}, "indexer {.*'topk': 16.*, now {.*'topk': 8"),
+        ({"weights": 2.0}, "weights '.*', now '"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_folder_holds_one_run(other, complaint, model, windows, tmp_path):
+    """Else a finished run of one seed would be given out as that of another, and no error would say so."""
+    teach_text(model, WARMUP, RECIPE, windows, tmp_path)
+    often = replace(RECIPE, warmup=replace(SHORT, save_every=0, log_every=2))
+    assert teach_text(model, WARMUP, often, windows, tmp_path) == []  # done; this may change
+    recipe = replace(RECIPE, **{k: v for k, v in other.items() if k in ("warmup", "rows")})
+    windows = replace(windows, **{k: v for k, v in other.items() if k in ("seed", "repeats", "stream")})
+    if "topk" in other:
+        model = KeyeVL(replace(OLDER, indexer=replace(OLDER.indexer, topk=other["topk"])))
+    if "weights" in other:
+        model.model.norm.weight.data[0] = other["weights"]
+    with pytest.raises(ValueError, match=rf"holds a run with other settings \(.*{complaint}"):
+        teach_text(model, WARMUP, recipe, windows, tmp_path)
+
+
 def test_windows_that_do_not_fit(model, windows):
     for recipe, topk in ((replace(RECIPE, length=128), 16), (RECIPE, 64)):
         other = KeyeVL(replace(OLDER, indexer=replace(OLDER.indexer, topk=topk)))
