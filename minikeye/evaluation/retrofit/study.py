@@ -3,7 +3,8 @@
 SmolLM2-135M-Instruct gets indexers (`training.retrofit`), which are taught anew for every seed, and is asked for
 held-out text, a number hidden in it, and a passage said again (`passages`), with k keys chosen in several ways
 (`selections`), in texts from a quarter to twice the length that was taught. One call measures one seed and one number
-of index heads and goes on where it was stopped; --merge PART.json ... writes the result of all calls.
+of index heads and goes on where it was stopped; --merge PART.json ... writes the result of all calls, which must have
+taught and measured alike.
 
 Stated beforehand: at 4,096 tokens and 512 keys, perplexity within 1 % of dense, at least .95 of the attention mass
 kept, needles within 2 points of dense. `tuned` is the control of the sparse stage, whose weights have seen the same
@@ -11,6 +12,7 @@ text: as many steps with dense attention. Blocks are chosen by indexers that wer
 """
 
 import argparse
+import hashlib
 import json
 import time
 from collections.abc import Iterator
@@ -27,7 +29,7 @@ from minikeye.checkpoint.smollm2 import smollm2
 from minikeye.config import IndexerConfig, KeyeConfig
 from minikeye.evaluation.retrofit.measures import measure
 from minikeye.evaluation.retrofit.passages import Asked, copies, needles, windows
-from minikeye.evaluation.retrofit.summary import report
+from minikeye.evaluation.retrofit.summary import joined, report, require_alike
 from minikeye.inputs.gguf_tokenizer import gguf_tokenizer
 from minikeye.inputs.tokenizer import ByteTokenizer, Tokenizer
 from minikeye.keye import KeyeVL
@@ -149,10 +151,21 @@ def smoke_model(heads: int, seed: int) -> tuple[KeyeVL, Tokenizer]:
     return KeyeVL(config).eval(), ByteTokenizer()
 
 
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The rows that an earlier call wrote. Raises ValueError for another file, as `summary.joined`."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return joined(content["rows"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no part of this study: {error}") from error
+
+
 def run(options: argparse.Namespace) -> None:
     begun = written = time.monotonic()
     plan, device, main = Plan.smoke() if options.smoke else Plan(), on(options.device), options.heads == HEADS
-    texts = library_texts()
+    rows, texts = rows_of(options.out) if options.out.exists() else [], library_texts()
+    kind = {"texts": texts.digest, "recipe": hashlib.sha256(repr(plan.recipe).encode()).hexdigest()[:16]}
+    require_alike([*rows, kind])  # before the work, not after it
     if options.smoke:
         model, tokenizer = smoke_model(options.heads, options.seed)
         streams = [torch.tensor(tokenizer.encode(part[0].words)[:6000]) for part in (texts.train, texts.held)]
@@ -164,8 +177,7 @@ def run(options: argparse.Namespace) -> None:
     print(f"{len(learnt)} tokens to learn from, {len(held)} held out; {time.monotonic() - begun:.0f} s", flush=True)
     work = options.work and options.work / f"seed{options.seed}-heads{options.heads}"
     arms = Arms(model.to(device), plan, learnt, options.seed, work)
-    rows = json.loads(options.out.read_text(encoding="utf-8"))["rows"] if options.out.is_file() else []
-    about = {"hardware": hardware(), "torch": torch.__version__, "texts": texts.digest, "held_tokens": len(held)}
+    about = {"hardware": hardware(), "torch": torch.__version__, **kind, "held_tokens": len(held)}
     for cell in plan.cells(options.seed, options.heads, main):
         if any(all(row[k] == v for k, v in vars(cell).items()) for row in rows):
             continue
@@ -201,8 +213,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     if options.merge:
-        parts = [json.loads(path.read_text(encoding="utf-8")) for path in options.merge]
-        report(options.out, [row for part in parts for row in part["rows"]], [])
+        report(options.out, [row for path in options.merge for row in rows_of(path)], [])
     else:
         run(options)
 

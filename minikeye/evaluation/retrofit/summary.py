@@ -17,6 +17,7 @@ from minikeye.results import write_result
 from minikeye.scores import student_mean, wilson
 
 NAMES = {"text": ("ppl", "far", "kept"), "copy": ("copy",), "needle": ("needle",), "blind": ("blind",)}
+CELL = ("seed", "heads", "method", "k", "length", "test")  # what makes a row another row
 ADAPTED = ("dsa", "adapted_dense")
 Where = tuple[str, int, int, int]  # method, k, length, heads
 
@@ -33,10 +34,34 @@ COSTS = {
 }
 
 
+def joined(rows: Sequence[Any]) -> list[dict[str, Any]]:
+    """Rows of one study, each cell once: one that comes twice and is the same counts once.
+
+    Raises ValueError for what is no row of this study, for a cell that was measured twice, and for rows that cannot be
+    averaged: on other texts (another Python has others) or by another recipe (`recipe`, where a row states one).
+    """
+    found: dict[tuple, dict[str, Any]] = {}
+    for row in rows:
+        if not isinstance(row, dict) or not {*CELL, "texts"} <= row.keys():
+            raise ValueError(f"expected rows of the retrofit study, got {row!r:.80}: name another file")
+        first = found.setdefault(cell := tuple(row[name] for name in CELL), row)
+        if {**first, "taught": None} != {**row, "taught": None}:  # seconds, which a later call may add to
+            raise ValueError(f"{', '.join(map(str, cell))} was measured twice: leave out one of the files")
+    require_alike(list(found.values()))
+    return list(found.values())
+
+
+def require_alike(rows: Sequence[dict[str, Any]]) -> None:
+    """Raise ValueError for rows that cannot be averaged, as `joined`."""
+    for name in ("texts", "recipe"):
+        if len(others := sorted({str(row[name]) for row in rows if name in row})) > 1:
+            raise ValueError(f"expected rows of the same {name}, got digests {' and '.join(others)}: keep them apart")
+
+
 def report(path: Path, rows: list[dict[str, Any]], logs: list[dict[str, Any]]) -> None:
     """Write all that is known so far. logs: of training, whose seconds the first row keeps (of stages that this call
-    ran, not of those whose states it found). Raises ValueError without rows."""
-    if not rows:
+    ran, not of those whose states it found). Raises ValueError without rows, else as `joined`."""
+    if not (rows := joined(rows)):
         raise ValueError("no cell was measured: there is nothing to write; allow more seconds")
     where = "; ".join(sorted({row["hardware"] for row in rows}))
     seeds = sorted({row["seed"] for row in rows})

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,12 +14,13 @@ from minikeye.evaluation.retrofit import study
 from minikeye.evaluation.retrofit.measures import measure, predict
 from minikeye.evaluation.retrofit.passages import Asked, antecedents, copies, needles, windows
 from minikeye.evaluation.retrofit.selections import SELECTIONS, blocks, window
-from minikeye.evaluation.retrofit.summary import summarise
+from minikeye.evaluation.retrofit.summary import joined, report, summarise
 from minikeye.evaluation.rules import selecting
 from minikeye.inputs.tokenizer import ByteTokenizer
 from minikeye.model.step import AttentionTrace
 from minikeye.ops import index_scores, slab_rows
 
+ROOT = Path(__file__).resolve().parents[3]
 STREAM = torch.randint(97, 123, (4000,), generator=torch.Generator().manual_seed(1))
 
 
@@ -199,6 +201,47 @@ def test_summary():
     assert found["needle_dsa_512"] == 75.0 and found["needle_dsa_512_n"] == 8 and found["needle_dsa_512_low"] < 50
     assert found["copy_warmup_512_heads16"] == 7.0 and found["copy_dsa_512_at_8192"] == 5.0
     assert found["far_dense"] == 60.0 and "copy_dsa_512_at_8192_low" not in found and summarise([]) == {}
+
+
+def test_a_cell_counts_once():
+    """A part that is given twice is no second seed."""
+    rows = [row("dense", "needle", seed, 0, each="10", texts="a") for seed in (0, 1)]
+    assert joined([*rows, rows[0] | {"taught": {"warmup": 3.0}}, rows[1]]) == rows
+    assert summarise(joined([*rows, *rows]))["needle_dense_n"] == 4
+    other = row("dense", "needle", 1, 0, each="11", texts="a")
+    with pytest.raises(ValueError, match="1, 4, dense, 0, 4096, needle was measured twice"):
+        joined([*rows, other])
+
+
+@pytest.mark.parametrize("name", ["texts", "recipe"])
+def test_what_was_not_measured_alike_is_not_averaged(name, tmp_path):
+    """Another Python has other texts; a row of before `recipe` was written down goes with any."""
+    rows = [row("dense", "copy", seed, 0, right=1.0, texts="t", hardware="H") for seed in (0, 1, 2)]
+    report(tmp_path / "all.json", [rows[0], rows[1] | {"recipe": "r"}, rows[2] | {"recipe": "r"}], [])
+    before = (tmp_path / "all.json").read_bytes()
+    with pytest.raises(ValueError, match=f"expected rows of the same {name}, got digests (t|r) and x"):
+        report(tmp_path / "all.json", [rows[0] | {"recipe": "r"}, rows[1] | {name: "x"}], [])
+    assert (tmp_path / "all.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", '{"rows": 3}', '{"rows": [3]}', '{"rows": [{"seed": 0, "heads": 4}]}', "\xff"]
+)
+def test_another_file_is_not_gone_on_with(content, tmp_path, monkeypatch):
+    """Nor written over, and nobody waits for a model to be taught before hearing so."""
+    (path := tmp_path / "other.json").write_bytes(content.encode("latin-1"))
+    monkeypatch.setattr(study, "Arms", None)
+    for command in (["--smoke", "--device", "cpu", "--out", str(path)], ["--out", "x.json", "--merge", str(path)]):
+        monkeypatch.setattr(sys, "argv", ["study", *command])
+        with pytest.raises(ValueError, match=r"other\.json is no part of this study"):
+            study.main()
+    assert path.read_bytes() == content.encode("latin-1")
+
+
+def test_the_committed_result_is_what_its_rows_say():
+    path = ROOT / "assets" / "results" / "retrofit.json"
+    assert summarise(study.rows_of(path)) == json.loads(path.read_text(encoding="utf-8"))["summary"]
+    assert study.rows_of(path.with_name("retrofit_short.json"))
 
 
 def test_the_plan_says_what_matters_first():
