@@ -37,8 +37,9 @@ def windows(stream: Int[Tensor, " n"], count: int, length: int, seed: int) -> As
     """Stretches of the text that do not overlap, in an order drawn from seed; the second half is to be predicted.
 
     count: at most; a short text has fewer. far: see `antecedents`, from a quarter of the length on. Raises ValueError
-    for a text shorter than one stretch.
+    for a text shorter than one stretch, for count < 1 or length < 4.
     """
+    _require_some(count, length)
     if len(stream) < length:
         raise ValueError(f"expected a text of at least {length} tokens, got {len(stream)}: ask for shorter stretches")
     order = torch.randperm(len(stream) // length, generator=torch.Generator().manual_seed(seed))[:count]
@@ -47,6 +48,11 @@ def windows(stream: Int[Tensor, " n"], count: int, length: int, seed: int) -> As
     wanted[:, length // 2 :] = True
     far = torch.tensor([antecedents(row, length // 4) for row in ids.tolist()])
     return Asked(ids, wanted, far & wanted)
+
+
+def _require_some(count: int, length: int) -> None:
+    if count < 1 or length < 4:
+        raise ValueError(f"expected at least one sequence of at least 4 tokens, got {count} of {length}")
 
 
 def antecedents(ids: Sequence[int], distance: int) -> list[bool]:
@@ -68,7 +74,9 @@ def needles(
     """A number of four digits is said once in a text and asked for at its end; the digits are to be predicted.
 
     Number n stands at depth n % 5 of the text. blind: it is asked for without having been said, the control.
+    Raises ValueError for a length or a text without room for it, and for count < 1.
     """
+    _require_some(count, length)
     draws = torch.Generator().manual_seed(seed)
     rows = []
     for n in range(count):
@@ -91,7 +99,11 @@ def needles(
 
 
 def copies(stream: Int[Tensor, " n"], count: int, length: int, seed: int) -> Asked:
-    """Text whose last 32 tokens are a passage of its first half again: all but the first 8 are to be predicted."""
+    """Text whose last 32 tokens are a passage of its first half again: all but the first 8 are to be predicted.
+
+    Raises ValueError for a text shorter than length, a length below 128, and for count < 1.
+    """
+    _require_some(count, length)
     if len(stream) < length or length < 4 * COPIED:
         raise ValueError(f"expected a text of at least {length} tokens and {4 * COPIED} in a row, got {len(stream)}")
     draws = torch.Generator().manual_seed(seed)

@@ -23,9 +23,11 @@ SINKS = 4  # first keys that a window keeps, our choice
 
 
 def window(trace: AttentionTrace, topk: int) -> Int[Tensor, "b t k"]:
-    """The first 4 keys and the last topk - 4. Raises ValueError for topk <= 4."""
-    if topk <= SINKS:
-        raise ValueError(f"expected topk > {SINKS}, the keys that a window keeps of the beginning; got {topk}")
+    """The first 4 keys and the last topk - 4. Raises ValueError for topk <= 4, and for padded rows."""
+    if topk <= SINKS or trace.start is not None:
+        raise ValueError(
+            f"expected topk > {SINKS}, the keys that a window keeps of the beginning, and no padding; got {topk} keys"
+        )
     position = torch.arange(trace.k.shape[1], dtype=torch.float32, device=trace.k.device)
     position[:SINKS] = float(2**24)  # above every other
     return _by_slabs(
@@ -36,8 +38,11 @@ def window(trace: AttentionTrace, topk: int) -> Int[Tensor, "b t k"]:
 def blocks(size: int, pool: str) -> Rule:
     """The rule that reads whole blocks of `size` keys. pool: "mean" or "max", over the keys of a block.
 
-    The rule raises ValueError for fewer keys than two blocks and than there are, and for padded rows.
+    The rule raises ValueError for fewer keys than two blocks and than there are, and for padded rows. Raises ValueError
+    for size < 1 or another pool.
     """
+    if size < 1 or pool not in ("mean", "max"):
+        raise ValueError(f"expected blocks of at least one key and pool 'mean' or 'max', got {size} and {pool!r}")
 
     def rule(trace: AttentionTrace, topk: int) -> Int[Tensor, "b t k"]:
         s = trace.k.shape[1]

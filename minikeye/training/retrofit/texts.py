@@ -64,10 +64,11 @@ def library_texts(library: Path | None = None, licences: Path = LICENCES) -> Tex
     """The texts of this Python. library: another folder of sources. Raises ValueError where there are none to learn
     from or none to hold out."""
     library = Path(sysconfig.get_path("stdlib")) if library is None else library
-    found = [(path.relative_to(library).as_posix(), path) for path in library.rglob("*.py")]
+    found = [(path.relative_to(library).as_posix(), path) for path in library.rglob("*.py") if path.is_file()]
     found = [(name, path) for name, path in found if not LEFT_OUT & set(Path(name).parts)]
     if licences.is_dir():
-        found += [(f"licence:{path.name}", path) for path in licences.iterdir() if not path.is_symlink()]
+        own = [path for path in licences.iterdir() if path.is_file() and not path.is_symlink()]
+        found += [(f"licence:{path.name}", path) for path in own]
     seen: dict[str, Text] = {}
     for name, path in sorted(found):
         try:
@@ -85,7 +86,7 @@ def library_texts(library: Path | None = None, licences: Path = LICENCES) -> Tex
 def token_stream(texts: Sequence[Text], tokenizer: Tokenizer, seed: int = 0) -> Int[Tensor, " n"]:
     """All texts one after the other in an order drawn from `seed`, "<|endoftext|>" behind each."""
     end, order = tokenizer.token_id("<|endoftext|>"), torch.randperm(len(texts), generator=_draws(seed)).tolist()
-    return torch.tensor([token for n in order for token in [*tokenizer.encode(texts[n].words), end]])
+    return torch.tensor([token for n in order for token in [*tokenizer.encode(texts[n].words), end]], dtype=torch.long)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,29 @@ def test_blocks(size, pool, trace, slabs):
         blocks(size, pool)(trace, 2 * size - 1)
 
 
+def test_rules_refuse_what_they_would_read_wrongly(trace):
+    """A padded row's first keys are none that it sees: a window would have no sinks there, and say nothing."""
+    padded = replace(trace, start=torch.tensor([0, 5]))
+    for rule in (window, blocks(4, "mean")):
+        with pytest.raises(ValueError, match="no padding; got 16 keys"):
+            rule(padded, 16)
+    for size, pool in ((0, "max"), (4, "median")):
+        with pytest.raises(ValueError, match=f"pool 'mean' or 'max', got {size} and '{pool}'"):
+            blocks(size, pool)
+
+
+@pytest.mark.parametrize(("keys", "budget"), [(1, 1), (3, 3), (5, 8), (8, 8), (41, 9), (41, 11)])
+def test_blocks_spend_the_budget(keys, budget):
+    """Own block up to the query, and whole blocks before it: as many as there are and the budget pays."""
+    trace = AttentionTrace(
+        *(torch.randn(1, keys, 4, 16), torch.randn(1, keys, 2, 16)),
+        *(torch.randn(1, keys, 3, 8), torch.randn(1, keys, 8), torch.randn(1, keys, 3), None, 0, None),
+    )
+    for at, query in enumerate(sets(blocks(4, "max")(trace, budget))[0]):
+        before = at // 4 if budget >= keys else min(at // 4, budget // 4 - 1)
+        assert len(query) == 4 * before + at % 4 + 1 and query[-1] == at
+
+
 def test_all_keys_where_there_are_no_more(trace):
     """As of every selection: k from the number of keys on is dense attention."""
     assert sets(blocks(4, "mean")(trace, 41))[0] == [list(range(t + 5)) for t in range(37)]
@@ -95,6 +119,13 @@ def test_windows():
     assert len(windows(STREAM, 50, 300, seed=3).ids) == 13  # all there are
     with pytest.raises(ValueError, match="expected a text of at least 5000 tokens, got 4000"):
         windows(STREAM, 1, 5000, seed=0)
+
+
+@pytest.mark.parametrize(("count", "length"), [(0, 300), (-1, 300), (3, 0), (3, 1)])
+def test_nothing_to_ask(count, length):
+    for ask in (windows, copies, lambda stream, *sizes: needles(stream, ByteTokenizer(), *sizes)):
+        with pytest.raises(ValueError, match=rf"at least one sequence of at least 4 tokens, got {count} of {length}"):
+            ask(STREAM, count, length, 0)
 
 
 def test_antecedents():

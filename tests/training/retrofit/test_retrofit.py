@@ -59,7 +59,8 @@ def test_which_texts(tmp_path):
     (library / "copy.py").write_text("# a/b.py")  # the words of a/b.py
     (library / "latin.py").write_bytes(b"# \xe9")
     (library / "empty.py").write_text("\n")
-    licences.mkdir()
+    (library / "folder.py").mkdir()
+    (licences / "old").mkdir(parents=True)
     for name in ("LGPL-2", "LGPL-2.1", "LGPL-3"):
         (licences / name).write_text(name)
     texts = library_texts(library, licences)
@@ -94,6 +95,7 @@ def test_token_stream():
     for stream in streams:
         pieces = bytes(stream_part if stream_part < 256 else 0 for stream_part in stream).decode().split("\0")
         assert sorted(pieces) == ["", "one", "three", "two"] and pieces[-1] == ""
+    assert token_stream([], ByteTokenizer()).dtype == torch.long
 
 
 def test_windows():
