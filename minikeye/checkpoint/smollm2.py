@@ -25,7 +25,7 @@ LICENSE = "Apache-2.0"
 def place() -> Path:
     """Where the file belongs: in $MINIKEYE_REAL, else in the user's cache, which all clones share."""
     if folder := os.environ.get("MINIKEYE_REAL"):
-        return Path(folder) / Path(MEMBER).name
+        return Path(folder).expanduser() / Path(MEMBER).name
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "minikeye" / Path(MEMBER).name
 

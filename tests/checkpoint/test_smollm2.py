@@ -26,6 +26,9 @@ def test_the_cache_is_the_users(monkeypatch, tmp_path):
     monkeypatch.delenv("MINIKEYE_REAL")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert smollm2.place() == tmp_path / "minikeye" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MINIKEYE_REAL", "~/models")  # from a file of settings, where no shell expands it
+    assert smollm2.place() == tmp_path / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def test_only_the_known_bytes(folder, monkeypatch):

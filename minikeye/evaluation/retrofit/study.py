@@ -166,6 +166,7 @@ def run(options: argparse.Namespace) -> None:
     rows, texts = rows_of(options.out) if options.out.exists() else [], library_texts()
     kind = {"texts": texts.digest, "recipe": hashlib.sha256(repr(plan.recipe).encode()).hexdigest()[:16]}
     require_alike([*rows, kind])  # before the work, not after it
+    known = len(rows)
     if options.smoke:
         model, tokenizer = smoke_model(options.heads, options.seed)
         streams = [torch.tensor(tokenizer.encode(part[0].words)[:6000]) for part in (texts.train, texts.held)]
@@ -192,9 +193,12 @@ def run(options: argparse.Namespace) -> None:
         if time.monotonic() - written > 20:
             report(options.out, rows, arms.logs)
             written = time.monotonic()
-    report(options.out, rows, arms.logs)
-    for name in ("warmup", "indexers"):
-        if options.save and name in arms.weights:
+    if len(rows) > known or not rows:  # else the file would say that this commit measured it
+        report(options.out, rows, arms.logs)
+    for name in ("warmup", "indexers") if options.save else ():
+        if name not in arms.weights:
+            print(f"{name}: not taught in this call, so not saved", flush=True)
+        else:
             note = f"seed {options.seed}, {plan.recipe}, held-out texts {texts.digest}"
             save_indexers(arms.get(name), options.save / name, plan.recipe.length, note)
     print(f"{len(rows)} cells, {time.monotonic() - begun:.0f} s, {arms.logs}", flush=True)

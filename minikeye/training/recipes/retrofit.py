@@ -51,7 +51,7 @@ def main() -> None:
     for stage in (WARMUP, SPARSE if options.adapt else INDEXERS):
         windows = Windows(stream, recipe.length, recipe.repeats, 10 * options.seed + stage.number)
         lines = teach_text(model, stage, recipe, windows, options.out)
-        for line in lines[:: max(1, len(lines) // 8)] + lines[-1:]:
+        for line in lines[:-1][:: max(1, len(lines) // 8)] + lines[-1:]:
             print(stage.name, {name: round(value, 4) for name, value in line.items()}, flush=True)
         if stage is not SPARSE:
             made = f"{note}; {stage.name}, {recipe.loop_of(stage).steps} steps"

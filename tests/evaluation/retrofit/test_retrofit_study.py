@@ -303,9 +303,14 @@ def test_script_goes_on_and_merges(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "work" / "seed1-heads4" / "sparse.pt").is_file()
     before = capsys.readouterr().out
     assert "dsa 32 256 text" in before
-    monkeypatch.setattr(sys, "argv", [*command, "--out", str(tmp_path / "a.json"), "--seed", "1"])
+    measured = (tmp_path / "a.json").read_bytes()
+    monkeypatch.setattr("minikeye.results.commit", lambda: "another")  # which measured nothing of it
+    again = ["--out", str(tmp_path / "a.json"), "--seed", "1", "--save", str(tmp_path / "none")]
+    monkeypatch.setattr(sys, "argv", [*command, *again])
     study.main()
-    assert "dsa" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "dsa" not in said and "warmup: not taught in this call, so not saved" in said
+    assert (tmp_path / "a.json").read_bytes() == measured
     monkeypatch.setattr(sys, "argv", [*command, "--out", str(tmp_path / "c.json"), "--seconds", "0"])
     with pytest.raises(ValueError, match="no cell was measured"):
         study.main()
