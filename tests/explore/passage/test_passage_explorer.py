@@ -112,6 +112,17 @@ def test_the_picture_has_the_lines_that_are_read_and_the_truth(passage):
     assert [line.number for line in shown] == sorted({*most, *truth}) and len(shown) <= 14
 
 
+def test_a_selection_shows_itself(passage, monkeypatch):
+    """In a notebook: the picture with its words, without a widget."""
+    told = []
+    monkeypatch.setattr("IPython.display.publish_display_data", lambda *given: told.append(given))
+    passage.show(1, 2)
+    [(data, metadata)] = told
+    assert data["text/plain"] == metadata["image/png"]["alt"] == passage.alt(1, 2)
+    assert data["text/plain"].endswith(passage.sentence(1, 2)) and "layers and queries select it" in data["text/plain"]
+    assert Image.open(io.BytesIO(data["image/png"])).size[0] == 1500
+
+
 @pytest.mark.parametrize("source", ["a text", None])
 def test_something_else_is_refused(source):
     with pytest.raises(TypeError, match="PassageSelection"):  # in tests, jaxtyping says it first
