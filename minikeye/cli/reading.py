@@ -19,7 +19,7 @@ NARROWEST = 20  # characters of a line's text that are shown on any terminal
 
 def read(arguments: argparse.Namespace) -> None:
     from minikeye.checkpoint.gguf_weights import gguf_config
-    from minikeye.checkpoint.indexers import read_indexer
+    from minikeye.checkpoint.indexers import read_indexer, taught_length
     from minikeye.checkpoint.smollm2 import smollm2
     from minikeye.cli.opening import remark
     from minikeye.cli.wording import say
@@ -43,6 +43,8 @@ def read(arguments: argparse.Namespace) -> None:
     remark("prompt", f"{length:,} tokens; a query reads {reads}")
     if topk != taught:
         remark("keys", f"the indexers were taught with {taught:,} keys a query; this reads {topk:,}")
+    if length > (longest := taught_length(folder)) and not arguments.dense:
+        remark("length", f"the indexers were taught on {longest:,} tokens and choose badly beyond: --lines or --dense")
     model = load_reader(path, folder)
     tell("load", time.perf_counter() - begun, f"{path.name}, indexers of {folder}")
     begun, stream, told = time.perf_counter(), TextStream(tokenizer), []

@@ -129,3 +129,13 @@ def test_the_line_that_holds_the_answer(smollm2_file, tmp_path, capsys):
     assert main(["read", str(text), QUESTION, "--topk", "64", "--max-new-tokens", "2", "--lines", "5-50"]) == 0
     out, err = capsys.readouterr()
     assert "taught with 512 keys a query; this reads 64" in err and "mean over 2 queries" in out
+    assert "the indexers were taught on" not in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("more", "told"), [((), True), (("--dense",), False)])
+def test_beyond_the_length_that_was_taught(smollm2_file, note, capsys, monkeypatch, more, told):
+    monkeypatch.setattr("minikeye.checkpoint.indexers.taught_length", lambda folder: 20)
+    assert main(["read", str(note), QUESTION, "--max-new-tokens", "1", *more]) == 0
+    said = "the indexers were taught on 20 tokens and choose badly beyond: --lines or --dense"
+    assert (said in capsys.readouterr().err) == told
