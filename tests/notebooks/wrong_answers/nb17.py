@@ -1,8 +1,8 @@
-"""Wrong answers to the exercises of notebook 16, and what their checkers must say."""
+"""Wrong answers to the exercises of notebook 17, and what their checkers must say."""
 
 from minikeye import KeyeConfig
 from minikeye.cost import active_parameters, parameters
-from minikeye.exercises.nb16 import check_layer_parameters, check_reusable, check_streamed_bytes
+from minikeye.exercises.nb17 import check_layer_parameters, check_reusable, check_streamed_bytes
 
 
 def layer(c, *, experts=None, kv=None, matrices=3, router=1, norms=2, head_norms=2, gates=1, indexer=1, index_norms=3):

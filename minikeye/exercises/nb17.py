@@ -1,4 +1,4 @@
-"""Checkers of notebook 16, the full checkpoint."""
+"""Checkers of notebook 17, the full checkpoint."""
 
 from collections.abc import Callable
 from dataclasses import replace
