@@ -53,6 +53,8 @@ LESSONS = sorted(execute.FOLDER.glob("*.ipynb"))
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 def test_every_cell_of_a_lesson_runs_again(path):
+    if absent := execute.left_out(path):
+        pytest.skip(absent)
     assert complaints(path) == []
 
 
