@@ -6,6 +6,7 @@ Report, section 2.3: every query attends only to the keys that the lightning ind
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -134,6 +135,30 @@ class PassageCounts:
             raise ValueError(f"expected tokens and counts for each of {p} pieces, got {len(self.tokens)} and others")
         _check_spans(self.truth, (0, p), "truth")
 
+    @cached_property
+    def line_pieces(self) -> tuple[tuple[str, int, int], ...]:
+        """(text, first piece, piece behind the last) of each line of the passage."""
+        return tuple(Pieces(self.pieces, self.tokens).lines())
+
+    @cached_property
+    def truth_pieces(self) -> tuple[int, ...]:
+        """The pieces of the truth, each once, in order."""
+        return tuple(sorted({n for a, b in self.truth for n in range(a, b)}))
+
+    @cached_property
+    def line_ends(self) -> Int[Tensor, "n 2"]:
+        """The numbers of `line_pieces`."""
+        return torch.tensor([[a, b] for _, a, b in self.line_pieces], dtype=torch.long).reshape(-1, 2)
+
+    @cached_property
+    def _tokens(self) -> Int[Tensor, " p"]:
+        return torch.tensor(self.tokens, dtype=torch.long)
+
+    def visible(self, query: int) -> Int[Tensor, " p"]:
+        """How many of each piece's tokens the query sees."""
+        begins = self.first + self._tokens.cumsum(0) - self._tokens
+        return (self.seen[query] - begins).clamp(min=0).minimum(self._tokens)
+
     @property
     def reads_all(self) -> bool:
         """Whether every query selected every key that it sees, as in prompts of at most k tokens."""
@@ -165,7 +190,7 @@ class PassageCounts:
         """
         counts, _ = self.counted(layer, query, head)
         a, b, _ = counts.shape
-        return counts.sum(dim=(0, 1)).double() / (a * b * torch.tensor(self.tokens, dtype=torch.float64))
+        return counts.sum(dim=(0, 1)).double() / (a * b * self._tokens)
 
     def attention(self, layer: Rows = None, query: Rows = None) -> Float[Tensor, " p"]:
         """Share of the attention that goes to each piece, mean over the chosen layers and queries."""

@@ -30,8 +30,8 @@ def places(s: PassageSelection) -> list[range]:
 
 
 def loop(record: Record, tokens: range, layer, query) -> tuple[float, float, float]:
-    """Over the chosen layers and queries, the means of: how often a token of `tokens` is selected; the share of the keys
-    that they are; the attention they get."""
+    """Over the chosen layers and queries, the means of: how often a token of `tokens` is selected; the share of the
+    keys that they are; the attention they get."""
     times, of_keys, mass, choices = 0, 0.0, 0.0, 0
     for n in rows(layer, made.LAYERS):
         for t in rows(query, record.queries):
@@ -151,7 +151,8 @@ def test_json_brings_everything_back(which, request, tmp_path):
 
 @pytest.mark.parametrize("text", ["no json", "[]", "{}", '{"format": "minikeye.passage_selection", "version": 9}'])
 def test_other_json_is_refused(text):
-    with pytest.raises(ValueError, match=r"expected (JSON written by PassageSelection|\('minikeye.passage_selection', 1)"):
+    message = r"expected (JSON written by PassageSelection|\('minikeye.passage_selection', 1)"
+    with pytest.raises(ValueError, match=message):
         PassageSelection.from_json(text)
 
 
