@@ -6,7 +6,7 @@ print(selection.sentence())
 selection.to_html("passage.html")
 """
 
-from minikeye.explore.passage import picture, words
+from minikeye.explore.passage import document, picture, words
 from minikeye.explore.passage.counts import PassageCounts
 
 
@@ -23,3 +23,4 @@ class PassageSelection(PassageCounts):
     alt = words.alt
     png = picture.png
     show = picture.show
+    to_html = document.write
