@@ -170,7 +170,13 @@ class ReadText:
 
     @property
     def heads(self) -> int:
+        """Indexer heads of a layer."""
         return self.probe.heads
+
+    @property
+    def layers(self) -> int:
+        """Layers of the model."""
+        return len(self.probe.gates(len(self.prompt.ids) - 1))
 
     @property
     def longest(self) -> int:
