@@ -7,6 +7,7 @@ without a kernel a picture of the most-read lines and the sentence stay (GitHub,
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 try:
@@ -70,10 +71,40 @@ class Again:
         return self.read.select(query, head, topk), 0, None
 
 
+@dataclass(frozen=True, eq=False)
+class Controls:
+    """One widget for everything that can be chosen, in the order in which Tab visits them."""
+
+    where: widgets.Dropdown  # which tokens can be the query
+    token: widgets.SelectionSlider  # the query; its values are `view.Query`
+    layer: widgets.SelectionSlider  # number of the layer, or ALL
+    head: widgets.Dropdown  # indexer head, or ALL_HEADS
+    topk: widgets.IntSlider
+
+    @classmethod
+    def of(cls, source: Kept | Again, shown: PassageSelection | ReadText) -> "Controls":
+        """Controls that offer what `source` has. shown: what it was made of."""
+        layers = shown.layers if isinstance(shown, PassageSelection) else range(shown.layers)
+        where, free = next(iter(source.queries)), source.longest > 0
+        heads = [("all heads", ALL_HEADS), *((f"head {n}", n) for n in range(source.heads))]
+        keys = {"min": 1, "max": max(source.longest, source.topk), "value": source.topk, "disabled": not free}
+        return cls(
+            where=wide(widgets.Dropdown, "Query in", "23em", options=list(source.queries), value=where),
+            token=wide(widgets.SelectionSlider, "Token", "38em", options=_named(source, where)),
+            layer=wide(
+                widgets.SelectionSlider, "Layer", "27em", options=[("all", ALL), *((f"{n}", n) for n in layers)]
+            ),
+            head=wide(
+                widgets.Dropdown, "Indexer head", "19em", options=heads, value=ALL_HEADS, disabled=not source.heads
+            ),
+            topk=wide(widgets.IntSlider, "Keys k", "27em", **keys),
+        )
+
+
 class PassageExplorer(widgets.VBox):
-    """Controls, a sentence, the text with each token shaded. `where`, `token`, `layer`, `head` and `topk` are its
-    widgets; setting their values is the same as moving them: `layer.value` (-1: all layers), `head.value` (-1: all),
-    `topk.value`, `where.value` (a group of tokens), `token.index` (a number within the group).
+    """Controls, a sentence, the text with each token shaded. `controls` holds the widgets; setting their values is the
+    same as moving them: `layer.value` (-1: all layers), `head.value` (-1: all), `topk.value`, `where.value` (a group of
+    tokens), `token.index` (a number within the group).
 
     source: a `ReadText`, or a PassageSelection, of which layer and query can be chosen, a head where it was recorded,
     and no other k. Raises TypeError for anything else, such as a text: that is for `from_text`.
@@ -83,16 +114,14 @@ class PassageExplorer(widgets.VBox):
         if not isinstance(source, PassageSelection | ReadText):
             raise TypeError(f"expected a PassageSelection or a ReadText, got {type(source).__name__}; see from_text")
         self.source = Kept(source) if isinstance(source, PassageSelection) else Again(source)
-        self.where, self.token, self.layer, self.head, self.topk = _controls(self.source, source)
+        self.controls = c = Controls.of(self.source, source)
         self.words, self.passage = widgets.HTML(), widgets.HTML()
         wrap = widgets.Layout(flex_flow="row wrap", align_items="center")
-        rows = [
-            widgets.HBox(row, layout=wrap) for row in ([self.where, self.token], [self.layer, self.head, self.topk])
-        ]
+        rows = [widgets.HBox(row, layout=wrap) for row in ([c.where, c.token], [c.layer, c.head, c.topk])]
         status = [] if self.source.longest else [widgets.HTML(paragraph(FIXED))]
         super().__init__([*rows, self.words, self.passage, *status])
-        self.where.observe(self._offer_tokens, "value")
-        for control in (self.token, self.layer, self.head, self.topk):
+        c.where.observe(self._offer_tokens, "value")
+        for control in (c.token, c.layer, c.head, c.topk):
             control.observe(self._refresh, "value")
         self._chosen: tuple | None = None
         self._refresh()
@@ -105,7 +134,8 @@ class PassageExplorer(widgets.VBox):
     @property
     def choice(self) -> tuple[int | None, int, int | None]:
         """Layer, query and head within `selection`, as its methods take them."""
-        return None if self.layer.value == ALL else self.layer.index - 1, self._query, self._head
+        layer = self.controls.layer
+        return None if layer.value == ALL else layer.index - 1, self._query, self._head
 
     @property
     def sentence(self) -> str:
@@ -113,8 +143,9 @@ class PassageExplorer(widgets.VBox):
         said = sentence(self.selection, *self.choice)
         if not self.source.longest:
             return said
-        head = "all indexer heads" if self.head.value == ALL_HEADS else f"indexer head {self.head.value} alone"
-        return f"{said} Selected by {head}, k = {self.topk.value}."
+        c = self.controls
+        head = "all indexer heads" if c.head.value == ALL_HEADS else f"indexer head {c.head.value} alone"
+        return f"{said} Selected by {head}, k = {c.topk.value}."
 
     @property
     def png(self) -> bytes:
@@ -122,10 +153,11 @@ class PassageExplorer(widgets.VBox):
         return picture.png(self.selection, *self.choice)
 
     def _offer_tokens(self, _: Any) -> None:
-        self.token.options = _named(self.source, self.where.value)
+        self.controls.token.options = _named(self.source, self.controls.where.value)
 
     def _refresh(self, _: Any = None) -> None:
-        chosen = (self.token.value, None if self.head.value == ALL_HEADS else self.head.value, self.topk.value)
+        c = self.controls
+        chosen = c.token.value, None if c.head.value == ALL_HEADS else c.head.value, c.topk.value
         if chosen != self._chosen:
             self.selection, self._query, self._head = self.source.select(*chosen)
             self._chosen = chosen
@@ -140,20 +172,6 @@ class PassageExplorer(widgets.VBox):
         more = self.sentence.removeprefix(sentence(self.selection, *self.choice))
         words = f"{alt(self.selection, *self.choice)}{more}"
         return super()._repr_mimebundle_(**options) | bundle(drawn, words), {"image/png": {"alt": words}}
-
-
-def _controls(source: Kept | Again, shown: PassageSelection | ReadText) -> tuple[widgets.Widget, ...]:
-    layers = shown.layers if isinstance(shown, PassageSelection) else range(shown.layers)
-    where, free = next(iter(source.queries)), source.longest > 0
-    heads = [("all heads", ALL_HEADS), *((f"head {n}", n) for n in range(source.heads))]
-    keys = {"min": 1, "max": max(source.longest, source.topk), "value": source.topk, "disabled": not free}
-    return (
-        wide(widgets.Dropdown, "Query in", "23em", options=list(source.queries), value=where),
-        wide(widgets.SelectionSlider, "Token", "38em", options=_named(source, where)),
-        wide(widgets.SelectionSlider, "Layer", "27em", options=[("all", ALL), *((f"{n}", n) for n in layers)]),
-        wide(widgets.Dropdown, "Indexer head", "19em", options=heads, value=ALL_HEADS, disabled=not source.heads),
-        wide(widgets.IntSlider, "Keys k", "27em", **keys),
-    )
 
 
 def _named(source: Kept | Again, where: str) -> list[tuple]:

@@ -33,11 +33,11 @@ def shades(explorer: PassageExplorer) -> list[int]:
 
 
 MOVES = {
-    "where": lambda e: setattr(e.where, "value", AFTER),
-    "token": lambda e: setattr(e.token, "index", 2),
-    "layer": lambda e: setattr(e.layer, "value", 1),
-    "head": lambda e: setattr(e.head, "value", 1),
-    "topk": lambda e: setattr(e.topk, "value", 3),
+    "where": lambda e: setattr(e.controls.where, "value", AFTER),
+    "token": lambda e: setattr(e.controls.token, "index", 2),
+    "layer": lambda e: setattr(e.controls.layer, "value", 1),
+    "head": lambda e: setattr(e.controls.head, "value", 1),
+    "topk": lambda e: setattr(e.controls.topk, "value", 3),
 }
 
 
@@ -52,9 +52,14 @@ def test_every_control_changes_words_and_text(explorer, move):
 
 
 def test_what_is_shown_is_what_the_probe_gives(explorer, read):
-    explorer.where.value, explorer.head.value, explorer.topk.value, explorer.layer.value = AFTER, 1, 9, 0
-    explorer.token.index = 3
-    want = made.selected(read.probe.record(explorer.token.value.position, 1, 9), answer=read.answer)
+    (
+        explorer.controls.where.value,
+        explorer.controls.head.value,
+        explorer.controls.topk.value,
+        explorer.controls.layer.value,
+    ) = AFTER, 1, 9, 0
+    explorer.controls.token.index = 3
+    want = made.selected(read.probe.record(explorer.controls.token.value.position, 1, 9), answer=read.answer)
     assert explorer.sentence == f"{want.sentence(0)} Selected by indexer head 1 alone, k = 9."
     assert explorer.sentence in explorer.words.value.replace("&#x27;", "'") and "Asked “what?”" in explorer.words.value
     assert shades(explorer) == levels(want, 0).tolist()
@@ -62,14 +67,22 @@ def test_what_is_shown_is_what_the_probe_gives(explorer, read):
 
 def test_a_selection_has_no_other_k(passage):
     explorer = PassageExplorer(passage)
-    assert explorer.topk.disabled and not explorer.head.disabled and FIXED in explorer.children[-1].value
-    explorer.layer.value, explorer.head.value, explorer.token.index = 2, 0, 4
+    assert (
+        explorer.controls.topk.disabled and not explorer.controls.head.disabled and FIXED in explorer.children[-1].value
+    )
+    explorer.controls.layer.value, explorer.controls.head.value, explorer.controls.token.index = 2, 0, 4
     assert explorer.sentence == passage.sentence(2, 4, 0) and shades(explorer) == levels(passage, 2, 4, 0).tolist()
-    assert PassageExplorer(made.selected(made.drawn(0))).head.disabled
+    assert PassageExplorer(made.selected(made.drawn(0))).controls.head.disabled
 
 
 def test_every_control_has_a_name(explorer):
-    for control in (explorer.where, explorer.token, explorer.layer, explorer.head, explorer.topk):
+    for control in (
+        explorer.controls.where,
+        explorer.controls.token,
+        explorer.controls.layer,
+        explorer.controls.head,
+        explorer.controls.topk,
+    ):
         assert control.description and control.tooltip == control.description
     assert 'aria-label="The text"' in explorer.passage.value and 'role="status"' in explorer.words.value
 
