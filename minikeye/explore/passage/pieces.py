@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from minikeye.inputs.tokenizer import Tokenizer
 
-LONGEST = 3  # bytes that may follow the first of a character, each at least one token
 BROKEN = "\ufffd"  # how a decoder shows bytes that are no character
 
 
@@ -27,10 +26,10 @@ class Pieces:
         texts, tokens, first = [], [], 0
         for stop in range(1, len(ids) + 1):
             text = decode(ids[first:stop])
-            if BROKEN in text and stop < len(ids):
-                after = ids[stop : stop + LONGEST]
-                if text + decode(after) != decode(ids[first : stop + LONGEST]):  # what follows changes it: not whole
-                    continue
+            # A character that is begun and goes on is one U+FFFD or itself, its parts alone are two U+FFFD.
+            after = ids[stop : stop + 1]
+            if BROKEN in text and text + decode(after) != decode([*ids[first:stop], *after]):
+                continue
             texts.append(text)
             tokens.append(stop - first)
             first = stop
