@@ -11,7 +11,7 @@ The three public names are imported when they are first used (PEP 562), so that 
     cost/         parameters, FLOP, bytes, memory
     minivid/      the synthetic world: videos whose events are known, and questions about them
     training/     stages, losses, the indexer's teacher; recipes/ are the scripts that were run
-    explore/      which frames were read: counts, words, pictures, the widget
+    explore/      which frames were read, and which lines of a text: counts, words, pictures, widgets
     evaluation/   what the checkpoint can do, what sparse attention costs, what the kernels gain
     cli/          the command line; exercises/ the checkers of the notebooks
 """

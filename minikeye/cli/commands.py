@@ -171,8 +171,7 @@ def frames(arguments: argparse.Namespace) -> None:
     if not planned:
         raise ValueError(f"{arguments.video} is a picture and has no frames to choose from: use `minikeye answer`")
     try_folder(arguments.out)
-    if arguments.html is not None:
-        try_page(arguments.html)
+    try_page(arguments.html)
     model = opened.load()
     tell("load", time.perf_counter() - begun, arguments.checkpoint or str(CHECKPOINT))
     asked = ask(
@@ -251,15 +250,18 @@ def try_folder(folder: Path) -> None:
         raise type(error)(f"--out {folder}: expected a folder to write into: {error.strerror or error}") from error
 
 
-def try_page(path: Path) -> None:
-    """Write beside the page of `--html`, as early. Raises ValueError or OSError, naming the option."""
+def try_page(path: Path | None, option: str = "--html") -> None:
+    """Write beside the file of `--html` or `--json`, as early. Raises ValueError or OSError, naming the option."""
     from minikeye.explore.standalone.document import check_name
 
+    if path is None:
+        return
     try:
-        check_name(path)
+        if option == "--html":
+            check_name(path)
         _try_writing(place_of_file(path).parent)
     except (OSError, ValueError) as error:
-        raise type(error)(f"--html {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise type(error)(f"{option} {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _try_writing(folder: Path) -> None:

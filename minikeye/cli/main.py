@@ -1,6 +1,6 @@
-"""The command line: minikeye info | cost | check | fake-checkpoint | answer | frames | chat | evaluate.
+"""The command line: minikeye info | cost | check | fake-checkpoint | answer | frames | chat | read | evaluate.
 
-What each command does is in commands.py, of the last in evaluating.py.
+What each command does is in commands.py, of the last two in reading.py and evaluating.py.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import minikeye
 from minikeye.cli import commands
 from minikeye.cli.commands import PRESETS
 from minikeye.cli.evaluating import EVALUATIONS, NEEDLES, evaluate
+from minikeye.cli.reading import read
 from minikeye.evaluation.benchmarks.run import BENCHMARKS
 
 QUESTION = '"Which digit is on the card, and at which second?"'
@@ -51,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"minikeye {minikeye.__version__}")
     _add_counting(group := top.add_subparsers(required=True, metavar="COMMAND"))
     _add_asking(group)
+    _add_reading(group)
     _add_evaluating(group)
     return top
 
@@ -107,6 +109,29 @@ def _add_asking(group) -> None:
     help_ = "what the model may call: look (seconds of the video again, more finely), python (code, in a sandbox)"
     chat.add_argument("--tools", type=parse_names, default=[], metavar="NAME,...", help=help_)
     _add_model(chat, longest=1024)
+
+
+def _add_reading(group) -> None:
+    """The command that asks a language model about a text."""
+    summary = (
+        "ask a language model (SmolLM2 with this repository's indexers) about a text, and show which lines it read"
+    )
+    one = _command(group, read, summary, 'notes.txt "Who has the key?"')
+    add = one.add_argument
+    add("file", metavar="FILE", type=Path, help="a text in UTF-8")
+    add("question", metavar="QUESTION")
+    add("--lines", type=parse_lines, metavar="A-B", help="show the model lines A to B of the file only")
+    add("--layer", type=int, metavar="N", help="what this layer read, from 0 (default: the mean of all layers)")
+    how = one.add_mutually_exclusive_group()
+    how.add_argument("--topk", type=int, metavar="K", help="keys that each query reads (default: as taught, 512)")
+    how.add_argument(
+        "--dense", action="store_true", help="read every key; the lines are then those with most attention"
+    )
+    add("--max-new-tokens", type=int, default=48, metavar="N", help="longest answer (default: 48)")
+    add("--indexers", type=Path, metavar="FOLDER", help="default: assets/checkpoints/retrofit of the repository")
+    help_ = "write a web page as well, to look at every token, layer and indexer head in any browser"
+    add("--html", type=Path, metavar="PATH", help=help_)
+    add("--json", type=Path, metavar="PATH", help="write the numbers as well, for PassageSelection.from_json")
 
 
 def _add_evaluating(group) -> None:
@@ -195,6 +220,14 @@ def _add_model(
 def parse_names(text: str) -> list[str]:
     """ "look,python" -> ["look", "python"]."""
     return [name.strip() for name in text.split(",")]
+
+
+def parse_lines(text: str) -> tuple[int, int]:
+    """ "10-200" -> (10, 200)."""
+    first, _, last = text.partition("-")
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise argparse.ArgumentTypeError(f"expected A-B such as 10-200, lines counted from 1, got {text!r}")
+    return int(first), int(last)
 
 
 def parse_card(text: str) -> tuple[int, float]:

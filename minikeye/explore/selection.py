@@ -7,7 +7,6 @@ Report, section 2.3: every query attends only to the keys that the lightning ind
 import base64
 import csv
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
 from torch import Tensor
 
+from minikeye.explore.reads import check_record, chosen, dense_rows, from_text, rounded, sparse_row, to_text, whole
 from minikeye.files import write_whole
 from minikeye.inputs.prompt import FrameSpan
 from minikeye.model.record import Record
@@ -76,13 +76,10 @@ class FrameCounts:
         Raises ValueError where the record has no layers or no such row, layer or query, where there are no frames or
         they are not those of the recorded prompt, and where labels, truth or thumbnails do not fit.
         """
-        if not record.layers:
-            raise ValueError("expected a record with layers, got an empty one: run the model with record=True")
-        rows, total = record.layers[0].indices.shape[:2]
-        if not 0 <= row < rows:
-            raise ValueError(f"expected a row from 0 to {rows - 1}, as the record has {rows}, got {row}")
-        layers = _choice(layers, len(record.layers), "layers")
-        queries = _choice(queries, total, "queries")
+        check_record(record, row)
+        total = record.queries
+        layers = chosen(layers, len(record.layers), "layers")
+        queries = chosen(queries, total, "queries")
         _check_frames(frames, record.first + total if length is None else length)
         if thumbnails is not None and len(thumbnails) != len(frames):
             raise ValueError(f"expected one thumbnail for each of {len(frames)} frames, got {len(thumbnails)}")
@@ -102,7 +99,7 @@ class FrameCounts:
             truth=tuple(sorted(set(truth or ()))),
             subject=subject,
             thumbnails=None if thumbnails is None else shrink(thumbnails.cpu()),
-            whole=torch.stack([_whole(at, places) for at in indices]),
+            whole=torch.stack([whole(at, places) for at in indices]),
             question=question,
             answer=answer,
         )
@@ -160,12 +157,12 @@ class FrameCounts:
             "question": self.question,
             "answer": self.answer,
             "keys": self.keys.tolist(),
-            "kept": _rounded(self.kept.tolist()),
+            "kept": rounded(self.kept.tolist()),
             "whole": None if self.whole is None else self.whole.tolist(),
-            "reads": [[_sparse(self.counts[n, q], self.mass[n, q]) for q in range(t)] for n in range(l)],
+            "reads": [[sparse_row(self.counts[n, q], self.mass[n, q]) for q in range(t)] for n in range(l)],
             "thumbnails": [_png(z) for z in self.thumbnails] if thumbnails and self.thumbnails is not None else None,
         }
-        return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+        return to_text(document)
 
     @classmethod
     def from_json(cls, text: str) -> "FrameCounts":
@@ -173,27 +170,15 @@ class FrameCounts:
 
         Raises ValueError for anything else, or for another version of the format.
         """
-        try:
-            document = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"expected JSON written by FrameSelection.to_json, got other text: {error}") from error
-        found = (document.get("format"), document.get("version")) if isinstance(document, dict) else type(document)
-        if found != (FORMAT, VERSION):
-            raise ValueError(f"expected {(FORMAT, VERSION)}, got {found}: write the file again with this minikeye")
-        reads, f = document["reads"], len(document["seconds"])
-        counts = torch.zeros(len(reads), len(reads[0]), f, dtype=torch.int32)
-        mass = torch.zeros(counts.shape)
-        for layer, queries in enumerate(reads):
-            for query, (frames, keys, masses) in enumerate(queries):
-                counts[layer, query, frames] = torch.tensor(keys, dtype=torch.int32)
-                mass[layer, query, frames] = torch.tensor(masses, dtype=torch.float32)
-        pictures, whole = document["thumbnails"], document["whole"]
+        document = from_text(text, (FORMAT, VERSION), "FrameSelection.to_json")
+        counts, mass = dense_rows(document["reads"], len(document["seconds"]))
+        pictures, full = document["thumbnails"], document["whole"]
         return cls(
             counts=counts,
             keys=torch.tensor(document["keys"], dtype=torch.int32),
             mass=mass,
             kept=torch.tensor(document["kept"], dtype=torch.float32),
-            whole=None if whole is None else torch.tensor(whole, dtype=torch.bool),
+            whole=None if full is None else torch.tensor(full, dtype=torch.bool),
             thumbnails=None if pictures is None else torch.stack([_picture(png) for png in pictures]),
             **{name: document[name] for name in ("subject", "question", "answer")},
             **{name: tuple(document[name]) for name in ("layers", "seconds", "videos", "labels", "truth")},
@@ -216,31 +201,12 @@ class FrameCounts:
         write_whole(path, self.to_json(thumbnails).encode())
 
 
-def _whole(at: Int[Tensor, "t k"], places: Int[Tensor, " t"]) -> Bool[Tensor, " t"]:
-    """Whether the keys at `at` are all that the queries at `places` see.
-
-    They are where they leave no gap between the first one and the query, and the first is the row's first token: token
-    0, or, after padding on the left, the first of fewer keys than there are places for.
-    """
-    there = at >= 0
-    first = torch.where(there, at, places[:, None] + 1).amin(dim=-1)
-    return (there.sum(dim=-1) == places - first + 1) & ((first == 0) | ~there.all(dim=-1)) & there.any(dim=-1)
-
-
 def _per_frame(values: Tensor, at: Int[Tensor, "t k"], frames: list[FrameSpan]) -> Tensor:
     """Sum `values` [t k] of the keys at positions `at` by frame -> [t f]. Padding and text fall into a spare column."""
     starts, stops = torch.tensor([span.start for span in frames]), torch.tensor([span.stop for span in frames])
     last = torch.searchsorted(starts, at, right=True) - 1  # the last frame that starts at the key or before; -1: none
     column = torch.where((last >= 0) & (at < stops[last]), last, len(frames))
     return torch.zeros(len(at), len(frames) + 1, dtype=values.dtype).scatter_add_(-1, column, values)[:, : len(frames)]
-
-
-def _choice(numbers: Sequence[int] | None, total: int, what: str) -> list[int]:
-    """The chosen numbers as a list, all of them for None."""
-    numbers = list(range(total)) if numbers is None else [int(n) for n in numbers]
-    if not numbers or any(not 0 <= n < total for n in numbers):
-        raise ValueError(f"expected at least one of the recorded {what} 0 to {total - 1}, got {numbers}")
-    return numbers
 
 
 def _check_frames(frames: list[FrameSpan], end: int) -> None:
@@ -265,16 +231,6 @@ def shrink(pictures: UInt8[Tensor, "f 3 height width"]) -> UInt8[Tensor, "f 3 sm
     size = [max(1, round(side * scale)) for side in pictures.shape[-2:]]
     resize = lambda z: F.interpolate(z[None].float(), size, mode="bilinear", antialias=True)[0]  # noqa: E731
     return torch.stack([resize(z).round().clamp(0, 255).byte() for z in pictures])  # one by one: videos can be long
-
-
-def _rounded(values: list) -> list:
-    """Nested lists of numbers, rounded to 6 decimals."""
-    return [_rounded(v) if isinstance(v, list) else round(v, 6) for v in values]
-
-
-def _sparse(counts: Int[Tensor, " f"], mass: Float[Tensor, " f"]) -> list[list]:
-    at = counts.nonzero().flatten()
-    return [at.tolist(), counts[at].tolist(), _rounded(mass[at].tolist())]
 
 
 def _png(picture: UInt8[Tensor, "3 height width"]) -> str:

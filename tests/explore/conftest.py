@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -38,6 +39,44 @@ def axe():
     from axe_playwright_python.sync_playwright import Axe
 
     return Axe()
+
+
+@pytest.fixture(scope="module")
+def browser(chromium) -> Iterator:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # As root, Chromium refuses its sandbox; the only pages it opens are ours.
+        yield playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+
+
+@pytest.fixture
+def show(browser, tmp_path) -> Iterator[Callable]:
+    """Open the page of a selection of frames or of text, offline.
+
+    At the end: nothing was asked for but the file, no error was reported.
+    """
+    seen, contexts = [], []
+
+    def open_page(s, width: int = 1280, height: int = 900, name: str = "page.html", **options):
+        s.to_html(tmp_path / name)
+        context = browser.new_context(viewport={"width": width, "height": height}, offline=True, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        page.on("request", lambda request: seen.append(request.url.split(",")[0][:200]))
+        page.on("console", lambda message: seen.append(message.text))
+        page.on("pageerror", lambda error: seen.append(str(error)))
+        page.goto((tmp_path / name).as_uri())
+        if options.get("java_script_enabled", True):
+            page.wait_for_selector("html.live")
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    others = [one for one in seen if not one.startswith(("file://", "data:image/webp;base64"))]
+    assert others == [] and {one for one in seen if one.startswith("file:")} <= {p.as_uri() for p in tmp_path.iterdir()}
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ The browser tests are skipped where playwright or Chromium is missing, as in tes
 import base64
 import json
 import zlib
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -194,41 +193,6 @@ def test_without_pictures(selection):
 # ------------------------------------------------------------------------------------------------------ in the browser
 
 
-@pytest.fixture(scope="module")
-def browser(chromium) -> Iterator:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # As root, Chromium refuses its sandbox; the only pages it opens are ours.
-        yield playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-
-
-@pytest.fixture
-def show(browser, tmp_path) -> Iterator[Callable]:
-    """Open a selection's page, offline. At the end: nothing was asked for but the file, no error was reported."""
-    seen, contexts = [], []
-
-    def open_page(s: FrameSelection, width: int = 1280, height: int = 900, name: str = "page.html", **options):
-        s.to_html(tmp_path / name)
-        context = browser.new_context(viewport={"width": width, "height": height}, offline=True, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(60_000)
-        page.on("request", lambda request: seen.append(request.url.split(",")[0][:200]))
-        page.on("console", lambda message: seen.append(message.text))
-        page.on("pageerror", lambda error: seen.append(str(error)))
-        page.goto((tmp_path / name).as_uri())
-        if options.get("java_script_enabled", True):
-            page.wait_for_selector("html.live")
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    others = [one for one in seen if not one.startswith(("file://", "data:image/webp;base64"))]
-    assert others == [] and {one for one in seen if one.startswith("file:")} <= {p.as_uri() for p in tmp_path.iterdir()}
-
-
 def said(page) -> str:
     return f"{page.locator('#asked').inner_text()} {page.locator('#sentence').inner_text()}"
 
@@ -391,7 +355,8 @@ WATCH = """() => {
 def test_every_sentence_is_pythons(show):
     """The words of words.js on every layer, query and range of frames, and every share of 1 in 40,000."""
     page = show(made(3))
-    script = (Path(standalone.__file__).parent / "words.js").read_text(encoding="utf-8")
+    folder = Path(standalone.__file__).parent
+    script = "".join((folder / name).read_text(encoding="utf-8") for name in ("numbers.js", "words.js"))
     shares = [n / 40_000 for n in range(40_001)]
     told = page.evaluate(f"shares => {{ {script}\n return shares.map(percent); }}", shares)
     assert told == [percent(share) for share in shares]

@@ -3,8 +3,8 @@
     selection.to_html("frames.html")
 
 It offers what the explorer in a notebook offers for a record, in the same words. The explorer draws in Python, so the
-page has code of its own to draw with: words.js, draw.js and page.js, which go into the page as they are. Without
-JavaScript it shows one layer and one query.
+page has code of its own to draw with: words.js, draw.js, page.js and, as in all pages, numbers.js, which go into it as
+they are. Without JavaScript it shows one layer and one query.
 
 Axes: l recorded layer, t recorded query, f frame.
 """
@@ -30,7 +30,8 @@ from minikeye.explore.words import finding, percent, sentence, when
 from minikeye.files import write_whole
 
 HERE = Path(__file__).parent
-SCRIPTS = ("words.js", "draw.js", "page.js")
+SCRIPTS = ("numbers.js", "words.js", "draw.js", "page.js")
+STYLES = ("base.css", "page.css")
 ROOM = 2_900_000  # bytes of a page, if pictures can bring that about
 LEAST = 500_000  # bytes that pictures may take in any case
 
@@ -67,7 +68,7 @@ def document(selection: FrameCounts) -> str:
     """The page. What comes from outside is escaped, and a policy in the page lets no other script run."""
     layer, query = _start(selection)
     words = [_words(selection, one) for one in view.recorded(selection)]
-    script = "".join(_text(name) for name in SCRIPTS)
+    script = joined(*(HERE / name for name in SCRIPTS))
     parts = {
         "version": minikeye.__version__,
         "title": escape(selection.question or "Which frames were read"),
@@ -76,17 +77,22 @@ def document(selection: FrameCounts) -> str:
         **{part: escape(said) for part, said in words[query][layer].items()},
         "marks": f" Orange marks: {escape(_subject(selection))}." if selection.truth else "",
         "measure": "attention" if selection.reads_all else "keys",
-        "digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
+        "digest": digest(script),
         "script": script,
-        "style": _text("page.css"),
+        "style": joined(*(HERE / name for name in STYLES)),
         "numbers": pack(_header(selection, words) | {"start": {"layer": layer, "query": query}}, selection),
     }
     room = max(LEAST, ROOM - sum(map(len, parts.values())) - 400 * len(selection.seconds))
-    return Template(_text("page.html")).substitute(parts, film=_film(selection, layer, query, room))
+    return Template(joined(HERE / "page.html")).substitute(parts, film=_film(selection, layer, query, room))
 
 
-def _text(name: str) -> str:
-    return (HERE / name).read_text(encoding="utf-8")
+def joined(*paths: Path) -> str:
+    return "".join(path.read_text(encoding="utf-8") for path in paths)
+
+
+def digest(script: str) -> str:
+    """By which a page's policy knows its own script."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
 
 
 def _subject(s: FrameCounts) -> str:

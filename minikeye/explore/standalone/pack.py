@@ -28,14 +28,19 @@ def pack(header: dict[str, Any], selection: FrameCounts) -> str:
     Attention is rounded to 6 decimals, as in `FrameCounts.to_json`. Numbers are laid out byte by byte, all lowest bytes
     first: the higher ones are nearly all zero and then take no room.
     """
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
     counts = selection.counts.long().numpy()
     millionths = (selection.mass.double() * 1e6).round().long().numpy()
-    whole = len(text).to_bytes(4, "little") + text + _planes(counts) + _planes(millionths)
-    return base64.b64encode(zlib.compress(whole, 9)).decode("ascii")
+    return zipped(header, planes(counts) + planes(millionths))
 
 
-def _planes(values: Int64[np.ndarray, "l t f"]) -> bytes:
+def zipped(header: dict[str, Any], body: bytes) -> str:
+    """`header` as JSON and `body` behind it, compressed, in base64: for inflate() in numbers.js."""
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    return base64.b64encode(zlib.compress(len(text).to_bytes(4, "little") + text + body, 9)).decode("ascii")
+
+
+def planes(values: Int64[np.ndarray, "*n"]) -> bytes:
+    """Three bytes a number, all lowest ones first."""
     flat = values.reshape(-1)
     return b"".join((flat >> 8 * n & 255).astype(np.uint8).tobytes() for n in range(PLANES))
 

@@ -1,16 +1,12 @@
 // The page: numbers that Python packed, controls, and what they change. Text from outside is only ever textContent.
 
-// Undo pack.py: a header in JSON, then planes of bytes, first of the keys, then of millionths of the attention.
+// Undo pack.py: a header, then planes of bytes, first of the keys, then of millionths of the attention.
 async function unpack(code) {
-  const zipped = Uint8Array.from(atob(code), (c) => c.charCodeAt(0));
-  const stream = new Blob([zipped]).stream().pipeThrough(new DecompressionStream("deflate"));
-  const bytes = new Uint8Array(await new Response(stream).arrayBuffer());
-  const start = 4 + new DataView(bytes.buffer).getUint32(0, true);
-  const s = JSON.parse(new TextDecoder().decode(bytes.subarray(4, start)));
+  const { header: s, bytes } = await inflate(code);
   const [layers, queries, frames] = s.shape, cells = layers * queries * frames;
   const number = (n, plane) => bytes[n + plane] | (bytes[n + plane + cells] << 8) | (bytes[n + plane + 2 * cells] << 16);
-  const counts = Int32Array.from({ length: cells }, (_, n) => number(n, start));
-  const mass = Float32Array.from({ length: cells }, (_, n) => number(n, start + 3 * cells) / 1e6);
+  const counts = Int32Array.from({ length: cells }, (_, n) => number(n, 0));
+  const mass = Float32Array.from({ length: cells }, (_, n) => number(n, 3 * cells) / 1e6);
   const row = (all, layer, query) => all.subarray((layer * queries + query) * frames, (layer * queries + query + 1) * frames);
   s.counts = (layer, query) => row(counts, layer, query);
   s.mass = (layer, query) => row(mass, layer, query);

@@ -43,9 +43,9 @@ class Controls:
         heads = [("all heads", ALL_HEADS), *((f"head {n}", n) for n in range(source.heads))]
         fixed = {"disabled": not free}
         made = cls(
-            where=_wide(widgets.Dropdown, "Query in", "23em", options=list(source.queries), value=where),
-            token=_wide(widgets.SelectionSlider, "Token", "38em", options=named(source, where)),
-            layer=_wide(widgets.SelectionSlider, "Layer", "27em", options=list(selection.layers)),
+            where=wide(widgets.Dropdown, "Query in", "23em", options=list(source.queries), value=where),
+            token=wide(widgets.SelectionSlider, "Token", "38em", options=named(source, where)),
+            layer=wide(widgets.SelectionSlider, "Layer", "27em", options=list(selection.layers)),
             play=widgets.Play(
                 min=0,
                 max=len(selection.layers) - 1,
@@ -54,10 +54,10 @@ class Controls:
                 description="Play through the layers",
                 tooltip="Play through the layers",
             ),
-            head=_wide(widgets.Dropdown, "Indexer head", "19em", options=heads, value=ALL_HEADS, **fixed),
-            topk=_wide(widgets.IntSlider, "Keys k", "27em", min=1, max=source.longest, value=source.topk, **fixed),
-            frames=_wide(widgets.SelectionRangeSlider, "Frames", "36em", options=times, index=(0, len(times) - 1)),
-            name=_wide(widgets.Text, "File name", "23em", value="frames"),
+            head=wide(widgets.Dropdown, "Indexer head", "19em", options=heads, value=ALL_HEADS, **fixed),
+            topk=wide(widgets.IntSlider, "Keys k", "27em", min=1, max=source.longest, value=source.topk, **fixed),
+            frames=wide(widgets.SelectionRangeSlider, "Frames", "36em", options=times, index=(0, len(times) - 1)),
+            name=wide(widgets.Text, "File name", "23em", value="frames"),
             save_png=_button("Save PNG", "Write the picture"),
             save_svg=_button("Save SVG", "Write all layers as a drawing that stays sharp at any size, for a talk"),
             save_pdf=_button("Save PDF", "Write all layers as a drawing that stays sharp at any size, for a paper"),
@@ -101,6 +101,6 @@ def _button(description: str, tooltip: str) -> widgets.Button:
     return widgets.Button(description=description, tooltip=tooltip, layout={"width": "7em"})
 
 
-def _wide(kind: type, description: str, width: str, **rest) -> widgets.Widget:
+def wide(kind: type, description: str, width: str, **rest) -> widgets.Widget:
     style = {"description_width": "7.5em"}
     return kind(description=description, tooltip=description, style=style, layout={"width": width}, **rest)

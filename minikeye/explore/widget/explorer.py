@@ -44,8 +44,8 @@ class FrameExplorer(widgets.VBox):
         self.selection = self.source.select(*self._chosen)
         self.controls = Controls.of(self.source, self.selection)
         self.picture, self.words = widgets.HTML(), widgets.HTML()
-        self.about = widgets.HTML(_paragraph(" ".join(about)) if (about := _about(self.source)) else "")
-        self.status = widgets.HTML("" if self.source.heads else _paragraph(FIXED))
+        self.about = widgets.HTML(paragraph(" ".join(about)) if (about := _about(self.source)) else "")
+        self.status = widgets.HTML("" if self.source.heads else paragraph(FIXED))
         *choices, files = self.controls.rows()
         super().__init__([*choices, self.picture, self.words, self.about, files, self.status])
         self.controls.where.observe(self._offer_tokens, "value")
@@ -122,7 +122,7 @@ class FrameExplorer(widgets.VBox):
         alt, code = view.picture(self.selection, self.view), base64.b64encode(self.png).decode()
         size = f"width: 100%; max-width: {panels.WIDTH}px"
         self.picture.value = f'<img alt="{escape(alt)}" style="{size}" src="data:image/png;base64,{code}">'
-        self.words.value = _paragraph(self.sentence)
+        self.words.value = paragraph(self.sentence)
 
     def _save(self, ending: str) -> None:
         """What a button does. Says what came of it: an exception would vanish in the kernel's log."""
@@ -133,7 +133,7 @@ class FrameExplorer(widgets.VBox):
             said = f"Wrote {path.name}, {size} kB, into {path.parent}.{instead}"
         except (OSError, ValueError) as error:
             said = f"The {ending[1:].upper()} file was not written: {error}. Choose another file name."
-        self.status.value = _paragraph(said)
+        self.status.value = paragraph(said)
 
     def _repr_mimebundle_(self, **options: Any) -> tuple[dict, dict]:
         """The live widget, and for all that cannot show it the picture and its words."""
@@ -150,7 +150,7 @@ def _about(source: Probed | Recorded) -> list[str]:
     return seen + [f"This checkpoint was taught: {source.taught}."] * bool(source.taught)
 
 
-def _paragraph(text: str) -> str:
+def paragraph(text: str) -> str:
     """HTML of a text that a screen reader announces when it changes."""
     style = f"margin: 0; max-width: {panels.WIDTH}px; line-height: 1.5"
     return f'<p role="status" style="{style}">{escape(text)}</p>'

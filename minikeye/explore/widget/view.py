@@ -16,7 +16,7 @@ class Query:
     position: int  # in prompt and answer, from 0; in a plain record: number of the query within it
     name: str  # short, beside a slider: "1 “7”"
     place: str  # in a sentence: "the query that writes “7”, token 1 of 11 of the answer"
-    sees: int  # frames that stand before it in the prompt
+    sees: int  # frames of the videos, or tokens of a text, that stand before it in the prompt
 
 
 @dataclass(frozen=True)
