@@ -110,11 +110,8 @@ def play(tmp_path_factory) -> Callable[..., list[Any]]:
 @pytest.fixture(scope="session")
 def smollm2_file() -> Path:
     """SmolLM2's GGUF file. Skips where `make real` was not run, unless MINIKEYE_REQUIRE_REAL is set, as in CI."""
-    from minikeye.checkpoint.smollm2 import smollm2
+    from minikeye.checkpoint.smollm2 import left_out, smollm2
 
-    try:
-        return smollm2()
-    except FileNotFoundError as absent:
-        if os.environ.get("MINIKEYE_REQUIRE_REAL"):
-            raise
-        pytest.skip(str(absent))
+    if absent := left_out():
+        pytest.skip(absent)
+    return smollm2()

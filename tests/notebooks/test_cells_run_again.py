@@ -3,7 +3,7 @@
 Every cell of every lesson is run twice in a row in one kernel. One that trains or turns its input in place, draws
 without a seed, or reads a log that it then clears, would go on from what it left. One lesson by hand:
 
-    PYTHONPATH=notebooks .venv/bin/python tests/notebooks/test_cells_run_again.py notebooks/16_full_checkpoint.ipynb
+    PYTHONPATH=notebooks .venv/bin/python tests/notebooks/test_cells_run_again.py notebooks/17_full_checkpoint.ipynb
 """
 
 import sys
@@ -53,6 +53,8 @@ LESSONS = sorted(execute.FOLDER.glob("*.ipynb"))
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 def test_every_cell_of_a_lesson_runs_again(path):
+    if absent := execute.left_out(path):
+        pytest.skip(absent)
     assert complaints(path) == []
 
 

@@ -1,90 +1,84 @@
 """Wrong answers to the exercises of notebook 16, and what their checkers must say."""
 
-from minikeye import KeyeConfig
-from minikeye.cost import active_parameters, parameters
-from minikeye.exercises.nb16 import check_layer_parameters, check_reusable, check_streamed_bytes
+import torch
+
+from minikeye.checkpoint.gguf_weights import halves
+from minikeye.exercises.nb16 import check_into_file, check_lost, check_window_for
 
 
-def layer(c, *, experts=None, kv=None, matrices=3, router=1, norms=2, head_norms=2, gates=1, indexer=1, index_norms=3):
+def into_file(rows, heads):
+    return rows.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+
+
+def window_for(p, first, share, sinks, *, stand=True, add=True, short=0):
     """Right but for the argument that is given."""
-    text, index, d = c.text, c.indexer, c.text.width
-    attention = 2 * d * text.head_width * (text.heads + (kv or text.kv_heads)) + head_norms * text.head_width
-    scorer = d * index.heads * (index.width + gates) + d * index.width + index_norms * index.width
-    mixture = (experts or text.experts) * matrices * d * text.expert_width + router * d * text.experts
-    return attention + indexer * scorer + mixture + norms * d
+    out = []
+    for t, row in enumerate(p):
+        at = first + t if stand else p.shape[1] - 1
+        n = 0
+        while n <= at:
+            window = range(at - n + 1, at + 1)
+            ours = {*window} | ({*range(sinks)} if add else set())
+            if float(row[sorted(ours)].sum()) >= share - 1e-6:
+                break
+            n += 1
+        out.append(n + short)
+    return torch.tensor(out)
 
 
-def streamed(c, *, experts=None, embedding=None, head=1, indexer=1, norm=0, row=1, vision=0, width=2):
-    """Right but for the argument that is given."""
-    a, p, d = active_parameters(c), parameters(c), c.text.width
-    rows = p.embedding if embedding else row * d
-    read = rows + a.attention + indexer * a.indexer + a.router + (experts or a.experts) + a.norms - d + norm * d
-    return width * (read + head * a.head + vision * (p.vision + p.projector))
+def best(p, first, share, sinks):
+    """Any keys, not the last."""
+    return 1 + (p.sort(dim=-1, descending=True).values.cumsum(dim=-1) < share).sum(dim=-1)
 
 
-def reused(new, held, blocks, *, cap=True, back=True, late=False, edges=False, count=False, before=False):
-    """Right but for the argument that is given."""
-    most = min(len(new) - (1 if cap and not late else 0), len(held))
-    same = next((n for n in range(most) if new[n] != held[n]), most)
-    if count:
-        same = sum(a == b for a, b in zip(new, held, strict=False))
-    for n, (start, stop) in enumerate(blocks):
-        if back and (start < same <= stop if edges else start < same < stop):
-            same = blocks[n - 1][1] if before and n else start
-            break
-    return min(same, len(new) - 1) if late else same
+def changed(**change):
+    return lambda *given: window_for(*given, **change)
 
 
-def other(**change):
-    return lambda config: layer(config, **change)
+def pairs(dense, sparse):
+    return list(zip(dense, sparse, strict=True))
 
 
-def reads(**change):
-    return lambda config: streamed(config, **change)
+def count(dense, sparse, pair):
+    return pairs(dense, sparse).count(pair)
 
 
-def keeps(**change):
-    return lambda new, held, blocks: reused(new, held, blocks, **change)
+def found(dense):
+    return max(1, dense.count("1"))
 
-
-RELEASED = KeyeConfig.keye_vl_2_30b_a3b()
 
 WRONG_ANSWERS = [
-    (check_layer_parameters, lambda c: None, "write its body"),
-    (check_layer_parameters, lambda c: layer(c) / 1, "use //"),
-    (check_layer_parameters, other(indexer=0), "indexer is missing"),
-    (check_layer_parameters, other(gates=0), "gates are missing"),
-    (check_layer_parameters, other(experts=8), "the layer has all 128"),
-    (check_layer_parameters, other(matrices=2), "three matrices"),
-    (check_layer_parameters, other(norms=0), "two norms of the layer are missing"),
-    (check_layer_parameters, other(norms=1), "not one"),
-    (check_layer_parameters, other(head_norms=0), "norms of q and k"),
-    (check_layer_parameters, other(kv=32), "kv_heads heads"),
-    (check_layer_parameters, other(router=0), "router is missing"),
-    (check_layer_parameters, other(index_norms=0), "indexer's norms"),
-    (check_layer_parameters, other(index_norms=2), "64 too few"),
-    (check_layer_parameters, lambda c: parameters(c).total // c.text.layers, "too many"),
-    (check_layer_parameters, lambda c: layer(RELEASED), "released model only"),
-    (check_streamed_bytes, lambda c: None, "write its body"),
-    (check_streamed_bytes, reads(width=1), "two bytes"),
-    (check_streamed_bytes, lambda c: 2 * parameters(c).total, "not everything"),
-    (check_streamed_bytes, lambda c: streamed(c, experts=parameters(c).experts), "without a token"),
-    (check_streamed_bytes, reads(embedding=1), "one row is read"),
-    (check_streamed_bytes, reads(embedding=1, norm=1), "one row is read"),
-    (check_streamed_bytes, reads(head=0), "head is read as a whole"),
-    (check_streamed_bytes, reads(indexer=0), "indexer is read too"),
-    (check_streamed_bytes, reads(norm=1), "not read again"),
-    (check_streamed_bytes, reads(row=0), "in the embedding is missing"),
-    (check_streamed_bytes, reads(vision=1), "no pixels"),
-    (check_streamed_bytes, reads(width=4), "two bytes"),
-    (check_streamed_bytes, reads(width=3), "too many"),
-    (check_streamed_bytes, lambda c: streamed(RELEASED), "released model only"),
-    (check_reusable, lambda new, held, blocks: None, "write its body"),
-    (check_reusable, keeps(count=True), "do not count matches"),
-    (check_reusable, keeps(back=False), "inside a visual block"),
-    (check_reusable, keeps(before=True), "only the block that was cut"),
-    (check_reusable, keeps(edges=True), "not inside it"),
-    (check_reusable, keeps(cap=False), "at most 11"),
-    (check_reusable, keeps(late=True), "leave it out first"),
-    (check_reusable, lambda new, held, blocks: 0, "answer 6"),
+    (check_into_file, lambda rows, heads: None, "write its body"),
+    (check_into_file, lambda rows, heads: into_file(rows, heads)[:8], r"expected \[16, 2\]"),
+    (check_into_file, lambda rows, heads: rows[:1].expand_as(rows), "each row must be there once"),
+    (check_into_file, halves, "`halves` itself"),
+    (
+        check_into_file,
+        lambda rows, heads: rows.view(heads, -1, rows.shape[1]).transpose(0, 1).reshape(rows.shape),
+        "alternate",
+    ),
+    (check_into_file, lambda rows, heads: rows, "nothing was moved"),
+    (check_into_file, lambda rows, heads: into_file(rows.flip(0), heads), "should lie as"),
+    (check_into_file, lambda rows, heads: torch.cat((into_file(rows[:, :1], heads), rows[:, 1:]), 1), "all columns"),
+    (check_into_file, lambda rows, heads: into_file(rows, 2), "wrong for 4"),
+    (check_window_for, lambda p, first, share, sinks: None, "write its body"),
+    (check_window_for, lambda p, *rest: window_for(p, *rest).max(), r"expected \[2\]"),
+    (check_window_for, changed(stand=False), "stands at key first"),
+    (check_window_for, changed(short=-1), "one too few"),
+    (check_window_for, changed(short=1), "one too many"),
+    (check_window_for, changed(add=False), "sinks are read as well"),
+    (check_window_for, best, "anywhere"),
+    (check_window_for, lambda p, *rest: window_for(p, *rest) + 3, r"expected \[2, 6\], got"),
+    (check_window_for, lambda *given: window_for(*given).clamp(min=1), "alone hold the share"),
+    (check_window_for, lambda p, first, share, sinks: window_for(p, first, share, max(1, sinks)), "no sinks"),
+    (check_lost, lambda dense, sparse: None, "write its body"),
+    (check_lost, lambda dense, sparse: count(dense, sparse, ("1", "0")) / found(dense), "percentage is asked"),
+    (check_lost, lambda d, s: 100 * (d.count("1") - s.count("1")) / len(d), "difference of two"),
+    (check_lost, lambda d, s: 100 * count(d, s, ("1", "0")) / len(d), "divide by 4"),
+    (check_lost, lambda d, s: 100 * (d.count("1") - s.count("1")) / found(d), "divide by 4"),
+    (check_lost, lambda d, s: 100 * sum(a != b for a, b in pairs(d, s)) / len(d), "another outcome"),
+    (check_lost, lambda d, s: 100 * count(d, s, ("1", "0")) / max(1, s.count("1")), "not by what sparse"),
+    (check_lost, lambda d, s: 100 - 100 * count(d, s, ("1", "0")) / found(d) + 1, "expected 50"),
+    (check_lost, lambda d, s: 100 * count(d, s, ("1", "0")) / d.count("1") if "1" in d else 100, "nothing can be lost"),
+    (check_lost, lambda d, s: 50 if "1" in d else 0, "the same needles"),
 ]
