@@ -157,10 +157,10 @@ def test_other_json_is_refused(text):
 
 
 WRONG = [
-    ({"truth": [(0, 3)]}, "expected truth as (first, stop) with 6 <= first"),  # before the passage
-    ({"truth": [(8, 8)]}, "expected truth"),
-    ({"truth": [(12, 9)]}, "expected truth"),
-    ({"truth": [(10, 999)]}, "expected truth"),
+    ({"truth": [(0, 3)]}, "expected each span of truth as (first, stop) with 6 <= first"),  # before the passage
+    ({"truth": [(8, 8)]}, "expected each span of truth"),
+    ({"truth": [(12, 9)]}, "expected each span of truth"),
+    ({"truth": [(10, 999)]}, "expected each span of truth"),
     ({"passage": (4, 999)}, "expected passage as"),
     ({"labels": ["a"]}, "expected one label for each of 7 queries, got 1"),
     ({"layers": [3]}, "expected at least one of the recorded layers 0 to 2, got [3]"),
