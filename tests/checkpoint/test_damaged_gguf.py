@@ -67,6 +67,18 @@ def test_the_undamaged_ones(tmp_path):
     tokenizer = gguf_tokenizer(path := write(tmp_path / "t.gguf", TOKENIZER, {}))
     assert tokenizer.decode(tokenizer.encode("abc <|im_end|>")) == "abc <|im_end|>"
     assert conversation_ids(path, tokenizer, [("user", "ab")]) == [0, LETTERS.index("ab"), 1]
+    with pytest.raises(KeyError, match=r"t\.gguf defines no token 'nope'"):
+        tokenizer.token_id("nope")
+
+
+@pytest.mark.parametrize("turns", [[], [("usr", "ab")], [("user", "ab"), ("tool", "ab")]])
+def test_what_is_no_conversation(turns, tmp_path):
+    """Of nothing the template would make a header, of another role what it likes."""
+    tokenizer = gguf_tokenizer(path := write(tmp_path / "t.gguf", TOKENIZER, {}))
+    with pytest.raises(
+        ValueError, match=r"expected \[\(\"user\", text\), \.\.\.\], roles system, user, assistant; got"
+    ):
+        conversation_ids(path, tokenizer, turns)
 
 
 @pytest.mark.parametrize(
