@@ -253,6 +253,16 @@ def test_summary():
     assert found["far_dense"] == 60.0 and "copy_dsa_512_at_8192_low" not in found and summarise([]) == {}
 
 
+def test_rows_that_cannot_be_summed_up():
+    for wrong, message in (
+        (row("dense", "copy", k=512, right=1.0), "expected k 0 of dense, which reads every key, got 512"),
+        (row("dsa", "needle", right=1.0), "expected a row with each, got"),
+        (row("dsa", "else", right=1.0), "expected a row with a known test, got"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            summarise([row("dense", "copy", k=0, right=1.0), wrong])
+
+
 def test_a_cell_counts_once():
     """A part that is given twice is no second seed."""
     rows = [row("dense", "needle", seed, 0, each="10", texts="a") for seed in (0, 1)]
