@@ -77,7 +77,14 @@ def test_which_texts(tmp_path):
 
 
 def test_nothing_to_hold_out(tmp_path):
-    with pytest.raises(ValueError, match=r"expected texts to learn from and to hold out in .*, got 0 in all"):
+    (licences := tmp_path / "licences").mkdir()
+    for n in range(40):
+        (licences / f"{n}").write_text(f"{n}")
+    for library in (tmp_path, str(tmp_path / "absent")):
+        with pytest.raises(ValueError, match="expected a folder with Python sources, found none in"):
+            library_texts(library, licences)  # not those alone
+    (tmp_path / "one.py").write_text("1")
+    with pytest.raises(ValueError, match=r"expected texts to learn from and to hold out in .*, got 1 in all"):
         library_texts(tmp_path, tmp_path / "none")
 
 
@@ -109,6 +116,9 @@ def test_windows():
         assert not plain.again(step).any()
     with pytest.raises(ValueError, match="expected a stream longer than a window of 64 tokens or more"):
         Windows(STREAM[:64], 64)
+    for stream in (STREAM.tolist(), STREAM.float(), STREAM[None]):
+        with pytest.raises((ValueError, TypeError), match="stream"):  # in tests, jaxtyping says it first
+            Windows(stream, 64)
 
 
 def test_what_is_said_again():
@@ -208,6 +218,11 @@ def test_windows_that_do_not_fit(model, windows):
         other = KeyeVL(replace(OLDER, indexer=replace(OLDER.indexer, topk=topk)))
         with pytest.raises(ValueError, match="expected windows of the recipe's"):
             teach_text(other, WARMUP, recipe, windows)
+
+
+def test_only_these_stages(model, windows):
+    with pytest.raises(ValueError, match=r"expected a Stage of STAGES \(warmup, indexers, sparse, tuned\), got Stage"):
+        teach_text(model, replace(WARMUP, name="naming"), RECIPE, windows)
 
 
 def test_warm_up_raises_what_is_kept(model, windows):
