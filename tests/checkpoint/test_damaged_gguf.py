@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from gguf import GGUFEndian, GGUFWriter
 from tokenizers.pre_tokenizers import ByteLevel
 
 from minikeye.checkpoint import CheckpointError
-from minikeye.checkpoint.gguf_weights import gguf_config, load_gguf
+from minikeye.checkpoint.gguf_weights import gguf_config, halves, load_gguf
 from minikeye.config import IndexerConfig
 from minikeye.inputs.gguf_tokenizer import conversation_ids, gguf_tokenizer
 from minikeye.keye import KeyeVL
@@ -97,6 +98,12 @@ def test_numbers_of_no_model(key, value, complaint, tmp_path):
     path = write(tmp_path / "m.gguf", NUMBERS | {f"llama.{key}": value}, tensors())
     with pytest.raises(CheckpointError, match=rf"m\.gguf states numbers that no such model has: {complaint}"):
         gguf_config(path, SMALL)
+
+
+def test_rows_of_other_heads():
+    for heads in (0, 4, 5):
+        with pytest.raises(ValueError, match=f"expected the rows of {heads} heads, each of an even width, got 12"):
+            halves(torch.zeros(12, 3), heads)
 
 
 def test_an_indexer_that_does_not_fit_is_not_the_files_fault(tmp_path):

@@ -156,7 +156,8 @@ class PassageCounts:
         return torch.tensor(self.tokens, dtype=torch.long)
 
     def visible(self, query: int) -> Int[Tensor, " p"]:
-        """How many of each piece's tokens the query sees."""
+        """How many of each piece's tokens the query, a row of the record, sees. ValueError for one not there."""
+        self.rows(query=query)
         begins = self.first + self._tokens.cumsum(0) - self._tokens
         return (self.seen[query] - begins).clamp(min=0).minimum(self._tokens)
 

@@ -192,6 +192,15 @@ def test_a_choice_that_is_not_there_is_refused(passage, choice, message):
             view(*choice)
 
 
+def test_a_number_that_is_none_is_refused(passage):
+    for query in (-1, 7):
+        with pytest.raises(ValueError, match=rf"recorded queries 0 to 6, got \[{query}\]"):
+            passage.visible(query)
+    with pytest.raises(ValueError, match="expected a number of lines, got -1"):
+        passage.most_read(-1)
+    assert passage.most_read(0) == []
+
+
 def test_no_head_alone_and_no_truth(record):
     s = made.selected(record, truth=())
     with pytest.raises(ValueError, match="of which there are none alone"):

@@ -251,9 +251,10 @@ def test_indexers_alone(model, tmp_path):
     with pytest.raises(ValueError, match="expected the tokens of the longest text that was taught, got 0"):
         save_indexers(model, tmp_path / "ix", 0)
     stated = (tmp_path / "ix" / "indexer.json").read_text()
-    (tmp_path / "ix" / "indexer.json").write_text(stated.replace('"length": 64', '"length": "64"'))
-    with pytest.raises(ValueError, match="states no length that was taught, got '64'"):
-        taught_length(tmp_path / "ix")
+    for length, got in (('"64"', "'64'"), ("true", "True")):
+        (tmp_path / "ix" / "indexer.json").write_text(stated.replace('"length": 64', f'"length": {length}'))
+        with pytest.raises(ValueError, match=f"states no length that was taught, got {got}"):
+            taught_length(tmp_path / "ix")
     (tmp_path / "ix" / "indexer.json").write_text(stated)
     other = copy.deepcopy(model)
     for name, p in other.named_parameters():
@@ -265,6 +266,8 @@ def test_indexers_alone(model, tmp_path):
             p, model.state_dict()[name].bfloat16().float() if "sa_indexer" in name else model.state_dict()[name]
         )
     save_indexers(other, tmp_path / "ix", 64)  # over its own kind
+    with pytest.raises(NotADirectoryError, match="expected the name of a folder"):
+        save_indexers(other, tmp_path / "ix" / "indexer.json", 64)
     (tmp_path / "else").mkdir()
     (tmp_path / "else" / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="holds other files than indexers"):
