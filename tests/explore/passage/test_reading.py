@@ -139,6 +139,17 @@ def test_model_and_tokenizer_go_together(model):
 
 
 @pytest.mark.slow
+def test_a_text_of_a_file_keeps_its_line_numbers(smollm2_file):
+    told = []
+    read = ReadText.from_text(
+        "The key\nis with Ann.", "Who has it?", truth="with Ann", first_line=40, max_new_tokens=1, on_token=told.append
+    )
+    s = read.selection()
+    assert [line.number for line in s.lines()] == [40, 41] and [line.truth for line in s.lines()] == [False, True]
+    assert len(told) == 1
+
+
+@pytest.mark.slow
 def test_prompts_of_the_real_template(smollm2_file):
     """The text's tokens are found whatever stands around them; emoji and CJK, which are split, stay whole."""
     from minikeye.explore.passage.pieces import Pieces
