@@ -76,7 +76,12 @@ def load_gguf(
 
 
 def halves(rows: Float[Tensor, "he d"], heads: int) -> Float[Tensor, "he d"]:
-    """Rows of q or k from the file's order, where channels 2i and 2i + 1 of a head turn together, to i and i + e/2."""
+    """Rows of q or k from the file's order, where channels 2i and 2i + 1 of a head turn together, to i and i + e/2.
+
+    Raises ValueError unless the rows are as many heads of an even width.
+    """
+    if heads < 1 or len(rows) % (2 * heads):
+        raise ValueError(f"expected the rows of {heads} heads, each of an even width, got {len(rows)}")
     return rows.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
 
 

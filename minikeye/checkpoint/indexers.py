@@ -32,8 +32,8 @@ def save_indexers(model: KeyeModel, folder: str | Path, length: int, note: str =
     """Write the model's indexers in bfloat16. A folder of them is replaced.
 
     length: tokens of the longest text they were taught on; beyond it they may choose badly. note: how they were made.
-    Raises ValueError for length < 1, FileExistsError for a folder with other files, CheckpointError for numbers that
-    are not finite.
+    Raises ValueError for length < 1, FileExistsError for a folder with other files, NotADirectoryError for a file,
+    CheckpointError for numbers that are not finite.
     """
     if length < 1:
         raise ValueError(f"expected the tokens of the longest text that was taught, got {length}")
@@ -78,7 +78,7 @@ def taught_length(folder: str | Path) -> int:
     """Tokens of the longest text that the indexers in a folder were taught on. Raises as `read_indexer`."""
     read_indexer(folder)
     length = read_json(Path(folder) / SETTINGS).get("length")
-    if not isinstance(length, int) or length < 1:
+    if type(length) is not int or length < 1:  # true is no number of tokens
         raise ValueError(f"{Path(folder) / SETTINGS} states no length that was taught, got {length!r}")
     return length
 
@@ -87,8 +87,9 @@ def taught_length(folder: str | Path) -> int:
 def load_indexers(model: KeyeModel, folder: str | Path) -> None:
     """Put the indexers of a folder over the model's, in place, in the model's dtype.
 
-    Nothing is changed where it raises: CheckpointError for tensors that are not the model's, not bfloat16, not finite
-    in the model's dtype, or were taught on other weights than the model has; else as `read_indexer`.
+    Nothing is changed where it raises: CheckpointError for a model of another IndexerConfig than `read_indexer` gives,
+    k included, for tensors that are not the model's, not bfloat16, not finite in the model's dtype, or were taught on
+    other weights than the model has; else as `read_indexer`.
     """
     folder, held = Path(folder), _own(model)
     if (stated := read_indexer(folder)) != model.config.indexer:

@@ -120,7 +120,7 @@ def _add_reading(group) -> None:
     add = one.add_argument
     add("file", metavar="FILE", type=Path, help="a text in UTF-8")
     add("question", metavar="QUESTION")
-    add("--lines", type=parse_lines, metavar="A-B", help="show the model lines A to B of the file only")
+    add("--lines", type=parse_lines, metavar="A-B", help="show only these lines; 3-3: one, 3-99999: up to the end")
     add("--layer", type=int, metavar="N", help="what this layer read, from 0 (default: the mean of all layers)")
     how = one.add_mutually_exclusive_group()
     how.add_argument("--topk", type=int, metavar="K", help="keys that each query reads (default: as taught, 512)")

@@ -55,7 +55,7 @@ def read(arguments: argparse.Namespace) -> None:
             say("\nanswer   ")
         say(stream.add(int(token[0])))
 
-    options = {"max_new_tokens": arguments.max_new_tokens, "topk": topk, "on_token": on_token}
+    options = {"max_new_tokens": arguments.max_new_tokens, "topk": arguments.topk, "on_token": on_token}
     known = ReadText.of(model, tokenizer, prompt, attention="dense" if arguments.dense else "sparse", **options)
     print(stream.end(), end="\n\n", flush=True)
     selection = known.selection()

@@ -18,6 +18,7 @@ from minikeye.inputs.tokenizer import ReleasedTokenizer
 
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 CUTS = {"smollm": {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, BYTES]}}
+ROLES = ("system", "user", "assistant")
 NORMAL, CONTROL, UNUSED = 1, 3, 5  # the file's numbers for kinds of tokens; CONTROL: one with a name
 
 
@@ -66,16 +67,17 @@ def conversation_ids(
 ) -> list[int]:
     """Tokens of a conversation by the file's own template, ending where the assistant is to speak.
 
-    conversation: (role, text) of each turn. Raises ValueError for anything else, and where the file has no template,
-    TemplateError as `ChatTemplate.write` does.
+    conversation: (role, text) of each turn, at least one; role: "system", "user" or "assistant". Raises ValueError for
+    anything else, and where the file has no template, TemplateError as `ChatTemplate.write` does.
 
         ids = torch.tensor([conversation_ids(path, tokenizer, [("user", "Name a planet.")])])
         out = model.generate({"input_ids": ids}, max_new_tokens=20, stop_ids=(tokenizer.token_id("<|im_end|>"),))
         tokenizer.decode(out.ids[0].tolist())
     """
-    pairs = [t for t in conversation if isinstance(t, tuple) and [*map(type, t)] == [str, str]]
-    if isinstance(conversation, str) or len(pairs) != len(conversation):
-        raise ValueError(f'expected [("user", text), ...], got {conversation!r:.100}')
+    turns = list(conversation) if isinstance(conversation, list | tuple) else []
+    pairs = [t for t in turns if isinstance(t, tuple) and [*map(type, t)] == [str, str] and t[0] in ROLES]
+    if not pairs or len(pairs) != len(turns):
+        raise ValueError(f'expected [("user", text), ...], roles {", ".join(ROLES)}; got {conversation!r:.100}')
     prompt = Prompt(tokenizer, merge=1)
     template = ChatTemplate(_field(path, "tokenizer.chat_template"), str(path))
     template.write(prompt, [(role, [text]) for role, text in conversation])

@@ -87,6 +87,7 @@ class ReleasedTokenizer:
 
     def _read(self, content: dict[str, Any], path: str | Path) -> None:
         check_parts(path, content)
+        self._path = path
         try:
             self._fast = FastTokenizer.from_str(json.dumps(content))
         except BaseException as error:
@@ -116,7 +117,7 @@ class ReleasedTokenizer:
         """Id of a special token. Raises KeyError where the file does not define it."""
         n = self._fast.token_to_id(name)
         if n is None:
-            raise KeyError(f"tokenizer.json defines no token {name!r}: is it the tokenizer of Keye-VL-2.0?")
+            raise KeyError(f"{self._path} defines no token {name!r}: is it the tokenizer of this model?")
         return n
 
 

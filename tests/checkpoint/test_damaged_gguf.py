@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from gguf import GGUFEndian, GGUFWriter
 from tokenizers.pre_tokenizers import ByteLevel
 
 from minikeye.checkpoint import CheckpointError
-from minikeye.checkpoint.gguf_weights import gguf_config, load_gguf
+from minikeye.checkpoint.gguf_weights import gguf_config, halves, load_gguf
 from minikeye.config import IndexerConfig
 from minikeye.inputs.gguf_tokenizer import conversation_ids, gguf_tokenizer
 from minikeye.keye import KeyeVL
@@ -67,6 +68,18 @@ def test_the_undamaged_ones(tmp_path):
     tokenizer = gguf_tokenizer(path := write(tmp_path / "t.gguf", TOKENIZER, {}))
     assert tokenizer.decode(tokenizer.encode("abc <|im_end|>")) == "abc <|im_end|>"
     assert conversation_ids(path, tokenizer, [("user", "ab")]) == [0, LETTERS.index("ab"), 1]
+    with pytest.raises(KeyError, match=r"t\.gguf defines no token 'nope'"):
+        tokenizer.token_id("nope")
+
+
+@pytest.mark.parametrize("turns", [[], [("usr", "ab")], [("user", "ab"), ("tool", "ab")]])
+def test_what_is_no_conversation(turns, tmp_path):
+    """Of nothing the template would make a header, of another role what it likes."""
+    tokenizer = gguf_tokenizer(path := write(tmp_path / "t.gguf", TOKENIZER, {}))
+    with pytest.raises(
+        ValueError, match=r"expected \[\(\"user\", text\), \.\.\.\], roles system, user, assistant; got"
+    ):
+        conversation_ids(path, tokenizer, turns)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +98,12 @@ def test_numbers_of_no_model(key, value, complaint, tmp_path):
     path = write(tmp_path / "m.gguf", NUMBERS | {f"llama.{key}": value}, tensors())
     with pytest.raises(CheckpointError, match=rf"m\.gguf states numbers that no such model has: {complaint}"):
         gguf_config(path, SMALL)
+
+
+def test_rows_of_other_heads():
+    for heads in (0, 4, 5):
+        with pytest.raises(ValueError, match=f"expected the rows of {heads} heads, each of an even width, got 12"):
+            halves(torch.zeros(12, 3), heads)
 
 
 def test_an_indexer_that_does_not_fit_is_not_the_files_fault(tmp_path):

@@ -25,10 +25,11 @@ BATCH = {"cpu": 2**11, "cuda": 2**15}  # tokens a pass
 def predict(
     model: KeyeVL, asked: Asked, selection: str, topk: int, seed: int = 0, mass: bool = False
 ) -> tuple[Tensor, Tensor, list[float]]:
-    """Of the last `asked.last - 1` tokens: loss in nats [b t], whether each was the likeliest [b t]; attention mass
-    that the selection keeps, by layer (empty unless `mass`).
+    """Of the last `asked.last - 1` tokens: loss in nats [b t], whether each was the likeliest [b t]; share (0..1) of
+    the dense attention mass that the selection keeps, a layer each ([] unless `mass`, and with "dense").
 
-    selection: "dense", or one of SELECTIONS with topk keys. Raises ValueError for another.
+    selection: "dense", where topk is not used, or one of SELECTIONS with topk keys a query. seed: of the selection
+    "random" alone. Raises ValueError for another selection, and as its rule does.
     """
     if selection != "dense" and selection not in SELECTIONS:
         raise ValueError(f"expected 'dense' or one of {', '.join(SELECTIONS)}; got {selection!r}")
@@ -54,12 +55,18 @@ def predict(
 def measure(model: KeyeVL, test: str, asked: Asked, selection: str, topk: int, seed: int = 0) -> dict[str, Any]:
     """The numbers of one test.
 
-    "text": nll (nats a token), ppl, far_right (percent of the tokens that a far passage tells), kept by layer.
-    "needle" and "blind": right (percent with all digits), each (1 or 0 a needle, at depths in turn), by_depth.
-    "copy": right (percent of tokens). Raises ValueError for another test, else as `predict`.
+    All have n (sequences) and seconds_taken. "text", of `windows`: nll (nats a token), ppl, far_right (percent of the
+    far_n tokens that a far passage tells; None where far_n is 0), kept (share in 0..1 by layer; [] for "dense").
+    "needle" and "blind", of `needles`: right (percent with all digits), each (a string of a 1 or 0 a needle, at 5
+    depths in turn), by_depth (percent; fewer than 5 numbers for fewer needles). "copy", of `copies`: right (percent of
+    tokens). Raises ValueError for another test, for one asked of another's sequences (text needs `asked.far`, which the
+    others do not have), else as `predict`.
     """
     if test not in ("text", "needle", "blind", "copy"):
         raise ValueError(f"expected text, needle, blind or copy, got {test!r}")
+    if (test == "text") != (asked.far is not None):
+        made = "with tokens marked as far, as windows() makes them" if test == "text" else "of needles() or copies()"
+        raise ValueError(f"expected sequences {made}, for the test {test}, got others")
     begun = time.monotonic()
     loss, right, kept = predict(model, asked, selection, topk, seed, mass=test == "text")
     cut = lambda marks: marks[:, 1 - asked.last :]  # noqa: E731

@@ -21,11 +21,21 @@ OWNERS = ("harbour", "violin", "meadow", "lantern", "glacier", "orchard", "bridg
 
 @dataclass(frozen=True)
 class Asked:
-    """Sequences, and what is to be predicted of them."""
+    """Sequences, and what is to be predicted of them. Raises ValueError where `wanted` or `far` do not fit `ids`, and
+    where nothing is wanted, or what nothing stands before.
+    """
 
     ids: Int[Tensor, "b t"]
     wanted: Bool[Tensor, "b t"]
     far: Bool[Tensor, "b t"] | None = None  # of the wanted tokens those that can be read off a passage far away
+
+    def __post_init__(self) -> None:
+        shapes = [tuple(marks.shape) for marks in (self.ids, self.wanted, self.far) if marks is not None]
+        if len(set(shapes)) > 1 or not self.wanted.any() or self.wanted[:, 0].any():
+            raise ValueError(
+                f"expected wanted and far [b t] as ids, some tokens wanted and not the first of a sequence; got "
+                f"{int(self.wanted.sum())} wanted in shapes {', '.join(map(str, shapes))}"
+            )
 
     @property
     def last(self) -> int:
@@ -57,7 +67,13 @@ def _require_some(count: int, length: int) -> None:
 
 def antecedents(ids: Sequence[int], distance: int) -> list[bool]:
     """Which tokens follow three that stood before in the same order, last time at least `distance` tokens earlier, and
-    were followed by the same token then: real text that can be continued by reading one place far away."""
+    were followed by the same token then: real text that can be continued by reading one place far away.
+
+    ids: numbers, as `tensor.tolist()`. Raises TypeError for a tensor, whose elements are equal to nothing but
+    themselves.
+    """
+    if isinstance(ids, Tensor):
+        raise TypeError("expected ids as numbers, got a tensor: pass ids.tolist()")
     seen: dict[tuple[int, ...], int] = {}
     out = []
     for n, token in enumerate(ids):
@@ -73,8 +89,10 @@ def needles(
 ) -> Asked:
     """A number of four digits is said once in a text and asked for at its end; the digits are to be predicted.
 
-    Number n stands at depth n % 5 of the text. blind: it is asked for without having been said, the control.
-    Raises ValueError for a length or a text without room for it, and for count < 1.
+    "\\nThe secret number of the harbour is 4719.\\n" (one of ten such owners) stands at depth n % 5 of text n, and the
+    text ends with "\\nThe secret number of the harbour is 4719". blind: it is asked for without having been said, the
+    control. Raises ValueError for a length without room for both and a token of text (29 tokens with SmolLM2's
+    tokenizer, up to 85 bytes), for a stream that is no longer than that text, and for count < 1.
     """
     _require_some(count, length)
     draws = torch.Generator().manual_seed(seed)
@@ -87,7 +105,10 @@ def needles(
         said = [] if blind else said
         room = length - len(said) - len(question)
         if not 0 < room < len(stream):
-            raise ValueError(f"expected room for text around a needle, and text for it; got {length} and {len(stream)}")
+            raise ValueError(
+                f"expected room for text around a needle, a length above {length - room}, and a stream longer than "
+                f"that text; got a length of {length} and a stream of {len(stream)} tokens"
+            )
         first = int(torch.randint(len(stream) - room, (), generator=draws))
         text = stream[first : first + room].tolist()
         at = round(room * (0.02 + 0.9 * (n % DEPTHS + float(torch.rand((), generator=draws))) / DEPTHS))
@@ -101,11 +122,14 @@ def needles(
 def copies(stream: Int[Tensor, " n"], count: int, length: int, seed: int) -> Asked:
     """Text whose last 32 tokens are a passage of its first half again: all but the first 8 are to be predicted.
 
-    Raises ValueError for a text shorter than length, a length below 128, and for count < 1.
+    length: 128 tokens at least. Raises ValueError for less, for a text shorter than length, and for count < 1.
     """
     _require_some(count, length)
-    if len(stream) < length or length < 4 * COPIED:
-        raise ValueError(f"expected a text of at least {length} tokens and {4 * COPIED} in a row, got {len(stream)}")
+    if length < 4 * COPIED or len(stream) < length:
+        raise ValueError(
+            f"expected a length of {4 * COPIED} tokens or more, and a text as long; got a length of {length} and a "
+            f"text of {len(stream)}"
+        )
     draws = torch.Generator().manual_seed(seed)
     rows = []
     for _ in range(count):

@@ -4,7 +4,7 @@ Axes: b batch, t query position, s key position, n query of a slab, i indexer wi
 All have the semantics of `ops.select_topk`. Blocks are scored by the same indexers, which were taught on tokens:
 blocks of 4 by the mean of their index keys (as QSA does), blocks of 128 by their best key (as MSA does). Complete
 blocks before the query's own compete; its own block, up to the query, is always read and counts as one of the k / size
-blocks.
+blocks, rounded down: k = 11 reads two blocks of 4.
 """
 
 from collections.abc import Callable

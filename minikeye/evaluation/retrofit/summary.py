@@ -1,10 +1,14 @@
 """The numbers of the retrofit study that a README may quote, from its rows.
 
-NAME_METHOD_K: at 4,096 tokens and 4 index heads; dense methods have no K. NAME_METHOD_K_at_LENGTH and
-NAME_METHOD_K_headsJ for others. ppl: perplexity, mean over seeds; kept: share of the attention mass, mean over layers;
-needle, copy, far: percent. _low, _high: 95 %, by Student's t over seeds, for needles by Wilson's interval over all of
-them. ppl_METHOD_K_cost: percent above dense, paired by seed. needle_METHOD_K_cost: points below dense, paired by
-needle. _cost_tuned: the same above and below `tuned`, for weights that learnt on the same text.
+A row is a dict: seed, heads (of the indexer), method, k (0 for methods that read every key), length, test, what
+`measures.measure` gives of the test, texts (digest of the held-out texts), hardware; recipe (digest) where it is known.
+
+NAME_METHOD_K: at the length with most rows (in the study 4,096 tokens) and 4 index heads; dense methods have no K.
+NAME_METHOD_K_at_LENGTH and NAME_METHOD_K_headsJ for others. ppl: perplexity, mean over seeds; kept: share of the
+attention mass, mean over layers; needle, blind, copy, far: percent. _low, _high: 95 %, by Student's t over seeds, for
+needles by Wilson's interval over all of them, whose number is _n. ppl_METHOD_K_cost: percent above dense, paired by
+seed. needle_METHOD_K_cost: points below dense, paired by needle. _cost_tuned: the same above and below `tuned`, for
+weights that learnt on the same text.
 """
 
 import math
@@ -18,7 +22,8 @@ from minikeye.scores import student_mean, wilson
 
 NAMES = {"text": ("ppl", "far", "kept"), "copy": ("copy",), "needle": ("needle",), "blind": ("blind",)}
 CELL = ("seed", "heads", "method", "k", "length", "test")  # what makes a row another row
-ADAPTED = ("dsa", "adapted_dense")
+MEASURED = {"text": {"nll", "ppl", "far_right", "kept"}, "copy": {"right"}, "needle": {"each"}, "blind": {"each"}}
+ADAPTED, CONTROLS = ("dsa", "adapted_dense"), ("dense", "tuned")
 Where = tuple[str, int, int, int]  # method, k, length, heads
 
 
@@ -59,10 +64,11 @@ def require_alike(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def report(path: Path, rows: list[dict[str, Any]], logs: list[dict[str, Any]]) -> None:
-    """Write all that is known so far. logs: of training, whose seconds the first row keeps (of stages that this call
-    ran, not of those whose states it found). Raises ValueError without rows, else as `joined`."""
+    """Write all that is known so far. logs: of training, {"stage", "seconds", "log"}, whose seconds the first row keeps
+    where "log" is not empty: of stages that this call ran, not of those whose states it found. Raises ValueError
+    without rows, else as `joined` and `summarise`."""
     if not (rows := joined(rows)):
-        raise ValueError("no cell was measured: there is nothing to write; allow more seconds")
+        raise ValueError("no cell was measured: there is nothing to write; in a call of the study allow more --seconds")
     where = "; ".join(sorted({row["hardware"] for row in rows}))
     seeds = sorted({row["seed"] for row in rows})
     what = "DSA in SmolLM2-135M-Instruct: what a selection of k keys keeps of a pretrained language model, on real text"
@@ -74,9 +80,18 @@ def report(path: Path, rows: list[dict[str, Any]], logs: list[dict[str, Any]]) -
 
 
 def summarise(rows: Sequence[dict[str, Any]], heads: int = 4) -> dict[str, float]:
-    """Flat names to numbers. Names leave out the length with most rows, and this number of index heads."""
+    """Flat names to numbers. Names leave out the length with most rows, and this number of index heads.
+
+    rows: as the module says, each cell once (`joined`). Raises ValueError for one that lacks what its test measures,
+    and for "dense" or "tuned" with another k than 0: nothing would be compared with it.
+    """
     if not rows:
         return {}
+    for row in rows:
+        if missing := ({*CELL} | MEASURED.get(row.get("test"), {"a known test"})) - row.keys():
+            raise ValueError(f"expected a row with {', '.join(sorted(missing))}, got {row!r:.200}")
+        if row["method"] in CONTROLS and row["k"] != 0:
+            raise ValueError(f"expected k 0 of {row['method']}, which reads every key, got {row['k']}")
     counts: dict[int, int] = defaultdict(int)
     for row in rows:
         counts[row["length"]] += 1

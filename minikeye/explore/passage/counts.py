@@ -82,16 +82,17 @@ class PassageCounts:
             out = model({"input_ids": torch.tensor([ids])}, record=8)  # the last eight queries
             PassageSelection.from_record(out.record, ids, tokenizer, truth=[(120, 131)], subject="the needle")
 
-        Raises ValueError where record, row, layers, queries or heads are not there, where the ids are not those that
-        were recorded, and where passage, labels or truth do not fit.
+        Raises ValueError where record, row, layers, queries or heads are not there, where no chosen query stands in
+        `ids`, and where passage, labels or truth do not fit. Other tokens than were recorded are not noticed; a query
+        with nothing behind it in `ids` gets the label "".
         """
         reads.check_record(record, row)
         layers = reads.chosen(layers, len(record.layers), "layers")
         queries = reads.chosen(queries, record.queries, "queries")
         start, stop = (0, len(ids)) if passage is None else passage
         places = record.first + torch.tensor(queries)
-        _check_spans([(start, stop)], (0, len(ids)), "passage")
-        _check_spans(truth, (start, stop), "truth")
+        check_spans([(start, stop)], (0, len(ids)), "passage")
+        check_spans(truth, (start, stop), "each span of truth")
         if int(places.min()) >= len(ids):
             raise ValueError(
                 f"expected the tokens of the recorded row, whose query {queries[0]} stands at {int(places.min())}, got "
@@ -133,7 +134,7 @@ class PassageCounts:
             raise ValueError(f"expected one label for each of {t} queries, got {len(self.labels)}")
         if not len(self.tokens) == self.counts.shape[-1] == p:
             raise ValueError(f"expected tokens and counts for each of {p} pieces, got {len(self.tokens)} and others")
-        _check_spans(self.truth, (0, p), "truth")
+        check_spans(self.truth, (0, p), "truth")
 
     @cached_property
     def line_pieces(self) -> tuple[tuple[str, int, int], ...]:
@@ -155,7 +156,8 @@ class PassageCounts:
         return torch.tensor(self.tokens, dtype=torch.long)
 
     def visible(self, query: int) -> Int[Tensor, " p"]:
-        """How many of each piece's tokens the query sees."""
+        """How many of each piece's tokens the query, a row of the record, sees. ValueError for one not there."""
+        self.rows(query=query)
         begins = self.first + self._tokens.cumsum(0) - self._tokens
         return (self.seen[query] - begins).clamp(min=0).minimum(self._tokens)
 
@@ -272,9 +274,10 @@ def _unpacked(rows: list[list[list[int]]], like: Int[Tensor, "l t p"]) -> Int[Te
     return counts.view_as(like)
 
 
-def _check_spans(spans: Spans, within: tuple[int, int], what: str) -> None:
-    """Raise ValueError for spans that hold nothing or leave `within`."""
-    wrong = [span for span in spans if not (len(span) == 2 and within[0] <= span[0] < span[1] <= within[1])]
+def check_spans(spans: Sequence, within: tuple[int, int], what: str) -> None:
+    """Raise ValueError for what are no spans, and for spans that hold nothing or leave `within`."""
+    pair = lambda span: isinstance(span, Sequence) and len(span) == 2  # noqa: E731
+    wrong = [span for span in spans if not (pair(span) and within[0] <= span[0] < span[1] <= within[1])]
     if wrong:
         raise ValueError(
             f"expected {what} as (first, stop) with {within[0]} <= first < stop <= {within[1]}, got {wrong}"

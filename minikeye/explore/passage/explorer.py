@@ -55,7 +55,12 @@ class Kept:
         self.queries: Mapping[str, Sequence[Query]] = {ANSWER: queries}
 
     def select(self, query: Query, head: int | None, topk: int) -> tuple[PassageSelection, int, int | None]:
-        """The selection, the row of the query in it, and the head to look at there."""
+        """The selection, the row of the query in it, and the head to look at there. topk is not used.
+
+        Raises ValueError for a query that is none of `queries`, such as one of a ReadText.
+        """
+        if query not in self.queries[ANSWER]:
+            raise ValueError(f"expected one of the {len(self.queries[ANSWER])} queries of this record, got {query}")
         return self.selection, query.position, head
 
 
@@ -107,7 +112,8 @@ class PassageExplorer(widgets.VBox):
     tokens), `token.index` (a number within the group).
 
     source: a `ReadText`, or a PassageSelection, of which layer and query can be chosen, a head where it was recorded,
-    and no other k. Raises TypeError for anything else, such as a text: that is for `from_text`.
+    and no other k: there `topk.value` changes nothing that is shown. Raises TypeError for anything else, such as a
+    text: that is for `from_text`.
     """
 
     def __init__(self, source: PassageSelection | ReadText):

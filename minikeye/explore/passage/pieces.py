@@ -36,13 +36,18 @@ class Pieces:
         return cls(tuple(texts), tuple(tokens))
 
     def holding(self, first: int, stop: int) -> tuple[int, int]:
-        """The pieces (first, stop) that hold tokens first..stop: whole ones, so that they may hold a token more."""
+        """The pieces (first, stop) that hold tokens first..stop: whole ones, so that they may hold a token more.
+
+        Raises ValueError for a span that holds no token, or some that are not there.
+        """
+        if not 0 <= first < stop <= sum(self.tokens):
+            raise ValueError(f"expected 0 <= first < stop <= {sum(self.tokens)} tokens, got {first} and {stop}")
         inside, at = [], 0
         for n, tokens in enumerate(self.tokens):
             if at < stop and at + tokens > first:
                 inside.append(n)
             at += tokens
-        return (inside[0], inside[-1] + 1) if inside else (0, 0)
+        return inside[0], inside[-1] + 1
 
     def lines(self) -> list[tuple[str, int, int]]:
         """(text, first piece, piece behind the last) of each line. A piece belongs to the line that it begins in.

@@ -19,6 +19,7 @@ import torch
 from minikeye.checkpoint.gguf_weights import load_gguf
 from minikeye.checkpoint.indexers import load_indexers, read_indexer
 from minikeye.checkpoint.smollm2 import smollm2
+from minikeye.explore.passage.counts import Spans, check_spans
 from minikeye.explore.passage.pieces import Pieces
 from minikeye.explore.passage.selection import PassageSelection
 from minikeye.explore.probe import Probe
@@ -51,11 +52,13 @@ class TextPrompt:
 
     @classmethod
     def of(cls, gguf: str | Path, tokenizer: Tokenizer, text: str, question: str, first_line: int = 1) -> "TextPrompt":
-        """By the chat template of the model's file. first_line: number of the text's first line in its file.
-
-        Raises ValueError for a text or question of blanks alone, and as `conversation_ids`.
+        """By the chat template of the model's file. text: the words, not a path. first_line: number of the text's first
+        line in its file. Raises TypeError for a text or question that is no str, ValueError for one of blanks alone,
+        and as `conversation_ids`.
         """
         for name, words in (("text", text), ("question", question)):
+            if not isinstance(words, str):
+                raise TypeError(f"expected {name} as a str, the words themselves, got {type(words).__name__}")
             if not words.strip():
                 raise ValueError(f"expected a {name} with words, got {words[:40]!r}")
         ids = conversation_ids(gguf, tokenizer, [("user", f"{text}{BETWEEN}{question}")])
@@ -87,7 +90,7 @@ class ReadText:
     written: tuple[int, ...]  # the answer's tokens
     tokenizer: Tokenizer
     queries: Mapping[str, Sequence[Query]]  # by where they stand
-    topk: int  # k that was read with; with dense attention as many as there are tokens
+    topk: int  # k that was read with; with dense attention `longest`
     truth: tuple[tuple[int, int], ...] = ()  # tokens (first, stop) that hold the answer
     subject: str = ""
 
@@ -98,19 +101,25 @@ class ReadText:
         tokenizer: Tokenizer,
         prompt: TextPrompt,
         *,
-        truth: Sequence[tuple[int, int]] = (),
+        truth: Spans = (),
         subject: str = "",
         max_new_tokens: int = 32,
         attention: Mode = "sparse",
         topk: int | None = None,
         on_token: OnToken | None = None,
     ) -> "ReadText":
-        """Answer the prompt, greedily, and keep every token behind the text as a query.
+        """Answer the prompt, greedily, and keep every token behind the text as a query, up to the one that writes the
+        last of the answer: what writes the end mark is not among `queries`.
 
-        truth: tokens (first, stop) of the prompt. attention: "dense" reads every key. topk: keys to select instead of
-        the k that the indexers were taught with. on_token: gets each token [1] as it is written.
-        Raises ValueError for numbers out of range and a prompt that is too long, RuntimeError for an empty answer.
+        truth: a sequence of spans (first, stop), tokens of the prompt within `prompt.passage`. attention: "dense" reads
+        every key. topk: keys to select instead of the k that the indexers were taught with, not with "dense".
+        on_token: gets each token [1] as it is written. Before the model runs, raises ValueError for numbers out of
+        range, a truth that lies elsewhere, topk with "dense" and a prompt that is too long; RuntimeError for an empty
+        answer.
         """
+        check_spans(truth, prompt.passage, "each span of truth")
+        if attention == "dense" and topk is not None:
+            raise ValueError(f"dense attention reads every key: leave out topk, got {topk}, or attention")
         context, ids = model.config.text.max_positions, torch.tensor([prompt.ids], device=model.device)
         length = len(prompt.ids)
         topk = model.config.indexer.topk if topk is None else topk
@@ -131,7 +140,7 @@ class ReadText:
             raise RuntimeError("the model's answer is empty, so no query can be shown: ask another question")
         queries = queries_of(prompt, written, tokenizer)
         known = {"truth": tuple(truth), "subject": subject}
-        most = length + len(written) if attention == "dense" else topk
+        most = length + len(written) - 1 if attention == "dense" else topk
         return cls(tokenizer.decode(written), probe, prompt, tuple(written), tokenizer, queries, most, **known)
 
     @classmethod
@@ -145,20 +154,25 @@ class ReadText:
         model: KeyeVL | None = None,
         tokenizer: Tokenizer | None = None,
         truth: str = "",
+        first_line: int = 1,
         **options: Any,
     ) -> "ReadText":
-        """Ask `question` about a text. truth: words of the text that hold the answer, to be marked.
+        """Ask `question` about a text. text: the words, not a path. truth: words of it that hold the answer, to be
+        marked. first_line: number of its first line in its file.
 
         gguf: the model's file, None: SmolLM2, which `make real` fetches. indexers: a folder of them, None: those that
-        come with the repository. model, tokenizer: of that file, where they are loaded already. options: subject,
-        max_new_tokens, attention, topk of `of`. Raises FileNotFoundError where there is no such file, else as `of`,
-        `TextPrompt` and `TextPrompt.find`.
+        come with the repository. model, tokenizer: of that file, both, where they are loaded already, indexers too.
+        options: subject, max_new_tokens, attention, topk, on_token of `of`. Raises FileNotFoundError where there is no
+        such file, ValueError for a model without tokenizer or with indexers beside it, else as `of`, `TextPrompt.of`,
+        `TextPrompt.find` and `load_reader`.
         """
-        path = smollm2() if gguf is None else Path(gguf)
         if (model is None) != (tokenizer is None):
             raise ValueError("expected model and tokenizer together, or neither: they are loaded from gguf then")
+        if model is not None and indexers is not None:
+            raise ValueError(f"a model that is given keeps its indexers: leave out indexers, got {indexers}")
+        path = smollm2() if gguf is None else Path(gguf)
         tokenizer = gguf_tokenizer(path) if tokenizer is None else tokenizer
-        prompt = TextPrompt.of(path, tokenizer, text, question)
+        prompt = TextPrompt.of(path, tokenizer, text, question, first_line)
         spans = [prompt.find(truth, tokenizer)] if truth else []
         model = load_reader(path, indexers) if model is None else model
         return cls.of(model, tokenizer, prompt, truth=spans, **options)
@@ -170,18 +184,18 @@ class ReadText:
 
     @property
     def heads(self) -> int:
-        """Indexer heads of a layer."""
+        """Number of indexer heads of a layer."""
         return self.probe.heads
 
     @property
     def layers(self) -> int:
-        """Layers of the model."""
+        """Number of layers of the model."""
         return len(self.probe.gates(len(self.prompt.ids) - 1))
 
     @property
     def longest(self) -> int:
-        """Largest k that makes a difference."""
-        return len(self.prompt.ids) + len(self.written)
+        """The most keys that one of `queries` sees: a larger k makes no difference."""
+        return len(self.ids) - 1
 
     def selection(self, heads: bool = False) -> PassageSelection:
         """What the queries that wrote the answer read, in all layers. heads: also each indexer head alone."""
@@ -191,7 +205,13 @@ class ReadText:
         return self._shown(self._record(places, None, self.topk), heads=alone)
 
     def select(self, query: Query, head: int | None = None, topk: int | None = None) -> PassageSelection:
-        """All layers, one query; with one indexer head, or another k, what would have been read."""
+        """All layers, one query; with one indexer head (from 0), or another k, what would have been read.
+
+        query: one of `queries`, such as `read.queries["the answer"][0]`, or `["what follows the text"][0]`. Raises
+        TypeError for anything else, such as a number; ValueError for a query, head or k that is not there.
+        """
+        if not isinstance(query, Query):
+            raise TypeError(f"expected a Query of read.queries, got {type(query).__name__}")
         topk = self.topk if topk is None else topk
         return self._shown(self.probe.record(query.position, head, topk))
 
@@ -221,7 +241,9 @@ def load_reader(gguf: str | Path, indexers: str | Path | None = None) -> KeyeVL:
 
 @contextmanager
 def keys_of(model: KeyeVL, topk: int) -> Iterator[None]:
-    """Inside the block every layer selects `topk` keys."""
+    """Inside the block every layer selects `topk` keys; `model.config` stays as it is. ValueError for topk < 1."""
+    if topk < 1:
+        raise ValueError(f"expected at least 1 key a query, got {topk}")
     layers = [layer.self_attn for layer in model.model.layers]
     before = [layer.topk for layer in layers]
     try:

@@ -53,7 +53,12 @@ def lines(s: PassageCounts, layer: Rows = None, query: Rows = None, head: int | 
 def most_read(
     s: PassageCounts, count: int, layer: Rows = None, query: Rows = None, head: int | None = None
 ) -> list[Line]:
-    """Up to `count` lines that are read at all, most first: by attention, of a head alone by keys above chance."""
+    """Up to `count` lines that are read at all, most first: by attention, of a head alone by keys above chance.
+
+    Raises ValueError for count < 0, and as `lines`.
+    """
+    if count < 0:
+        raise ValueError(f"expected a number of lines, got {count}")
     read = [line for line in lines(s, layer, query, head) if line.keys > 0 and line.text.strip()]
     by = (lambda line: line.attention) if head is None else (lambda line: line.keys - line.chance)
     return sorted(read, key=lambda line: (-by(line), line.number))[:count]

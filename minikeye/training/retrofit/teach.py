@@ -50,20 +50,24 @@ class Recipe:
         )
 
     def loop_of(self, stage: Stage) -> LoopConfig:
+        """`warmup` for the stage of that name, `sparse` for all others."""
         return self.warmup if stage.name == "warmup" else self.sparse
 
 
 def teach_text(
     model: KeyeVL, stage: Stage, recipe: Recipe, windows: Windows, folder: Path | None = None
 ) -> list[dict[str, float | int]]:
-    """Run a stage, or what is left of it, on the model's device; returns the log lines of this call.
+    """Run a stage, or what is left of it, on the model's device; returns the log lines of this call, [] where a folder
+    holds the finished stage. Afterwards what the stage does not teach has requires_grad False.
 
-    stage: of STAGES. windows: of `recipe.length` tokens. folder: for state and log, as in `loop.train`. Half the rows
-    are drawn anywhere, half where a query sees more keys than it may select; in a window with passages that are said
-    again, half of them there. Raises ValueError for windows of another length, or no longer than the indexers' k, from
-    which a selection learns nothing; for a folder where this stage began with another recipe, other windows or another
-    model, which would be mixed.
+    stage: a Stage of STAGES, such as `STAGES["warmup"]`. windows: of `recipe.length` tokens. folder: for state and log,
+    as in `loop.train`. Half the rows are drawn anywhere, half where a query sees more keys than it may select; in a
+    window with passages that are said again, half of them there. Raises ValueError for another stage; for windows of
+    another length, or no longer than the indexers' k, from which a selection learns nothing; for a folder where this
+    stage began with another recipe, other windows or another model, which would be mixed.
     """
+    if stage not in STAGES.values():
+        raise ValueError(f"expected a Stage of STAGES ({', '.join(STAGES)}), got {stage!r:.80}")
     topk = model.config.indexer.topk
     if windows.length != recipe.length or windows.length <= topk:
         raise ValueError(

@@ -60,12 +60,14 @@ class Texts:
         return found.hexdigest()
 
 
-def library_texts(library: Path | None = None, licences: Path = LICENCES) -> Texts:
-    """The texts of this Python. library: another folder of sources. Raises ValueError where there are none to learn
-    from or none to hold out."""
-    library = Path(sysconfig.get_path("stdlib")) if library is None else library
+def library_texts(library: str | Path | None = None, licences: str | Path = LICENCES) -> Texts:
+    """The texts of this Python. library: another folder of sources. licences: a folder of them, which may be absent.
+    Raises ValueError where there are no sources, no texts to learn from or none to hold out."""
+    library, licences = Path(sysconfig.get_path("stdlib") if library is None else library), Path(licences)
     found = [(path.relative_to(library).as_posix(), path) for path in library.rglob("*.py") if path.is_file()]
     found = [(name, path) for name, path in found if not LEFT_OUT & set(Path(name).parts)]
+    if not found:
+        raise ValueError(f"expected a folder with Python sources, found none in {library}")
     if licences.is_dir():
         own = [path for path in licences.iterdir() if path.is_file() and not path.is_symlink()]
         found += [(f"licence:{path.name}", path) for path in own]
@@ -84,7 +86,10 @@ def library_texts(library: Path | None = None, licences: Path = LICENCES) -> Tex
 
 
 def token_stream(texts: Sequence[Text], tokenizer: Tokenizer, seed: int = 0) -> Int[Tensor, " n"]:
-    """All texts one after the other in an order drawn from `seed`, "<|endoftext|>" behind each."""
+    """All texts one after the other in an order drawn from `seed`, "<|endoftext|>" behind each.
+
+    texts: `Texts.train` or `Texts.held`. Raises KeyError for a tokenizer without that token.
+    """
     end, order = tokenizer.token_id("<|endoftext|>"), torch.randperm(len(texts), generator=_draws(seed)).tolist()
     return torch.tensor([token for n in order for token in [*tokenizer.encode(texts[n].words), end]], dtype=torch.long)
 
@@ -96,6 +101,9 @@ class Windows:
     Text seldom needs a key from far away. A passage that is said again does, token after token: in a share of the
     windows, passages of 8 to 128 tokens are, each anywhere behind the place where it stood, until they make up a
     quarter of the window (all our choice).
+
+    Raises ValueError for a stream that is no 1-D tensor of integers or no longer than a window, for a length below 64
+    and for repeats outside 0..1.
     """
 
     stream: Int[Tensor, " n"]
@@ -104,6 +112,10 @@ class Windows:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        tensor = isinstance(self.stream, Tensor)
+        if not tensor or self.stream.dtype not in (torch.int64, torch.int32) or self.stream.ndim != 1:
+            got = f"{self.stream.dtype} {list(self.stream.shape)}" if tensor else type(self.stream).__name__
+            raise ValueError(f"expected a stream as a 1-D tensor of integers, as token_stream gives it, got {got}")
         if not (len(self.stream) > self.length >= 64 and 0 <= self.repeats <= 1):
             raise ValueError(
                 f"expected a stream longer than a window of 64 tokens or more, repeats in 0..1; got "

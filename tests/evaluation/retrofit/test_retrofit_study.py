@@ -135,6 +135,16 @@ def test_antecedents():
         places = [m for m in range(3, n) if ids[m - 3 : m] == ids[n - 3 : n]]
         assert found == (n >= 3 and bool(places) and n - places[-1] >= 20 and ids[places[-1]] == ids[n])
     assert any(antecedents(ids, 20)) and antecedents([1, 2, 3, 4, 9, 9, 1, 2, 3, 4], 6)[-1]
+    with pytest.raises(TypeError, match="ids"):  # in tests, jaxtyping says it first
+        antecedents(torch.tensor(ids), 20)
+
+
+def test_what_can_be_asked():
+    """Marks of another shape, nothing wanted, and a first token, which nothing could be predicted from."""
+    ids, marks = torch.zeros(2, 6, dtype=torch.long), torch.arange(6)[None].expand(2, -1)
+    for given in ((marks[:, 1:] > 2,), (marks > 2, marks[:1] > 2), (marks > 9,), (marks < 1,)):
+        with pytest.raises((ValueError, TypeError), match=r"wanted|far"):  # shapes: in tests, jaxtyping says it first
+            Asked(ids, *given)
 
 
 def test_needles():
@@ -171,6 +181,8 @@ def test_copies():
     for ids in asked.ids.tolist():
         assert any(ids[n : n + 32] == ids[-32:] for n in range(100))
     assert asked.last == 25 and int(asked.wanted[0].sum()) == 24
+    with pytest.raises(ValueError, match=r"a length of 128 tokens or more, .*; got a length of 64 and a text of 4000"):
+        copies(STREAM, 1, 64, seed=0)
 
 
 @pytest.mark.parametrize("selection", ["dense", *SELECTIONS])
@@ -194,7 +206,7 @@ def test_predictions_are_those_of_a_pass(selection, lively):
 def test_what_is_counted(lively, monkeypatch):
     """From made-up predictions: two of the three needles whole, half the copied tokens, the loss of wanted tokens."""
     asked = Asked(torch.zeros(3, 8, dtype=torch.long), torch.arange(8)[None].expand(3, -1) >= 6)
-    asked = Asked(asked.ids, asked.wanted, asked.wanted & torch.tensor([[True], [False], [False]]))
+    real = replace(asked, far=asked.wanted & torch.tensor([[True], [False], [False]]))
     right = torch.tensor([[True, True], [True, False], [True, True]])
     monkeypatch.setattr(
         "minikeye.evaluation.retrofit.measures.predict",
@@ -203,11 +215,18 @@ def test_what_is_counted(lively, monkeypatch):
     needle = measure(lively, "needle", asked, "dense", 1)
     assert needle["each"] == "101" and needle["right"] == 66.667 and needle["by_depth"] == [100.0, 0.0, 100.0]
     assert measure(lively, "copy", asked, "dense", 1)["right"] == 83.333
-    text = measure(lively, "text", asked, "dense", 1)
+    text = measure(lively, "text", real, "dense", 1)
     assert text["nll"] == 1.0 and text["ppl"] == round(math.e, 4)
     assert text["far_n"] == 2 and text["far_right"] == 100.0 and text["kept"] == [0.5, 1.0]
     with pytest.raises(ValueError, match="expected text, needle, blind or copy"):
         measure(lively, "else", asked, "dense", 1)
+    for test, other, made in (
+        ("text", asked, r"as windows\(\)"),
+        ("needle", real, "of needles"),
+        ("copy", real, "or copies"),
+    ):
+        with pytest.raises(ValueError, match=f"expected sequences .*{made}.* for the test {test}"):
+            measure(lively, test, other, "dense", 1)
 
 
 def row(method: str, test: str, seed: int = 0, k: int = 512, length: int = 4096, heads: int = 4, **values) -> dict:
@@ -232,6 +251,16 @@ def test_summary():
     assert found["needle_dsa_512"] == 75.0 and found["needle_dsa_512_n"] == 8 and found["needle_dsa_512_low"] < 50
     assert found["copy_warmup_512_heads16"] == 7.0 and found["copy_dsa_512_at_8192"] == 5.0
     assert found["far_dense"] == 60.0 and "copy_dsa_512_at_8192_low" not in found and summarise([]) == {}
+
+
+def test_rows_that_cannot_be_summed_up():
+    for wrong, message in (
+        (row("dense", "copy", k=512, right=1.0), "expected k 0 of dense, which reads every key, got 512"),
+        (row("dsa", "needle", right=1.0), "expected a row with each, got"),
+        (row("dsa", "else", right=1.0), "expected a row with a known test, got"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            summarise([row("dense", "copy", k=0, right=1.0), wrong])
 
 
 def test_a_cell_counts_once():

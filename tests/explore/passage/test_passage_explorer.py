@@ -75,6 +75,11 @@ def test_a_selection_has_no_other_k(passage):
     assert PassageExplorer(made.selected(made.drawn(0))).controls.head.disabled
 
 
+def test_a_query_of_a_text_is_none_of_a_record(passage, read):
+    with pytest.raises(ValueError, match="expected one of the 7 queries of this record, got Query"):
+        PassageExplorer(passage).source.select(read.queries[AFTER][0], None, 1)
+
+
 def test_every_control_has_a_name(explorer):
     for control in (
         explorer.controls.where,

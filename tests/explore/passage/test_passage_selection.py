@@ -157,10 +157,10 @@ def test_other_json_is_refused(text):
 
 
 WRONG = [
-    ({"truth": [(0, 3)]}, "expected truth as (first, stop) with 6 <= first"),  # before the passage
-    ({"truth": [(8, 8)]}, "expected truth"),
-    ({"truth": [(12, 9)]}, "expected truth"),
-    ({"truth": [(10, 999)]}, "expected truth"),
+    ({"truth": [(0, 3)]}, "expected each span of truth as (first, stop) with 6 <= first"),  # before the passage
+    ({"truth": [(8, 8)]}, "expected each span of truth"),
+    ({"truth": [(12, 9)]}, "expected each span of truth"),
+    ({"truth": [(10, 999)]}, "expected each span of truth"),
     ({"passage": (4, 999)}, "expected passage as"),
     ({"labels": ["a"]}, "expected one label for each of 7 queries, got 1"),
     ({"layers": [3]}, "expected at least one of the recorded layers 0 to 2, got [3]"),
@@ -190,6 +190,15 @@ def test_a_choice_that_is_not_there_is_refused(passage, choice, message):
     for view in (passage.shares, passage.sentence, passage.lines, passage.png):
         with pytest.raises(ValueError, match=message):
             view(*choice)
+
+
+def test_a_number_that_is_none_is_refused(passage):
+    for query in (-1, 7):
+        with pytest.raises(ValueError, match=rf"recorded queries 0 to 6, got \[{query}\]"):
+            passage.visible(query)
+    with pytest.raises(ValueError, match="expected a number of lines, got -1"):
+        passage.most_read(-1)
+    assert passage.most_read(0) == []
 
 
 def test_no_head_alone_and_no_truth(record):

@@ -102,3 +102,9 @@ def test_a_carriage_return_ends_a_line_too():
 def test_tokens_within_a_piece_take_the_whole_piece(span, pieces):
     """Of pieces of 1, 4 and 1 tokens."""
     assert Pieces(("a", "😀", "b"), (1, 4, 1)).holding(*span) == pieces
+
+
+@pytest.mark.parametrize("span", [(2, 2), (5, 1), (-1, 2), (0, 7)])
+def test_spans_without_tokens_are_refused(span):
+    with pytest.raises(ValueError, match=f"expected 0 <= first < stop <= 6 tokens, got {span[0]} and {span[1]}"):
+        Pieces(("a", "😀", "b"), (1, 4, 1)).holding(*span)

@@ -1,12 +1,15 @@
 """One question about one text: what a small model read, against its own record; prompts of the real file's template."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 
+from minikeye.explore.passage.counts import check_spans
 from minikeye.explore.passage.reading import AFTER, ANSWER, ReadText, TextPrompt, keys_of
 from minikeye.inputs.gguf_tokenizer import conversation_ids, gguf_tokenizer
+from minikeye.keye import KeyeVL
 
 from . import conftest as made
 
@@ -63,6 +66,9 @@ def test_dense_attention_reads_every_key(model, prompt):
     read = ReadText.of(model, made.BYTES, prompt, max_new_tokens=2, attention="dense")
     s = read.selection()
     assert s.reads_all and s.keys.tolist() == [[made.PROMPT, made.PROMPT + 1]] * 2
+    assert read.topk == read.longest == made.PROMPT + 1
+    with pytest.raises(ValueError, match="dense attention reads every key: leave out topk, got 16"):
+        ReadText.of(model, made.BYTES, prompt, attention="dense", topk=16)
 
 
 def test_another_k_is_read_with_and_the_model_stays(model, prompt):
@@ -72,6 +78,14 @@ def test_another_k_is_read_with_and_the_model_stays(model, prompt):
     with pytest.raises(KeyError), keys_of(model, 3):
         raise KeyError
     assert [layer.self_attn.topk for layer in model.model.layers] == before
+    with pytest.raises(ValueError, match="expected at least 1 key a query, got 0"), keys_of(model, 0):
+        pass
+
+
+def test_the_longest_k_is_what_the_last_query_sees(read):
+    last = read.queries[ANSWER][-1]
+    assert read.select(last, topk=read.longest).keys.tolist() == [[read.longest]] * 2
+    assert read.longest == max(query.sees for queries in read.queries.values() for query in queries)
 
 
 def test_numbers_that_do_not_fit_are_refused(model, prompt):
@@ -80,6 +94,26 @@ def test_numbers_that_do_not_fit_are_refused(model, prompt):
             ReadText.of(model, made.BYTES, prompt, **options)
     with pytest.raises(ValueError, match=r"a prompt of .* tokens and 999999 new ones exceed"):
         ReadText.of(model, made.BYTES, prompt, max_new_tokens=999_999)
+
+
+@pytest.mark.parametrize("truth", [[(40, 35)], [(0, 3)], [(made.PASSAGE[1] - 1, made.PASSAGE[1] + 1)]])
+def test_a_truth_elsewhere_is_refused_before_the_model_runs(prompt, truth):
+    model: Any = KeyeVL.__new__(KeyeVL)  # no pass could be made with it
+    with pytest.raises(ValueError, match=rf"expected each span of truth as \(first, stop\) with {made.FIRST} <= first"):
+        ReadText.of(model, made.BYTES, prompt, truth=truth)
+
+
+def test_a_span_alone_is_no_sequence_of_them():
+    with pytest.raises(ValueError, match=r"expected each span .* got \[30, 35\]"):
+        check_spans((30, 35), (0, 40), "each span of truth")
+
+
+def test_a_query_is_asked_for_by_itself(read):
+    with pytest.raises(TypeError, match=r"query|Query"):  # in tests, jaxtyping says it first
+        read.select(5)
+    for options, message in (({"head": 2}, "indexer head from 0 to 1"), ({"topk": 0}, "k of at least 1")):
+        with pytest.raises(ValueError, match=message):
+            read.select(read.queries[ANSWER][0], **options)
 
 
 def test_an_empty_answer_is_refused(model, prompt, monkeypatch):
@@ -97,9 +131,22 @@ def test_where_words_stand(prompt):
             prompt.find(words, made.BYTES)
 
 
-def test_model_and_tokenizer_go_together(model, smollm2_file):
+def test_model_and_tokenizer_go_together(model):
     with pytest.raises(ValueError, match="expected model and tokenizer together"):
         ReadText.from_text("a", "b", model=model)
+    with pytest.raises(ValueError, match="keeps its indexers: leave out indexers, got /nope"):
+        ReadText.from_text("a", "b", model=model, tokenizer=made.BYTES, indexers="/nope")
+
+
+@pytest.mark.slow
+def test_a_text_of_a_file_keeps_its_line_numbers(smollm2_file):
+    told = []
+    read = ReadText.from_text(
+        "The key\nis with Ann.", "Who has it?", truth="with Ann", first_line=40, max_new_tokens=1, on_token=told.append
+    )
+    s = read.selection()
+    assert [line.number for line in s.lines()] == [40, 41] and [line.truth for line in s.lines()] == [False, True]
+    assert len(told) == 1
 
 
 @pytest.mark.slow

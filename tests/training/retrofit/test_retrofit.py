@@ -77,7 +77,14 @@ def test_which_texts(tmp_path):
 
 
 def test_nothing_to_hold_out(tmp_path):
-    with pytest.raises(ValueError, match=r"expected texts to learn from and to hold out in .*, got 0 in all"):
+    (licences := tmp_path / "licences").mkdir()
+    for n in range(40):
+        (licences / f"{n}").write_text(f"{n}")
+    for library in (tmp_path, str(tmp_path / "absent")):
+        with pytest.raises(ValueError, match="expected a folder with Python sources, found none in"):
+            library_texts(library, licences)  # not those alone
+    (tmp_path / "one.py").write_text("1")
+    with pytest.raises(ValueError, match=r"expected texts to learn from and to hold out in .*, got 1 in all"):
         library_texts(tmp_path, tmp_path / "none")
 
 
@@ -109,6 +116,9 @@ def test_windows():
         assert not plain.again(step).any()
     with pytest.raises(ValueError, match="expected a stream longer than a window of 64 tokens or more"):
         Windows(STREAM[:64], 64)
+    for stream in (STREAM.tolist(), STREAM.float(), STREAM[None]):
+        with pytest.raises((ValueError, TypeError), match="stream"):  # in tests, jaxtyping says it first
+            Windows(stream, 64)
 
 
 def test_what_is_said_again():
@@ -210,6 +220,11 @@ def test_windows_that_do_not_fit(model, windows):
             teach_text(other, WARMUP, recipe, windows)
 
 
+def test_only_these_stages(model, windows):
+    with pytest.raises(ValueError, match=r"expected a Stage of STAGES \(warmup, indexers, sparse, tuned\), got Stage"):
+        teach_text(model, replace(WARMUP, name="naming"), RECIPE, windows)
+
+
 def test_warm_up_raises_what_is_kept(model, windows):
     """The selection of the taught indexer holds more of the attention than that of the untaught one."""
     for layer in model.model.layers:  # attention that prefers some tokens to others, as a trained model's does
@@ -236,9 +251,10 @@ def test_indexers_alone(model, tmp_path):
     with pytest.raises(ValueError, match="expected the tokens of the longest text that was taught, got 0"):
         save_indexers(model, tmp_path / "ix", 0)
     stated = (tmp_path / "ix" / "indexer.json").read_text()
-    (tmp_path / "ix" / "indexer.json").write_text(stated.replace('"length": 64', '"length": "64"'))
-    with pytest.raises(ValueError, match="states no length that was taught, got '64'"):
-        taught_length(tmp_path / "ix")
+    for length, got in (('"64"', "'64'"), ("true", "True")):
+        (tmp_path / "ix" / "indexer.json").write_text(stated.replace('"length": 64', f'"length": {length}'))
+        with pytest.raises(ValueError, match=f"states no length that was taught, got {got}"):
+            taught_length(tmp_path / "ix")
     (tmp_path / "ix" / "indexer.json").write_text(stated)
     other = copy.deepcopy(model)
     for name, p in other.named_parameters():
@@ -250,6 +266,8 @@ def test_indexers_alone(model, tmp_path):
             p, model.state_dict()[name].bfloat16().float() if "sa_indexer" in name else model.state_dict()[name]
         )
     save_indexers(other, tmp_path / "ix", 64)  # over its own kind
+    with pytest.raises(NotADirectoryError, match="expected the name of a folder"):
+        save_indexers(other, tmp_path / "ix" / "indexer.json", 64)
     (tmp_path / "else").mkdir()
     (tmp_path / "else" / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="holds other files than indexers"):
