@@ -145,6 +145,7 @@ from odd_work import by_name
 from minikeye.inputs.service import FrameRequest, ServiceConfig, VideoReader
 from minikeye.inputs.service.process import ProcessWorker
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts tests with & has it ignored
 with VideoReader(ServiceConfig(cores=2, workers=2), partial(ProcessWorker, work=by_name)) as reader:
     reader.read(FrameRequest(sys.argv[1], (84, 56), indices=(0,)))
     requests = [FrameRequest(path, (84, 56), indices=(0,)) for path in sys.argv[2:]]
