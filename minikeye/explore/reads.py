@@ -68,6 +68,7 @@ def dense_rows(reads: list[list[list[list]]], n: int) -> tuple[Int[Tensor, "l t 
 
 
 def to_text(document: dict[str, Any]) -> str:
+    """JSON on one line, words as they are."""
     return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
 
 

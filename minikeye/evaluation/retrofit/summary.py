@@ -106,7 +106,7 @@ def summarise(rows: Sequence[dict[str, Any]], heads: int = 4) -> dict[str, float
         tail += (f"_at_{length}" if length != usual else "") + (f"_heads{own}" if own != heads else "")
         for name in NAMES[test]:
             out |= _estimate(f"{name}{tail}", name, found)
-        for control in ("dense", "tuned") if method in ADAPTED else ("dense",):
+        for control in CONTROLS if method in ADAPTED else CONTROLS[:1]:
             other = {row["seed"]: row for row in groups.get(((control, 0, length, heads), test), [])}
             both = [(row, other[row["seed"]]) for row in found if row["seed"] in other and method != control]
             if both and test in COSTS:
