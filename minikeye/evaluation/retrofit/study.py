@@ -9,6 +9,7 @@ taught and measured alike.
 Stated beforehand: at 4,096 tokens and 512 keys, perplexity within 1 % of dense, at least .95 of the attention mass
 kept, needles within 2 points of dense. `tuned` is the control of the sparse stage, whose weights have seen the same
 text: as many steps with dense attention. Blocks are chosen by indexers that were taught on tokens (after the warm-up).
+`long` is the warm-up on sequences of twice the length, as many steps: is it the length taught that does not carry?
 """
 
 import argparse
@@ -35,7 +36,7 @@ from minikeye.inputs.tokenizer import ByteTokenizer, Tokenizer
 from minikeye.keye import KeyeVL
 from minikeye.results import hardware
 from minikeye.training.loop import LoopConfig
-from minikeye.training.retrofit.teach import INDEXERS, SPARSE, TUNED, WARMUP, Recipe, teach_text
+from minikeye.training.retrofit.teach import STAGES, TUNED, WARMUP, Recipe, teach_text
 from minikeye.training.retrofit.texts import Windows, library_texts, token_stream
 from minikeye.training.step import on
 
@@ -53,6 +54,7 @@ METHODS = {
     "random": ("base", "random"),
     "tuned": ("tuned", "dense"),
     "adapted_dense": ("sparse", "dense"),
+    "long": ("long", "indexer"),
 }
 DENSE = tuple(name for name, (_, selection) in METHODS.items() if selection == "dense")
 TESTS = ("text", "needle", "copy")
@@ -87,17 +89,25 @@ class Plan:
         recipe = Recipe(length=256, rows=16, warmup=loop, sparse=replace(loop, slow_lr=0.1))
         return cls(recipe, ((256, 32), (256, 16), (320, 32)), tuple((test, 2) for test in (*TESTS, "blind")))
 
+    def recipe_of(self, arm: str) -> Recipe:
+        """What a model of METHODS is taught by."""
+        return replace(self.recipe, length=2 * self.recipe.length) if arm == "long" else self.recipe
+
     def cells(self, seed: int, heads: int, main: bool) -> Iterator[Cell]:
         """What matters most comes first, for a run that is stopped. main: all methods; else the warm-up's alone, in the
-        first two settings, where random keys and indexers after L_sparse are measured, too."""
+        first two settings, where random keys and indexers after L_sparse are measured, too. `long` comes last."""
+        usual = [method for method in METHODS if method != "long"]
         for n, (length, k) in enumerate(self.settings if main else self.settings[:2]):
-            for method in METHODS if main else ("warmup",):
+            for method in usual if main else ("warmup",):
                 if method in DENSE and k != self.settings[0][1]:
                     continue
                 if (method == "block128" and k < 256) or (method in ("random", "indexers") and n > 1):
                     continue
                 tests = (*TESTS, "blind") if method in ("dense", "dsa") and n == 0 else TESTS
                 yield from (Cell(seed, heads, method, 0 if method in DENSE else k, length, test) for test in tests)
+        for length, k in self.settings if main else ():
+            if length >= self.recipe.length and k == self.settings[0][1]:
+                yield from (Cell(seed, heads, "long", k, length, test) for test in TESTS)
 
     def asked(self, cell: Cell, held: Tensor, tokenizer: Tokenizer) -> Asked:
         """The test of a cell: the same for every method. Half as many where sequences are longer than was taught."""
@@ -123,11 +133,12 @@ class Arms:
     def get(self, name: str) -> KeyeVL:
         """The one model, with these weights. All but the base and `tuned` begin with the warm-up."""
         if name not in self.weights:
-            stage = {stage.name: stage for stage in (WARMUP, INDEXERS, SPARSE, TUNED)}[name]
-            model, recipe = self.get("base" if stage in (WARMUP, TUNED) else "warmup"), self.plan.recipe
+            stage, recipe = WARMUP if name == "long" else STAGES[name], self.plan.recipe_of(name)
+            folder = self.folder and (self.folder / name if name == "long" else self.folder)
+            model = self.get("base" if stage in (WARMUP, TUNED) else "warmup")
             batches = Windows(self.stream, recipe.length, recipe.repeats, 10 * self.seed + stage.number)
             begun = time.monotonic()
-            lines = teach_text(model, stage, recipe, batches, self.folder)
+            lines = teach_text(model, stage, recipe, batches, folder)
             self.logs.append({"stage": name, "seconds": round(time.monotonic() - begun, 1), "log": lines[-1:]})
             self.weights[name], self.now = self._weights(), name
             model.requires_grad_(False)
@@ -195,12 +206,13 @@ def run(options: argparse.Namespace) -> None:
             written = time.monotonic()
     if len(rows) > known or not rows:  # else the file would say that this commit measured it
         report(options.out, rows, arms.logs)
-    for name in ("warmup", "indexers") if options.save else ():
+    for name in ("warmup", "indexers", "long") if options.save else ():
         if name not in arms.weights:
             print(f"{name}: not taught in this call, so not saved", flush=True)
         else:
-            note = f"seed {options.seed}, {plan.recipe}, held-out texts {texts.digest}"
-            save_indexers(arms.get(name), options.save / name, plan.recipe.length, note)
+            recipe = plan.recipe_of(name)
+            note = f"{name}, seed {options.seed}, {recipe}, held-out texts {texts.digest}"
+            save_indexers(arms.get(name), options.save / name, recipe.length, note)
     print(f"{len(rows)} cells, {time.monotonic() - begun:.0f} s, {arms.logs}", flush=True)
 
 
@@ -211,7 +223,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=HEADS, help=f"index heads; {HEADS}: the main study")
     parser.add_argument("--work", type=Path, help="folder for the states of training, to go on from")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no cell after so many seconds")
-    parser.add_argument("--save", type=Path, help="folder for the indexers after the warm-up and after L_sparse alone")
+    parser.add_argument("--save", type=Path, help="folder for the indexers: warmup, indexers (L_sparse alone), long")
     parser.add_argument("--smoke", action="store_true", help="a tiny random model and short texts, on a CPU")
     parser.add_argument("--merge", type=Path, nargs="+", metavar="PART", help="only put these parts together")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

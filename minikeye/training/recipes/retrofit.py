@@ -2,10 +2,10 @@
 
 Indexers beside the 30 layers of a language model that others trained (`make real`), taught on the sources of the Python
 library: dense warm-up with the model frozen, then the sparse stage. Minutes on one GPU at 4,096 tokens; --cpu-size is
-for two cores, at 1,024. Killed and started again, it goes on; other settings want another folder. FOLDER/warmup and
-FOLDER/indexers hold the indexers after each stage, a few MB that go over the GGUF file (`checkpoint.indexers`). --adapt
-lets all parameters learn in the sparse stage, as the report does: that changes 135 million numbers, so it leaves no
-small file, only its state, sparse.pt.
+for two cores, at 1,024. In texts longer than --length indexers choose badly. Killed and started again, it goes on;
+other settings want another folder. FOLDER/warmup and FOLDER/indexers hold the indexers after each stage, a few MB that
+go over the GGUF file (`checkpoint.indexers`). --adapt lets all parameters learn in the sparse stage, as the report
+does: that changes 135 million numbers, so it leaves no small file, only its state, sparse.pt.
 """
 
 import argparse
@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for states, logs and indexers")
     parser.add_argument("--heads", type=int, default=4, help="heads of an indexer")
     parser.add_argument("--topk", type=int, help="keys a query selects (512; with --cpu-size 128)")
+    parser.add_argument("--length", type=int, help="tokens of a text (4096; with --cpu-size 1024)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--cpu-size", action="store_true", help="1,024 tokens a sequence and fewer steps")
@@ -37,6 +38,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="steps of each stage, for a smoke test")
     options = parser.parse_args()
     recipe, begun = Recipe.on_cpu() if options.cpu_size else Recipe(), time.monotonic()
+    if options.length is not None:
+        recipe = replace(recipe, length=options.length)
     if options.steps:
         loops = (replace(loop, steps=options.steps, log_every=1) for loop in (recipe.warmup, recipe.sparse))
         recipe = replace(recipe, **dict(zip(("warmup", "sparse"), loops, strict=True)))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from minikeye.checkpoint.indexers import read_indexer
+from minikeye.checkpoint.indexers import read_indexer, taught_length
 from minikeye.evaluation.retrofit import study
 from minikeye.evaluation.retrofit.measures import measure, predict
 from minikeye.evaluation.retrofit.passages import Asked, antecedents, copies, needles, windows
@@ -307,11 +307,14 @@ def test_the_committed_result_is_what_its_rows_say():
 def test_the_plan_says_what_matters_first():
     cells = list(study.Plan().cells(0, 4, main=True))
     assert len(cells) == len(set(cells)) and {cell.method for cell in cells} == {*study.METHODS}
-    first = cells[: 3 * len(study.METHODS) + 2]
+    first = cells[: 3 * (len(study.METHODS) - 1) + 2]
     assert all(cell.length == 4096 and cell.k in (0, 512) for cell in first)
     assert {cell.k for cell in cells} == {0, 64, 128, 256, 512, 1024}
     assert {cell.length for cell in cells} == {1024, 2048, 4096, 8192}
     assert {(c.method, c.k) for c in cells if c.method == "block128"} == {("block128", k) for k in (256, 512, 1024)}
+    long = [(cell.length, cell.test) for cell in cells if cell.method == "long"]
+    assert long == [(length, test) for length in (4096, 8192) for test in study.TESTS] and cells[-1].method == "long"
+    assert [study.Plan().recipe_of(name).length for name in ("warmup", "sparse", "long")] == [4096, 4096, 8192]
     assert {cell.method for cell in study.Plan().cells(0, 16, main=False)} == {"warmup"}
 
 
@@ -319,8 +322,11 @@ def test_the_plan_says_what_matters_first():
 def test_script_goes_on_and_merges(tmp_path, monkeypatch, capsys):
     """Stopped at once, then all of it, then nothing more to do; two parts become one result."""
     command = ["study", "--smoke", "--device", "cpu", "--work", str(tmp_path / "work")]
-    monkeypatch.setattr(sys, "argv", [*command, "--out", str(tmp_path / "a.json"), "--seed", "1"])
+    saved = ["--save", str(tmp_path / "four")]
+    monkeypatch.setattr(sys, "argv", [*command, "--out", str(tmp_path / "a.json"), "--seed", "1", *saved])
     study.main()
+    lengths = {name: taught_length(tmp_path / "four" / name) for name in ("warmup", "indexers", "long")}
+    assert lengths == {"warmup": 256, "indexers": 256, "long": 512}
     monkeypatch.setattr(
         sys, "argv", [*command, "--out", str(tmp_path / "b.json"), "--heads", "2", "--save", str(tmp_path / "ix")]
     )
@@ -330,6 +336,7 @@ def test_script_goes_on_and_merges(tmp_path, monkeypatch, capsys):
     assert {row["method"] for row in part["rows"]} == {*study.METHODS} - {"block128"}
     assert part["summary"]["ppl_dense"] > 1 and part["seeds"] == [1] and "ppl_warmup_32_at_320" in part["summary"]
     assert (tmp_path / "work" / "seed1-heads4" / "sparse.pt").is_file()
+    assert (tmp_path / "work" / "seed1-heads4" / "long" / "warmup.pt").is_file()  # beside warmup.pt
     before = capsys.readouterr().out
     assert "dsa 32 256 text" in before
     measured = (tmp_path / "a.json").read_bytes()
