@@ -14,6 +14,7 @@ from minikeye.training.parallel.checkpoints import (
     last_written,
     load_tensors,
     only,
+    read_one,
     require_same,
     save_tensors,
     sizes,
@@ -44,7 +45,8 @@ def save_state(
 def resume(path: Path, parameters: dict[str, nn.Parameter], optim: torch.optim.Optimizer, ranks: Ranks = ALONE) -> int:
     """Load what `save_state` wrote, in any number of processes, into the parameters and the optimiser.
 
-    Returns the next step: 0 where nothing was written. Raises ValueError for a state of other parameters.
+    Returns the next step: 0 where nothing was written. Raises ValueError for a state of other parameters, and for a
+    file that is damaged.
     """
     if (found := last_written(path, ranks)) is None:
         return 0
@@ -53,7 +55,7 @@ def resume(path: Path, parameters: dict[str, nn.Parameter], optim: torch.optim.O
 
 def _from_file(path: Path, parameters: dict[str, nn.Parameter], optim: torch.optim.Optimizer) -> int:
     spread = any(isinstance(p, DTensor) for p in parameters.values())
-    state = torch.load(path, map_location="cpu", weights_only=True, mmap=spread)  # of which a rank needs a part
+    state = read_one(path, "parameters", "optim", "step", mmap=spread)  # spread: a rank needs a part of it
     found = {n: t.shape for n, t in state["parameters"].items()}
     require_same(path, found, {n: p.shape for n, p in parameters.items()})
     for n, p in parameters.items():

@@ -11,6 +11,7 @@ from torch import nn
 
 from minikeye.training import loop
 from minikeye.training.loop import LoopConfig, learning_rate, optimiser, resume, train
+from minikeye.training.parallel.checkpoints import read_one
 from minikeye.training.state import read_log
 
 CONFIG = LoopConfig(steps=9, lr=0.05, warmup=3, save_every=2, log_every=1)
@@ -148,6 +149,25 @@ def test_the_state_of_another_model(other, tmp_path):
     with pytest.raises(ValueError, match=r"fit\.pt holds other parameters than those to train"):
         fit.train(folder=tmp_path)
     assert all(torch.equal(p, before[n]) for n, p in fit.parameters.items())
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut to 50 bytes", "cut in half", "no end", "of another program", "list"])
+@pytest.mark.parametrize("mmap", [True, False])
+def test_a_damaged_state(damage, mmap, tmp_path):
+    """One error that says which file, and what to do; the file stays for whoever wants to look at it."""
+    Fit().train(folder=tmp_path)
+    path = tmp_path / "fit.pt"
+    data = path.read_bytes()
+    cut = {"empty": 0, "cut to 50 bytes": 50, "cut in half": len(data) // 2, "no end": len(data) - 22}
+    if damage in cut:
+        path.write_bytes(data[: cut[damage]])
+    else:
+        torch.save({"weights": torch.ones(3)} if damage == "of another program" else [1, 2], path)
+    left = path.read_bytes()
+    for read in (lambda: Fit(seed=5).train(folder=tmp_path), lambda: read_one(path, "parameters", mmap=mmap)):
+        with pytest.raises(ValueError, match=r"fit\.pt is damaged or not of this project: take it away"):
+            read()
+    assert path.read_bytes() == left
 
 
 # ----------------------------------------------------------------------------------------------------------- divergence

@@ -10,7 +10,6 @@ Axes: l recorded layer, t recorded query, p piece.
 
 from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
@@ -80,7 +79,7 @@ def document(selection: PassageCounts) -> str:
     room = ROOM - sum(len(part.encode("utf-8", "replace")) for part in parts.values()) - 4000
     numbers, whole = numbers_within(selection, room)
     left_out = "" if whole else f'<p class="note">{LEFT_OUT}</p>'
-    return Template(standalone.joined(HERE / "page.html")).substitute(parts, numbers=numbers, left_out=left_out)
+    return standalone.template(HERE / "page.html").substitute(parts, numbers=numbers, left_out=left_out)
 
 
 def lines(s: PassageCounts, shades: Int[Tensor, " p"]) -> str:

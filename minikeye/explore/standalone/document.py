@@ -83,7 +83,12 @@ def document(selection: FrameCounts) -> str:
         "numbers": pack(_header(selection, words) | {"start": {"layer": layer, "query": query}}, selection),
     }
     room = max(LEAST, ROOM - sum(map(len, parts.values())) - 400 * len(selection.seconds))
-    return Template(joined(HERE / "page.html")).substitute(parts, film=_film(selection, layer, query, room))
+    return template(HERE / "page.html").substitute(parts, film=_film(selection, layer, query, room))
+
+
+def template(page: Path) -> Template:
+    """A page, its own part behind the head that all pages share: the policy in it, the place of style and title."""
+    return Template(joined(HERE / "head.html", page))
 
 
 def joined(*paths: Path) -> str:

@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeVar
+from zipfile import is_zipfile
 
 import torch
 import torch.distributed as dist
@@ -65,15 +66,26 @@ def load_model(path: str | Path, model: KeyeVL, ranks: Ranks = ALONE) -> dict[st
     if found.is_dir():
         require_same(found, sizes(found), {n: t.shape for n, t in held.items()})
         return load_tensors(found, held)
-    try:
-        about = torch.load(found, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, EOFError, UnpicklingError) as error:
-        raise ValueError(f"{found} is damaged or not of this project: take it away to begin anew ({error})") from error
+    about = read_one(found, "model")
     whole = about.pop("model")
     require_same(found, {n: t.shape for n, t in whole.items()}, {n: t.shape for n, t in held.items()})
     for name, tensor in held.items():
         keep_part(tensor, whole[name])
     return about
+
+
+def read_one(path: Path, *keys: str, mmap: bool = True) -> dict[str, Any]:
+    """What one process wrote to a file, on the CPU. Raises ValueError where it is damaged, or has other keys."""
+    wrong = f"{path} is damaged or not of this project: take it away to begin anew"
+    if not is_zipfile(path):  # also one whose end is missing, of which torch says "invalid argument"
+        raise ValueError(wrong)
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except (RuntimeError, UnpicklingError) as error:
+        raise ValueError(f"{wrong} ({error})") from error
+    if not isinstance(held, dict) or not {*keys} <= held.keys():
+        raise ValueError(f"{wrong} (expected {', '.join(keys)} in it)")
+    return held
 
 
 def export(
