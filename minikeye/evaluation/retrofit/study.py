@@ -9,7 +9,8 @@ taught and measured alike.
 Stated beforehand: at 4,096 tokens and 512 keys, perplexity within 1 % of dense, at least .95 of the attention mass
 kept, needles within 2 points of dense. `tuned` is the control of the sparse stage, whose weights have seen the same
 text: as many steps with dense attention. Blocks are chosen by indexers that were taught on tokens (after the warm-up).
-`long` is the warm-up on sequences of twice the length, as many steps: is it the length taught that does not carry?
+`long` is the warm-up on sequences of twice the length, as many steps: is it the length taught that does not carry? Its
+control, `more`, sees as many tokens, in twice the steps.
 """
 
 import argparse
@@ -55,7 +56,9 @@ METHODS = {
     "tuned": ("tuned", "dense"),
     "adapted_dense": ("sparse", "dense"),
     "long": ("long", "indexer"),
+    "more": ("more", "indexer"),
 }
+OTHER_WARMUPS = ("long", "more")
 DENSE = tuple(name for name, (_, selection) in METHODS.items() if selection == "dense")
 TESTS = ("text", "needle", "copy")
 
@@ -91,12 +94,16 @@ class Plan:
 
     def recipe_of(self, arm: str) -> Recipe:
         """What a model of METHODS is taught by."""
-        return replace(self.recipe, length=2 * self.recipe.length) if arm == "long" else self.recipe
+        if arm == "long":
+            return replace(self.recipe, length=2 * self.recipe.length)
+        if arm == "more":
+            return replace(self.recipe, warmup=replace(self.recipe.warmup, steps=2 * self.recipe.warmup.steps))
+        return self.recipe
 
     def cells(self, seed: int, heads: int, main: bool) -> Iterator[Cell]:
         """What matters most comes first, for a run that is stopped. main: all methods; else the warm-up's alone, in the
-        first two settings, where random keys and indexers after L_sparse are measured, too. `long` comes last."""
-        usual = [method for method in METHODS if method != "long"]
+        first two settings, where random keys and indexers after L_sparse are measured, too. Other warm-ups last."""
+        usual = [method for method in METHODS if method not in OTHER_WARMUPS]
         for n, (length, k) in enumerate(self.settings if main else self.settings[:2]):
             for method in usual if main else ("warmup",):
                 if method in DENSE and k != self.settings[0][1]:
@@ -105,9 +112,10 @@ class Plan:
                     continue
                 tests = (*TESTS, "blind") if method in ("dense", "dsa") and n == 0 else TESTS
                 yield from (Cell(seed, heads, method, 0 if method in DENSE else k, length, test) for test in tests)
-        for length, k in self.settings if main else ():
-            if length >= self.recipe.length and k == self.settings[0][1]:
-                yield from (Cell(seed, heads, "long", k, length, test) for test in TESTS)
+        for method in OTHER_WARMUPS if main else ():
+            for length, k in self.settings:
+                if length >= self.recipe.length and k == self.settings[0][1]:
+                    yield from (Cell(seed, heads, method, k, length, test) for test in TESTS)
 
     def asked(self, cell: Cell, held: Tensor, tokenizer: Tokenizer) -> Asked:
         """The test of a cell: the same for every method. Half as many where sequences are longer than was taught."""
@@ -133,8 +141,9 @@ class Arms:
     def get(self, name: str) -> KeyeVL:
         """The one model, with these weights. All but the base and `tuned` begin with the warm-up."""
         if name not in self.weights:
-            stage, recipe = WARMUP if name == "long" else STAGES[name], self.plan.recipe_of(name)
-            folder = self.folder and (self.folder / name if name == "long" else self.folder)
+            other, recipe = name in OTHER_WARMUPS, self.plan.recipe_of(name)
+            stage = WARMUP if other else STAGES[name]
+            folder = self.folder and (self.folder / name if other else self.folder)
             model = self.get("base" if stage in (WARMUP, TUNED) else "warmup")
             batches = Windows(self.stream, recipe.length, recipe.repeats, 10 * self.seed + stage.number)
             begun = time.monotonic()

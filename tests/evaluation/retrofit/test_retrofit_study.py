@@ -307,14 +307,16 @@ def test_the_committed_result_is_what_its_rows_say():
 def test_the_plan_says_what_matters_first():
     cells = list(study.Plan().cells(0, 4, main=True))
     assert len(cells) == len(set(cells)) and {cell.method for cell in cells} == {*study.METHODS}
-    first = cells[: 3 * (len(study.METHODS) - 1) + 2]
+    first = cells[: 3 * (len(study.METHODS) - 2) + 2]
     assert all(cell.length == 4096 and cell.k in (0, 512) for cell in first)
     assert {cell.k for cell in cells} == {0, 64, 128, 256, 512, 1024}
     assert {cell.length for cell in cells} == {1024, 2048, 4096, 8192}
     assert {(c.method, c.k) for c in cells if c.method == "block128"} == {("block128", k) for k in (256, 512, 1024)}
-    long = [(cell.length, cell.test) for cell in cells if cell.method == "long"]
-    assert long == [(length, test) for length in (4096, 8192) for test in study.TESTS] and cells[-1].method == "long"
-    assert [study.Plan().recipe_of(name).length for name in ("warmup", "sparse", "long")] == [4096, 4096, 8192]
+    others = [(method, length, test) for method in ("long", "more") for length in (4096, 8192) for test in study.TESTS]
+    assert [(cell.method, cell.length, cell.test) for cell in cells[-12:]] == others
+    taught = {name: study.Plan().recipe_of(name) for name in ("warmup", "sparse", "long", "more")}
+    assert [recipe.length for recipe in taught.values()] == [4096, 4096, 8192, 4096]
+    assert [recipe.warmup.steps for recipe in taught.values()] == [1600, 1600, 1600, 3200]
     assert {cell.method for cell in study.Plan().cells(0, 16, main=False)} == {"warmup"}
 
 
@@ -336,7 +338,8 @@ def test_script_goes_on_and_merges(tmp_path, monkeypatch, capsys):
     assert {row["method"] for row in part["rows"]} == {*study.METHODS} - {"block128"}
     assert part["summary"]["ppl_dense"] > 1 and part["seeds"] == [1] and "ppl_warmup_32_at_320" in part["summary"]
     assert (tmp_path / "work" / "seed1-heads4" / "sparse.pt").is_file()
-    assert (tmp_path / "work" / "seed1-heads4" / "long" / "warmup.pt").is_file()  # beside warmup.pt
+    for name in ("long", "more"):
+        assert (tmp_path / "work" / "seed1-heads4" / name / "warmup.pt").is_file()  # beside warmup.pt
     before = capsys.readouterr().out
     assert "dsa 32 256 text" in before
     measured = (tmp_path / "a.json").read_bytes()
