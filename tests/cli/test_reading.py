@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from minikeye.checkpoint.gguf_weights import gguf_config
+from minikeye.checkpoint.indexers import read_indexer, taught_length
 from minikeye.cli.main import main
 from minikeye.cli.reading import cut, shown, text_of
 from minikeye.explore.passage import PassageSelection
+from minikeye.explore.passage.reading import INDEXERS
 
 NEEDLE = "The secret number of the harbour is 4719."
 QUESTION = "What is the secret number of the harbour?"
@@ -130,6 +133,10 @@ def test_the_line_that_holds_the_answer(smollm2_file, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert "taught with 512 keys a query; this reads 64" in err and "mean over 2 queries" in out
     assert "the indexers were taught on" not in err
+
+
+def test_what_ships_was_taught_on_texts_as_long_as_the_model_takes(smollm2_file):
+    assert taught_length(INDEXERS) == gguf_config(smollm2_file, read_indexer(INDEXERS)).text.max_positions
 
 
 @pytest.mark.slow
