@@ -61,14 +61,14 @@ def read(arguments: argparse.Namespace) -> None:
     selection = known.selection()
     print(table(selection, arguments.layer), end="\n\n")
     print(selection.sentence(arguments.layer), flush=True)
-    for path, write in (
-        (arguments.json, selection.save),
-        (arguments.html, lambda path: known.selection(heads=not selection.reads_all).to_html(path)),
-    ):
+    if arguments.json is None and arguments.html is None:
+        return
+    begun, whole = time.perf_counter(), known.selection(heads=not selection.reads_all)
+    for path, write in ((arguments.json, whole.save), (arguments.html, whole.to_html)):
         if path is not None:
-            begun = time.perf_counter()
             write(path)
             tell("wrote", time.perf_counter() - begun, str(path))
+            begun = time.perf_counter()
 
 
 def text_of(path: Path, lines: tuple[int, int] | None) -> tuple[str, int]:

@@ -121,6 +121,7 @@ def test_the_line_that_holds_the_answer(smollm2_file, tmp_path, capsys):
     assert tokens > 600
     selection = PassageSelection.from_json(numbers.read_text(encoding="utf-8"))
     assert selection.sentence() in out and selection.first_line == 5 and len(selection.layers) == 30
+    assert len(selection.heads) == 4  # as the page says where it has no room for them
     assert json.loads(numbers.read_text(encoding="utf-8"))["answer"] == selection.answer
     assert NEEDLE.split()[-1][:-1] in page.read_text(encoding="utf-8")
 
