@@ -1,7 +1,10 @@
 """A small model that was watched while it answered, and a record small enough to count by hand."""
 
+import base64
+import hashlib
 import importlib.util
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 
@@ -48,6 +51,21 @@ def browser(chromium) -> Iterator:
     with sync_playwright() as playwright:
         # As root, Chromium refuses its sandbox; the only pages it opens are ours.
         yield playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+
+
+@pytest.fixture
+def check_policy() -> Callable[[str], None]:
+    """A browser is told to run the page's own script and none other, and to load nothing, not even from beside it."""
+
+    def check(page: str) -> None:
+        (policy,) = re.findall(r'<meta http-equiv="Content-Security-Policy" content="(.*?)">', page)
+        (script,) = re.findall(r'<script type="module">(.*?)</script>', page, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        none = {name: "'none'" for name in ("default-src", "base-uri", "form-action")}
+        only = {"img-src": "data:", "style-src": "'unsafe-inline'", "script-src": f"'sha256-{digest}'"}
+        assert dict(rule.split(" ", 1) for rule in policy.split("; ")) == none | only
+
+    return check
 
 
 @pytest.fixture

@@ -140,6 +140,10 @@ def test_text_from_outside_stays_text(text):
     assert f"Asked “{text[:199]}" in " ".join(words.text)
 
 
+def test_nothing_else_may_run_or_be_loaded(selection, check_policy):
+    check_policy(document(selection))
+
+
 @pytest.mark.parametrize("name", ["page.txt", "page", "page.html.png"])
 def test_only_a_web_pages_name(selection, tmp_path, name):
     with pytest.raises(ValueError, match=r"expected the name of a web page, which ends in \.html, got .*page"):

@@ -65,6 +65,10 @@ def test_what_is_left_out_first(passage):
     assert tuple(sorted(UNITS)) == UNITS and LEFT_OUT not in document(passage)
 
 
+def test_nothing_else_may_run_or_be_loaded(passage, check_policy):
+    check_policy(document(passage))
+
+
 def test_indentation_stays_with_its_line(passage):
     """Also where the token that ends a line holds it: a line break takes room, to be seen and clicked on."""
     pieces = ("if a:\n\n    ", "b\n", "  c", "\r\n\n")
