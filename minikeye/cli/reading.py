@@ -63,7 +63,8 @@ def read(arguments: argparse.Namespace) -> None:
     print(selection.sentence(arguments.layer), flush=True)
     if arguments.json is None and arguments.html is None:
         return
-    begun, whole = time.perf_counter(), known.selection(heads=not selection.reads_all)
+    begun = time.perf_counter()
+    whole = selection if selection.reads_all else known.selection(heads=True)
     for path, write in ((arguments.json, whole.save), (arguments.html, whole.to_html)):
         if path is not None:
             write(path)

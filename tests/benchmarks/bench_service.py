@@ -219,10 +219,10 @@ def main() -> None:
     stop = {"signal": "SIGSTOP", "every": 6.0, "config": {"limit": 3.0, "cache_bytes": 0}}
     stopped = add("a worker stopped every 6 s, limit 3 s", run("service_2", many * 4, "", **stop))
     add("a worker killed every 2 s", run("pyav", asked["clips_16"] * 3, arguments.rivals, signal="SIGKILL", every=2.0))
-    summary["service_lost"] = killed["asked"] - killed["taken"] + killed["errors"] - 1  # the file that is cut off
-    summary["service_deaths"] = killed["deaths"]
     if not killed.get("signals") or stopped.get("signals", 0) < 2:
         raise SystemExit("the runs with faults ended before a worker was killed or stopped: give them more requests")
+    summary["service_lost"] = killed["asked"] - killed["taken"] + killed["errors"] - 1  # the file that is cut off
+    summary["service_deaths"] = killed["deaths"]
     summary["service_stopped_answers"] = stopped["taken"]
     summary["service_stopped_workers"] = stopped["deaths"]
     summary["service_stopped_errors"] = stopped["errors"] - 4  # the file that is cut off, four times

@@ -139,7 +139,7 @@ class Arms:
         self.logs: list[dict[str, Any]] = []
 
     def get(self, name: str) -> KeyeVL:
-        """The one model, with these weights. All but the base and `tuned` begin with the warm-up."""
+        """The one model, with these weights. Both sparse stages begin with the warm-up, all else with the base."""
         if name not in self.weights:
             other, recipe = name in OTHER_WARMUPS, self.plan.recipe_of(name)
             stage = WARMUP if other else STAGES[name]
